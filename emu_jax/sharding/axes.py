@@ -1,0 +1,44 @@
+"""The closed vocabulary of logical axes. Parameters and activations have separate names.
+
+A misspelt string would replicate an array without a word (flax reads an unknown name as "not sharded"), so modules
+name axes by these constants only.
+"""
+
+# Parameters.
+EMBED = "embed"  # width of the residual stream, on either side of a block's kernels
+EMBED_IN = "embed_in"  # input side of a kernel whose output side is EMBED as well
+MLP = "mlp"
+HEADS = "heads"
+KV_HEADS = "kv_heads"
+KV = "kv"  # within one head
+VOCAB = "vocab"
+LAYERS = "layers"  # the stacked axis of a scanned stack
+PATCH = "patch"
+POSITIONS = "positions"
+RELPOS_BUCKETS = "relpos_buckets"
+QUERIES = "queries"
+NORM = "norm"
+CONV_IN = "conv_in"
+CONV_OUT = "conv_out"
+TIME_EMBED = "time_embed"
+LORA_RANK = "lora_rank"
+
+# Activations.
+ACT_BATCH = "act_batch"
+ACT_LENGTH = "act_length"
+ACT_EMBED = "act_embed"
+ACT_MLP = "act_mlp"
+ACT_HEADS = "act_heads"
+ACT_KV = "act_kv"
+ACT_VOCAB = "act_vocab"
+ACT_HEIGHT = "act_height"
+ACT_WIDTH = "act_width"
+ACT_CHANNELS = "act_channels"
+
+PARAMETER_AXES = (
+    EMBED, EMBED_IN, MLP, HEADS, KV_HEADS, KV, VOCAB, LAYERS, PATCH, POSITIONS, RELPOS_BUCKETS, QUERIES, NORM,
+    CONV_IN, CONV_OUT, TIME_EMBED, LORA_RANK,
+)  # fmt: skip
+ACTIVATION_AXES = (
+    ACT_BATCH, ACT_LENGTH, ACT_EMBED, ACT_MLP, ACT_HEADS, ACT_KV, ACT_VOCAB, ACT_HEIGHT, ACT_WIDTH, ACT_CHANNELS,
+)  # fmt: skip

@@ -1,0 +1,52 @@
+"""The mesh `data x fsdp x tensor`: ICI inside a slice, `data` across slices (DCN)."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from emu_jax.errors import UserError
+from emu_jax.sharding.rules import MESH_AXES
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes within one slice; one of them may be -1, "what is left". Slices multiply `data`."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+def make_mesh(config: MeshConfig, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (default: all) with Auto axes, for `jax.set_mesh`.
+
+    The device order follows the torus (`mesh_utils`): in raw order a 3D slice turns weight gathers into all-reduces.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    shape = _fill((config.data, config.fsdp, config.tensor), len(devices) // slices)
+    if slices > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1, 1), devices=devices)
+    elif devices[0].platform == "tpu":
+        grid = mesh_utils.create_device_mesh(shape, devices=devices)
+    else:
+        grid = np.asarray(devices, dtype=object).reshape(shape)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _fill(sizes: tuple[int, int, int], count: int) -> tuple[int, ...]:
+    """Replaces the -1 in `sizes` so that they multiply to `count`: `(1, -1, 2), 8 -> (1, 4, 2)`."""
+    known = math.prod(size for size in sizes if size != -1)
+    filled = tuple(count // known if size == -1 else size for size in sizes)
+    if sizes.count(-1) > 1 or math.prod(filled) != count:
+        named = " x ".join(f"{name}:{size}" for name, size in zip(MESH_AXES, sizes, strict=True))
+        raise UserError(f"The mesh {named} does not cover {count} devices; choose sizes whose product is {count}.")
+    return filled
