@@ -1,0 +1,113 @@
+"""Multi-head attention: the arithmetic, and the module around it that LLaMA, T5 and the U-Net share."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from emu_jax.layers.linear import DenseGeneral, LoraConfig
+from emu_jax.layers.positions import RotaryTables, apply_rotary
+from emu_jax.sharding import axes
+from emu_jax.sharding.specs import logical_constraint
+from emu_jax.typing import Array, Bool, Float, typechecked
+
+_MASKED = -1e30
+
+
+@typechecked
+def dot_product_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    *,
+    scale: float,
+    mask: Bool[Array, "#B T S"] | None = None,
+    bias: Float[Array, "#B N T S"] | None = None,
+) -> Float[Array, "B T N H"]:
+    """`softmax(scale * q k + bias) v`, logits and softmax in float32; N/K query heads share a key head."""
+    batch, length, heads, head_dim = query.shape
+    kv_heads = key.shape[2]
+    query = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    logits = scale * jnp.einsum("BTKGH,BSKH->BKGTS", query, key, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits += bias.reshape(bias.shape[0], kv_heads, heads // kv_heads, *bias.shape[2:])
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None], logits, _MASKED)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, value).reshape(batch, length, heads, head_dim)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCache:
+    """Keys and values of one layer `[B, S, K, H]`, and the slot `index` (int32 scalar) where the next ones go."""
+
+    key: jax.Array
+    value: jax.Array
+    index: jax.Array
+
+    def append(self, key: jax.Array, value: jax.Array) -> "LayerCache":
+        """The cache with `key` and `value` `[B, T, K, H]` written at `index`, which stays: the stack moves it on."""
+        return LayerCache(
+            key=jax.lax.dynamic_update_slice_in_dim(self.key, key.astype(self.key.dtype), self.index, axis=1),
+            value=jax.lax.dynamic_update_slice_in_dim(self.value, value.astype(self.value.dtype), self.index, axis=1),
+            index=self.index,
+        )
+
+
+jax.tree_util.register_dataclass(LayerCache, data_fields=["key", "value", "index"], meta_fields=[])
+
+
+class Attention(nn.Module):
+    """Projections, attention and output projection; self-attention, or cross-attention to `context`."""
+
+    num_heads: int
+    head_dim: int
+    num_kv_heads: int | None = None
+    scale: float | None = None  # None: 1 / sqrt(head_dim); T5 does not scale, 1.0
+    out_bias: bool = False
+    lora: LoraConfig | None = None
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        context: Float[Array, "B S E"] | None = None,
+        *,
+        mask: Bool[Array, "#B T S"] | None = None,
+        bias: Float[Array, "#B N T S"] | None = None,
+        rotary: RotaryTables | None = None,
+        cache: LayerCache | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        """Attends from `x`; with a `cache`, its keys and values (this call's included) are what `x` attends to."""
+        context = x if context is None else context
+        kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype, "lora": self.lora}
+
+        def project(name: str, source: jax.Array, heads: int, head_axis: str) -> jax.Array:
+            dense = DenseGeneral((heads, self.head_dim), (axes.EMBED,), (head_axis, axes.KV), name=name, **kinds)
+            return dense(source, deterministic=deterministic)
+
+        query = project("query", x, self.num_heads, axes.HEADS)
+        key = project("key", context, kv_heads, axes.KV_HEADS)
+        value = project("value", context, kv_heads, axes.KV_HEADS)
+        if rotary is not None:
+            query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
+        query, key, value = (
+            logical_constraint(a, (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_HEADS, axes.ACT_KV))
+            for a in (query, key, value)
+        )
+        if cache is not None:
+            cache = cache.append(key, value)
+            key, value = cache.key.astype(self.dtype), cache.value.astype(self.dtype)
+        scale = self.head_dim**-0.5 if self.scale is None else self.scale
+        out = dot_product_attention(query, key, value, scale=scale, mask=mask, bias=bias)
+        project_out = DenseGeneral(
+            (x.shape[-1],), (axes.HEADS, axes.KV), (axes.EMBED,), use_bias=self.out_bias, name="out", **kinds
+        )
+        out = project_out(out, deterministic=deterministic)
+        return logical_constraint(out, (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_EMBED)), cache

@@ -1,0 +1,76 @@
+"""Linear maps whose kernels keep their natural shape (`[embed, heads, kv]`, not `[embed, heads * kv]`) and carry axis names."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype, Initializer
+
+from emu_jax.sharding import axes
+
+# Standard deviation 1/sqrt(fan_in), fan_in counted over all input dimensions by `DenseGeneral`.
+lecun_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adaptation (Hu et al. 2021): `x W + (alpha / rank) dropout(x) A B`, with W frozen by the stage."""
+
+    rank: int = 16
+    alpha: float = 16.0
+    dropout: float = 0.05
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+class DenseGeneral(nn.Module):
+    """Contracts the last `len(in_axes)` dimensions of the input with a kernel `[*input_shape, *features]`.
+
+    `in_axes` and `out_axes` are the logical axes of the kernel's input and output dimensions, in order.
+    """
+
+    features: tuple[int, ...]
+    in_axes: tuple[str, ...]
+    out_axes: tuple[str, ...]
+    use_bias: bool = False
+    lora: LoraConfig | None = None
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+    kernel_init: Initializer = lecun_normal
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        inputs = x.shape[x.ndim - len(self.in_axes) :]
+        kernel = self._kernel("kernel", inputs, self.features, self.in_axes + self.out_axes, self.kernel_init)
+        x = jnp.asarray(x, self.dtype)
+        y = _contract(x, kernel, len(inputs))
+        if self.lora is not None:
+            y += self._low_rank(x, inputs, self.lora, deterministic)
+        if self.use_bias:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, self.out_axes)
+            y += jnp.asarray(self.param("bias", init, self.features, self.param_dtype), self.dtype)
+        return y
+
+    def _low_rank(self, x: jax.Array, inputs: tuple[int, ...], lora: LoraConfig, deterministic: bool) -> jax.Array:
+        rank = (lora.rank,)
+        down = self._kernel("lora_a", inputs, rank, (*self.in_axes, axes.LORA_RANK), lecun_normal)
+        up = self._kernel("lora_b", rank, self.features, (axes.LORA_RANK, *self.out_axes), nn.initializers.zeros)
+        x = nn.Dropout(lora.dropout)(x, deterministic=deterministic)
+        return lora.scale * _contract(_contract(x, down, len(inputs)), up, 1)
+
+    def _kernel(
+        self, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...], names: tuple[str, ...], init: Initializer
+    ) -> jax.Array:
+        def flat_init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype) -> jax.Array:
+            return init(key, (math.prod(inputs), math.prod(outputs)), dtype).reshape(shape)
+
+        boxed = nn.with_logical_partitioning(flat_init, names)
+        return jnp.asarray(self.param(name, boxed, (*inputs, *outputs), self.param_dtype), self.dtype)
+
+
+def _contract(x: jax.Array, kernel: jax.Array, dims: int) -> jax.Array:
+    return jax.lax.dot_general(x, kernel, ((tuple(range(x.ndim - dims, x.ndim)), tuple(range(dims))), ((), ())))

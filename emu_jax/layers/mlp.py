@@ -1,0 +1,51 @@
+"""The two feed-forward blocks: plain (EVA, T5) and gated (LLaMA)."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from emu_jax.layers.linear import DenseGeneral
+from emu_jax.sharding import axes
+from emu_jax.sharding.specs import logical_constraint
+
+_HIDDEN = (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_MLP)
+_RESIDUAL = (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_EMBED)
+
+
+class Mlp(nn.Module):
+    """`down(activation(up(x)))`, dropout between."""
+
+    mlp_dim: int
+    activation: Callable[[jax.Array], jax.Array]
+    use_bias: bool = False
+    dropout: float = 0.0
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        kinds = {"use_bias": self.use_bias, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        hidden = self.activation(DenseGeneral((self.mlp_dim,), (axes.EMBED,), (axes.MLP,), name="up", **kinds)(x))
+        hidden = nn.Dropout(self.dropout)(logical_constraint(hidden, _HIDDEN), deterministic=deterministic)
+        out = DenseGeneral((x.shape[-1],), (axes.MLP,), (axes.EMBED,), name="down", **kinds)(hidden)
+        return logical_constraint(out, _RESIDUAL)
+
+
+class GatedMlp(nn.Module):
+    """`down(silu(gate(x)) * up(x))`, no biases (Shazeer 2020, SwiGLU)."""
+
+    mlp_dim: int
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        gate = DenseGeneral((self.mlp_dim,), (axes.EMBED,), (axes.MLP,), name="gate", **kinds)(x)
+        up = DenseGeneral((self.mlp_dim,), (axes.EMBED,), (axes.MLP,), name="up", **kinds)(x)
+        hidden = logical_constraint(nn.silu(gate) * up, _HIDDEN)
+        out = DenseGeneral((x.shape[-1],), (axes.MLP,), (axes.EMBED,), name="down", **kinds)(hidden)
+        return logical_constraint(out, _RESIDUAL)
