@@ -1,0 +1,31 @@
+"""Emu in JAX: one autoregressive model over interleaved text and images.
+
+Importing this package loads nothing else: no JAX, no device, no environment variable.
+
+    emu = emu_jax.load("DIR")                               # generation.api.load
+    decoder = emu_jax.load_visual_decoder("DIR")            # diffusion.decoder.load_visual_decoder
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from emu_jax.diffusion.decoder import load_visual_decoder
+    from emu_jax.generation.api import load
+
+__version__ = "0.1.0"
+__all__ = ["load", "load_visual_decoder"]
+
+_HOME = {"load": "emu_jax.generation.api", "load_visual_decoder": "emu_jax.diffusion.decoder"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
