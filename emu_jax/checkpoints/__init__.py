@@ -1,0 +1,1 @@
+"""Parameters on disk: the training checkpoints, and the published PyTorch weights in and out."""

@@ -1,0 +1,155 @@
+"""Parameters alone on disk: the DIR/params of a model directory, and warm starts from another run's."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import traverse_util
+
+from emu_jax.errors import UserError
+
+Tree = dict[str, Any]
+
+
+def save_params(directory: str | epath.Path, params: Tree) -> None:
+    """Writes DIR/params, replacing what is there; complete or not there at all."""
+    path = epath.Path(directory).absolute() / "params"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, params, force=True)
+
+
+def load_params(directory: str | epath.Path, *, shardings: Tree | None = None, dtype: Any = None) -> Tree:
+    """Reads DIR/params.
+
+    Args:
+      directory: a model directory, or one step of a run (WORKDIR/checkpoints/STEP).
+      shardings: a tree of shardings, the structure of the parameters; each array is read straight into its shards.
+        None reads NumPy arrays.
+      dtype: floating-point parameters are cast to it while they are read; None keeps what was saved.
+
+    Raises:
+      UserError: there are no parameters in the directory, or they cannot be read.
+    """
+    path = _params_path(directory)
+    saved = _saved_shapes(path)
+
+    def wanted(leaf: Any) -> np.dtype:
+        floating = np.issubdtype(leaf.dtype, np.floating) or leaf.dtype == jax.numpy.bfloat16
+        return leaf.dtype if dtype is None or not floating else np.dtype(dtype)
+
+    if shardings is None:
+        return _restore(path, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, wanted(leaf)), saved))
+    structs = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, wanted(leaf), sharding=sharding), saved, shardings
+    )
+    return _restore(path, structs)
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStart:
+    """What a warm start took over, by "/"-joined path.
+
+    Attributes:
+      fitted: taken over.
+      missing: wanted by the model, not in the source; kept as initialised.
+      unused: in the source, unknown to the model.
+      other_shape: "path: saved shape, wanted shape"; kept as initialised.
+    """
+
+    fitted: tuple[str, ...]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+    other_shape: tuple[str, ...]
+
+    def summary(self) -> str:
+        """A line for each list that is not empty."""
+        rows = [("taken over", self.fitted), ("not in the source, initialised anew", self.missing)]
+        rows += [("in the source, not in this model", self.unused), ("of another shape", self.other_shape)]
+        lines = [f"{len(names)} parameters {what}" + (f": {_some(names)}" if what != "taken over" else "")
+                 for what, names in rows if names]  # fmt: skip
+        return "\n".join(lines)
+
+
+def warm_start(directory: str | epath.Path, params: Tree) -> tuple[Tree, WarmStart]:
+    """`params` with all that DIR/params holds under the same path in the same shape, read in params' own dtype and shards.
+
+    Raises:
+      UserError: no parameters there, or none of them fits.
+    """
+    path = _params_path(directory)
+    saved = traverse_util.flatten_dict(_saved_shapes(path), sep="/")
+    own = traverse_util.flatten_dict(params, sep="/")
+    fitted = [name for name in own if name in saved and tuple(saved[name].shape) == tuple(own[name].shape)]
+    other = [n for n in own if n in saved and n not in set(fitted)]
+    report = WarmStart(
+        fitted=tuple(fitted),
+        missing=tuple(name for name in own if name not in saved),
+        unused=tuple(name for name in saved if name not in own),
+        other_shape=tuple(f"{n}: {tuple(saved[n].shape)}, wanted {tuple(own[n].shape)}" for n in other),
+    )
+    if not fitted:
+        raise UserError(f"None of the {len(saved)} parameters in {path} fits this model.\n{report.summary()}")
+    structs = {n: jax.ShapeDtypeStruct(own[n].shape, own[n].dtype, sharding=own[n].sharding) for n in fitted}
+    taken = _restore(path, traverse_util.unflatten_dict(structs, sep="/"), partial=True)
+    merged = own | traverse_util.flatten_dict(taken, sep="/")
+    return traverse_util.unflatten_dict(merged, sep="/"), report
+
+
+def check_fits(saved: Any, wanted: Any, *, source: str) -> None:
+    """Compares two trees of shapes.
+
+    Raises:
+      UserError: with what is missing, left over or of another shape.
+    """
+    have, want = _shapes(saved), _shapes(wanted)
+    problems = [f"{name} is missing" for name in want if name not in have]
+    problems += [f"{name} is left over" for name in have if name not in want]
+    problems += [
+        f"{name} is {have[name]} there and {want[name]} here" for name in want if have.get(name, want[name]) != want[name]
+    ]
+    if problems:
+        raise UserError(
+            f"{source} was written by another model or optimizer: {_some(problems)}. "
+            "Use the config it was trained with, or another --workdir."
+        )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    named = lambda path: "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+    return {named(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
+def _some(names: tuple[str, ...] | list[str], count: int = 8) -> str:
+    rest = len(names) - count
+    return ", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _params_path(directory: str | epath.Path) -> epath.Path:
+    path = epath.Path(directory).absolute() / "params"
+    if not path.exists():
+        raise UserError(f"{directory} holds no parameters (there is no {path.name}/ in it); name a model directory.")
+    return path
+
+
+def _saved_shapes(path: epath.Path) -> Tree:
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.metadata(path).item_metadata.tree
+    except Exception as error:
+        raise UserError(f"The parameters in {path} cannot be read ({error}).") from error
+
+
+def _restore(path: epath.Path, structs: Tree, *, partial: bool = False) -> Tree:
+    restore_args = ocp.checkpoint_utils.construct_restore_args(structs)
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            return checkpointer.restore(
+                path, args=ocp.args.PyTreeRestore(structs, restore_args=restore_args, partial_restore=partial)
+            )
+    except Exception as error:
+        raise UserError(f"The parameters in {path} cannot be read ({error}).") from error

@@ -1,0 +1,55 @@
+"""The seam between the loop and what it trains."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+
+from emu_jax.losses import Mean
+
+Batch = Mapping[str, jax.Array]
+
+
+class LossOutput(NamedTuple):
+    """What one (micro)batch gave.
+
+    Attributes:
+      sums: name of a loss term -> its sum over what it counts (differentiated).
+      metrics: name -> Mean to be logged; never differentiated.
+    """
+
+    sums: dict[str, jax.Array]
+    metrics: dict[str, Mean]
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """One kind of training.
+
+    The total loss is sum_k coefficients[k] * sums[k] / weights[k], each weight taken over the whole global batch
+    before any gradient: that is what makes accumulation and sharding exact.
+    """
+
+    @property
+    def name(self) -> str:
+        """Of the stage, for logs and configs."""
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """Regexes on the "/"-joined parameter paths; what none matches is frozen."""
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """The factor of each loss term; a term with factor 0 is still measured."""
+
+    def init(self, rng: jax.Array) -> Any:
+        """All parameters, boxed with their logical axes. Runs under `jit`, so nothing is ever whole."""
+
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of one global batch; the first axis is the batch."""
+
+    def loss_weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """What each loss term counts in `batch`; depends on the batch alone."""
+
+    def losses(self, params: Any, batch: Batch, rng: jax.Array, *, deterministic: bool) -> LossOutput:
+        """Runs the model on one (micro)batch."""

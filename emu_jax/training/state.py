@@ -1,0 +1,86 @@
+"""All that a run carries from step to step."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from emu_jax.errors import UserError
+from emu_jax.sharding.specs import shardings, unbox
+from emu_jax.training.config import OptimizerConfig
+from emu_jax.training.partition import flatten, split
+from emu_jax.training.stage import Stage
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Parameters and what the optimizer knows of them.
+
+    Attributes:
+      step: int32, steps done; also counts skipped ones, so that it says how much data was seen.
+      params: every parameter, trainable and frozen.
+      opt_state: of the trainable ones alone.
+      ema: moving average of the trainable ones, or None.
+      rng: uint32 key data; step t uses it folded with t.
+      skipped: int32, steps whose gradient was not finite.
+      skipped_in_row: int32, how many of the last steps in a row.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    ema: Any
+    rng: jax.Array
+    skipped: jax.Array
+    skipped_in_row: jax.Array
+
+
+def _new_state(stage: Stage, optimizer: optax.GradientTransformation, config: OptimizerConfig, seed: int) -> TrainState:
+    """The state of step 0, boxed; to be traced, never run outside `jit`."""
+    init_rng, rng = jax.random.split(jax.random.key(seed))
+    params = stage.init(init_rng)
+    trainable, _ = split(params, stage.trainable)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(trainable),
+        ema=None if config.ema_decay is None else jax.tree.map(jnp.copy, trainable),
+        rng=jax.random.key_data(rng),
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_row=jnp.zeros((), jnp.int32),
+    )
+
+
+def abstract_state(
+    stage: Stage, optimizer: optax.GradientTransformation, *, config: OptimizerConfig, mesh: Mesh
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state on `mesh`; allocates nothing.
+
+    Raises:
+      UserError: a pattern of `stage.trainable` that matches no parameter.
+    """
+    boxed = jax.eval_shape(lambda: _new_state(stage, optimizer, config, 0))
+    for pattern in stage.trainable:
+        if not flatten(split(boxed.params, (pattern,))[0]):
+            parts = ", ".join(boxed.params)
+            raise UserError(f"The trainable pattern {pattern!r} matches no parameter; the model's parts are {parts}.")
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        unbox(boxed),
+        shardings(boxed, mesh),
+    )
+
+
+def create_state(
+    stage: Stage, optimizer: optax.GradientTransformation, *, config: OptimizerConfig, mesh: Mesh, seed: int
+) -> TrainState:
+    """The state of step 0, each array made in its shards (never whole on one device)."""
+    abstract = abstract_state(stage, optimizer, config=config, mesh=mesh)
+    create = jax.jit(
+        lambda: unbox(_new_state(stage, optimizer, config, seed)),
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
+    )
+    return create()

@@ -1,0 +1,115 @@
+"""The train step: one jitted function for every stage, mesh and microbatch count."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emu_jax.losses import Mean
+from emu_jax.sharding.axes import ACT_BATCH
+from emu_jax.sharding.specs import logical_constraint
+from emu_jax.training.config import OptimizerConfig
+from emu_jax.training.metrics import Metrics, pack
+from emu_jax.training.optimizer import make_optimizer, make_schedule
+from emu_jax.training.partition import Tree, by_part, merge, split
+from emu_jax.training.stage import Batch, Stage
+from emu_jax.training.state import TrainState
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(stage: Stage, *, config: OptimizerConfig, steps: int, accumulation: int = 1) -> TrainStep:
+    """The pure step `(state, batch) -> (state, metrics)`; jit it with `donate_argnums=0`.
+
+    The gradient is that of sum_k coefficient_k * sum_k / weight_k over the whole batch, in any number of microbatches
+    (except for what a stage itself takes over a microbatch: dropout, and a variance-normalised target).
+    """
+    optimizer = make_optimizer(config, steps=steps)
+    schedule = make_schedule(config, steps=steps)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        trainable, frozen = split(state.params, stage.trainable)
+        grads, loss, metrics = _gradients(stage, trainable, frozen, batch, rng, accumulation)
+
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+        metrics |= {"loss": _scalar(loss), "gradient_norm": _scalar(norm)}
+        metrics |= {f"gradient_norm/{part}": _scalar(optax.global_norm(x)) for part, x in by_part(grads).items()}
+        if config.clip_norm is not None:
+            factor = jnp.minimum(1.0, config.clip_norm / jnp.maximum(norm, 1e-12))
+            grads = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
+        metrics |= {f"update_norm/{part}": _scalar(optax.global_norm(x)) for part, x in by_part(updates).items()}
+        metrics["learning_rate_share"] = _scalar(schedule(state.step - state.skipped))
+
+        # A select, not a product with 0: that would leave NaN.
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        new_trainable = keep(optax.apply_updates(trainable, updates), trainable)
+        ema = state.ema
+        if config.ema_decay is not None:
+            ema = keep(optax.incremental_update(new_trainable, state.ema, 1.0 - config.ema_decay), state.ema)
+        skipped = jnp.logical_not(finite).astype(jnp.int32)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=merge(new_trainable, frozen),
+            opt_state=keep(opt_state, state.opt_state),
+            ema=ema,
+            rng=state.rng,
+            skipped=state.skipped + skipped,
+            skipped_in_row=(state.skipped_in_row + 1) * skipped,
+        )
+        # One skipped step would make every mean of its log line NaN: it counts nothing there but itself.
+        metrics = keep(metrics, jax.tree.map(jnp.zeros_like, metrics))
+        metrics["skipped"] = _scalar(skipped)
+        metrics["skipped_in_row"] = _scalar(new_state.skipped_in_row)
+        return new_state, pack(metrics)
+
+    return train_step
+
+
+def _scalar(value: jax.Array) -> Mean:
+    return Mean(value.astype(jnp.float32), jnp.ones(()))
+
+
+def _gradients(
+    stage: Stage, trainable: Tree, frozen: Tree, batch: Batch, rng: jax.Array, accumulation: int
+) -> tuple[Tree, jax.Array, dict[str, Mean]]:
+    """(gradient of the total loss by the trainable parameters, the total loss, metrics) over all microbatches."""
+    weights = stage.loss_weights(batch)
+    # A term that counts nothing in this batch has sum 0; its factor must not be 0 / 0.
+    factors = {name: c / jnp.maximum(weights[name], 1e-6) for name, c in stage.coefficients.items()}
+
+    def objective(params: Tree, microbatch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
+        output = stage.losses(merge(params, frozen), microbatch, key, deterministic=False)
+        parts = stage.loss_weights(microbatch)
+        metrics = output.metrics | {
+            f"loss/{name}": Mean(value.astype(jnp.float32), parts[name].astype(jnp.float32))
+            for name, value in output.sums.items()
+        }
+        return sum(factors[name] * output.sums[name] for name in factors), metrics
+
+    grad_of = jax.value_and_grad(objective, has_aux=True)
+    if accumulation == 1:
+        (loss, metrics), grads = grad_of(trainable, batch, rng)
+        return grads, loss, metrics
+
+    microbatches = jax.tree.map(lambda x: _cut(x, accumulation), dict(batch))
+    keys = jax.random.split(rng, accumulation)
+
+    def add(total: Any, inputs: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, grad_of(trainable, *inputs)), None
+
+    first = jax.tree.map(lambda x: x[0], (microbatches, keys))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad_of, trainable, *first))
+    ((loss, metrics), grads), _ = jax.lax.scan(add, zeros, (microbatches, keys))
+    return grads, loss, metrics
+
+
+def _cut(x: jax.Array, parts: int) -> jax.Array:
+    """[B ...] -> [parts, B / parts, ...]; microbatch a takes rows a, a + parts, ..., so no row leaves its device."""
+    size = x.shape[0] // parts
+    cut = jnp.moveaxis(x.reshape(size, parts, *x.shape[1:]), 1, 0)
+    return logical_constraint(cut, (None, ACT_BATCH) + (None,) * (x.ndim - 1))
