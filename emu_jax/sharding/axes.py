@@ -11,6 +11,7 @@ MLP = "mlp"
 HEADS = "heads"
 KV_HEADS = "kv_heads"
 KV = "kv"  # within one head
+QKV = "qkv"  # query, key, value of a fused kernel
 VOCAB = "vocab"
 LAYERS = "layers"  # the stacked axis of a scanned stack
 PATCH = "patch"
@@ -36,7 +37,7 @@ ACT_WIDTH = "act_width"
 ACT_CHANNELS = "act_channels"
 
 PARAMETER_AXES = (
-    EMBED, EMBED_IN, MLP, HEADS, KV_HEADS, KV, VOCAB, LAYERS, PATCH, POSITIONS, RELPOS_BUCKETS, QUERIES, NORM,
+    EMBED, EMBED_IN, MLP, HEADS, KV_HEADS, KV, QKV, VOCAB, LAYERS, PATCH, POSITIONS, RELPOS_BUCKETS, QUERIES, NORM,
     CONV_IN, CONV_OUT, TIME_EMBED, LORA_RANK,
 )  # fmt: skip
 ACTIVATION_AXES = (

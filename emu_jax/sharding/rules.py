@@ -18,6 +18,7 @@ DEFAULT_RULES: Rules = (
     (axes.HEADS, TENSOR),
     (axes.KV_HEADS, TENSOR),
     (axes.KV, None),
+    (axes.QKV, None),
     (axes.VOCAB, TENSOR),
     (axes.LAYERS, None),
     (axes.PATCH, None),

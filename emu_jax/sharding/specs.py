@@ -14,9 +14,7 @@ from emu_jax.sharding.rules import DEFAULT_RULES, Rules
 
 def logical_constraint(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     """Holds activation `x` to the sharding of its logical `axes` (under `jax.set_mesh`; without a mesh a no-op)."""
-    return spmd.with_logical_constraint(
-        x, tuple(axes), rules=DEFAULT_RULES, fallback=spmd.RulesFallback.RAISE_ERROR
-    )
+    return spmd.with_logical_constraint(x, tuple(axes), rules=DEFAULT_RULES, fallback=spmd.RulesFallback.RAISE_ERROR)
 
 
 def unbox(tree: Any) -> Any:

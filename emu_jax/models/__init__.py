@@ -1,0 +1,1 @@
+"""Emu: EVA-CLIP, causal former, LLaMA, and how they are joined."""

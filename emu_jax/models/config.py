@@ -1,0 +1,81 @@
+"""Sizes of an Emu. Frozen dataclasses; `emu_jax.config.from_config_dict` makes them from what a user wrote."""
+
+import dataclasses
+
+from emu_jax.layers.linear import LoraConfig
+from emu_jax.layers.stack import Remat
+
+VOCAB_MULTIPLE = 128  # vocabulary tables are padded to a multiple of this, so that they shard
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """EVA-CLIP's vision tower."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    mlp_dim: int
+    norm_eps: float = 1e-6
+    remat: Remat = Remat.NONE
+
+    @property
+    def num_tokens(self) -> int:
+        """Patches and the class token."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalFormerConfig:
+    """T5 decoder blocks that turn image features into `num_image_tokens` visual embeddings."""
+
+    num_image_tokens: int
+    width: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    mlp_dim: int
+    relpos_buckets: int = 32
+    relpos_max_distance: int = 128
+    dropout: float = 0.1
+    norm_eps: float = 1e-6
+    remat: Remat = Remat.NONE
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """The LLaMA decoder. `vocab_size` is the true vocabulary, special tokens included."""
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    mlp_dim: int
+    max_length: int = 2048
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-6
+    embedding_std: float = 0.02
+    remat: Remat = Remat.NONE
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.num_heads
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+@dataclasses.dataclass(frozen=True)
+class EmuConfig:
+    """A whole Emu. `dtype` is the type of the computation; parameters are float32 masters unless `param_dtype` says so."""
+
+    vision: VisionConfig
+    causal_former: CausalFormerConfig
+    decoder: DecoderConfig
+    lora: LoraConfig | None = None
+    dtype: str = "float32"
+    param_dtype: str = "float32"

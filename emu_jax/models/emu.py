@@ -1,0 +1,139 @@
+"""Emu (Sun et al., ICLR 2024): one autoregressive model over text tokens and visual embeddings.
+
+images -> vision_encoder -> visual_norm -> causal_former -> visual_embeddings
+                                                                  |
+tokens -> decoder's table ---------- placed at <image> -----------+-> decoder -> lm_head            next token
+                                                                              -> regression_head    next embedding
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from emu_jax.layers.masks import cached_causal_mask, packed_causal_mask
+from emu_jax.layers.norms import LayerNorm
+from emu_jax.models.causal_former import CausalFormer
+from emu_jax.models.config import EmuConfig
+from emu_jax.models.eva_clip import EvaVisionTransformer, normalize_pixels
+from emu_jax.models.fusion import place_visual_embeddings
+from emu_jax.models.heads import LanguageModelHead, RegressionHead
+from emu_jax.models.llama import LlamaDecoder
+from emu_jax.models.outputs import EmuOutput, KVCache
+from emu_jax.typing import Array, Bool, Float, Int, Shaped, typechecked
+
+
+class Emu(nn.Module):
+    """The whole model. `image_token_id` is where visual embeddings go."""
+
+    config: EmuConfig
+    image_token_id: int
+
+    def setup(self) -> None:
+        config = self.config
+        kinds = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+        self.vision_encoder = EvaVisionTransformer(config.vision, **kinds)
+        self.visual_norm = LayerNorm(eps=config.vision.norm_eps, **kinds)
+        self.causal_former = CausalFormer(config.causal_former, out_features=config.decoder.width, **kinds)
+        self.decoder = LlamaDecoder(config.decoder, lora=config.lora, **kinds)
+        self.lm_head = LanguageModelHead(config.decoder, **kinds)
+        self.regression_head = RegressionHead(**kinds)
+
+    @typechecked
+    def __call__(
+        self,
+        tokens: Int[Array, "B L"],
+        images: Shaped[Array, "B I H W C"] | None = None,
+        *,
+        positions: Int[Array, "B L"] | None = None,
+        segment_ids: Int[Array, "B L"] | None = None,
+        deterministic: bool = True,
+    ) -> EmuOutput:
+        """A forward pass over rows of one document each, or packed ones when `segment_ids` tell them apart.
+
+        Args:
+          tokens: ids with Q `<image>` tokens for each image.
+          images: uint8 pixels, or float pixels already normalised, in the order of their tokens.
+          positions: rotary positions; default 0, 1, 2, ...
+          segment_ids: 0 = padding, documents count from 1; default: each row is one document.
+        """
+        batch, length = tokens.shape
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
+        if segment_ids is None:
+            segment_ids = jnp.ones((batch, length), jnp.int32)
+        visual_embeddings = None
+        if images is not None:
+            flat = images.reshape(-1, *images.shape[2:])
+            embedded = self.embed_images(flat, deterministic=deterministic)
+            visual_embeddings = embedded.reshape(batch, images.shape[1], *embedded.shape[1:])
+        embeddings = self.embed(tokens, visual_embeddings)
+        hidden, _ = self.decoder(
+            embeddings,
+            positions=positions,
+            mask=packed_causal_mask(segment_ids),
+            deterministic=deterministic,
+        )
+        return EmuOutput(
+            logits=self.lm_head(hidden),
+            visual_predictions=self.regression_head(hidden),
+            hidden=hidden,
+            input_embeddings=embeddings,
+            visual_embeddings=visual_embeddings,
+        )
+
+    @typechecked
+    def image_features(self, images: Shaped[Array, "n H W C"]) -> Float[Array, "n P C2"]:
+        """The vision encoder's tokens after `visual_norm`, class token first."""
+        return self.visual_norm(self.vision_encoder(normalize_pixels(images)))
+
+    @typechecked
+    def embed_images(self, images: Shaped[Array, "n H W C"], *, deterministic: bool = True) -> Float[Array, "n Q D"]:
+        """The `visual_embeddings` of a flat list of images."""
+        return self.causal_former(self.image_features(images), deterministic=deterministic)
+
+    @typechecked
+    def embed(
+        self, tokens: Int[Array, "B L"], visual_embeddings: Float[Array, "B I Q D"] | None = None
+    ) -> Float[Array, "B L D"]:
+        """What the decoder reads: token embeddings, with `visual_embeddings` at the `<image>` places."""
+        embeddings = self.decoder.embed(tokens)
+        if visual_embeddings is None:
+            return embeddings
+        return place_visual_embeddings(embeddings, visual_embeddings, tokens == self.image_token_id)
+
+    @typechecked
+    def extend(
+        self, embeddings: Float[Array, "B T D"], cache: KVCache, *, is_token: Bool[Array, "B T"] | None = None
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        """Runs T more places through the decoder: the prompt (`prefill`) or one step (`extend_step`).
+
+        Args:
+          embeddings: from `embed`, or visual predictions fed back.
+          cache: from `models.llama.empty_cache`, or the one returned before.
+          is_token: False at left padding; default: all are tokens.
+
+        Returns:
+          hidden: the decoder's states, for `lm_head` and `regression_head`.
+          cache: with this call's keys and values.
+        """
+        batch, length, _ = embeddings.shape
+        if is_token is None:
+            is_token = jnp.ones((batch, length), bool)
+        valid = jax.lax.dynamic_update_slice_in_dim(cache.valid, is_token, cache.index, axis=1)
+        count = jnp.cumsum(is_token, axis=1)
+        positions = cache.positions[:, None] + jnp.maximum(count - 1, 0)
+        hidden, filled = self.decoder(
+            embeddings,
+            positions=positions,
+            mask=cached_causal_mask(valid, cache.index, length),
+            cache=cache.replace(valid=valid, positions=cache.positions + count[:, -1]),
+        )
+        return hidden, filled
+
+    @typechecked
+    def next_logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        return self.lm_head(hidden)
+
+    @typechecked
+    def next_embedding(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        return self.regression_head(hidden)

@@ -1,0 +1,107 @@
+"""EVA-01-CLIP-g's vision tower (Fang et al. 2022, Sun et al. 2023): a pre-norm ViT with q and v biases.
+
+Its own final norm and projection are not used by Emu: the causal former reads the tokens before them.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from emu_jax.layers.attention import dot_product_attention
+from emu_jax.layers.linear import DenseGeneral
+from emu_jax.layers.mlp import Mlp
+from emu_jax.layers.norms import LayerNorm
+from emu_jax.layers.stack import stack
+from emu_jax.models.config import VisionConfig
+from emu_jax.sharding import axes
+from emu_jax.sharding.specs import logical_constraint
+from emu_jax.typing import Array, Float, Shaped, typechecked
+
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's, of pixels in [0, 1]
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_TOKENS = (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_EMBED)
+
+
+@typechecked
+def normalize_pixels(images: Shaped[Array, "*n H W C"]) -> Float[Array, "*n H W C"]:
+    """uint8 pixels to CLIP's normalised float32; float images are taken as already normalised."""
+    if images.dtype != jnp.uint8:
+        return images.astype(jnp.float32)
+    return (images.astype(jnp.float32) / 255.0 - jnp.asarray(PIXEL_MEAN)) / jnp.asarray(PIXEL_STD)
+
+
+class EvaAttention(nn.Module):
+    """Self-attention with one fused kernel for q, k, v; biases on q and v, none on k."""
+
+    num_heads: int
+    dtype: str
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n P D"]) -> Float[Array, "n P D"]:
+        width = x.shape[-1]
+        heads = (self.num_heads, width // self.num_heads)
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        fused = DenseGeneral((3, *heads), (axes.EMBED,), (axes.QKV, axes.HEADS, axes.KV), name="qkv", **kinds)(x)
+        query, key, value = fused[:, :, 0], fused[:, :, 1], fused[:, :, 2]
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axes.HEADS, axes.KV))
+        query += jnp.asarray(self.param("query_bias", zeros, heads, self.param_dtype), self.dtype)
+        value += jnp.asarray(self.param("value_bias", zeros, heads, self.param_dtype), self.dtype)
+        out = dot_product_attention(query, key, value, scale=heads[1] ** -0.5)
+        return DenseGeneral((width,), (axes.HEADS, axes.KV), (axes.EMBED,), use_bias=True, name="out", **kinds)(out)
+
+
+class EvaBlock(nn.Module):
+    """`x + attention(norm(x))`, then `x + mlp(norm(x))`."""
+
+    config: VisionConfig
+    dtype: str
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _per_layer: None, _shared: None) -> tuple[jax.Array, None]:
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        norm = {"eps": self.config.norm_eps, **kinds}
+        x += EvaAttention(self.config.num_heads, name="attention", **kinds)(LayerNorm(name="attention_norm", **norm)(x))
+        mlp = Mlp(self.config.mlp_dim, _exact_gelu, use_bias=True, name="mlp", **kinds)
+        x += mlp(LayerNorm(name="mlp_norm", **norm)(x))
+        return logical_constraint(x, _TOKENS), None
+
+
+class EvaVisionTransformer(nn.Module):
+    """Normalised images to `image_features`: the class token first, then the patches row by row."""
+
+    config: VisionConfig
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    @typechecked
+    def __call__(self, images: Float[Array, "n H W C"]) -> Float[Array, "n P D"]:
+        config, width = self.config, self.config.width
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        patches = _patches(images, config.patch_size)
+        x = DenseGeneral((width,), (axes.PATCH,), (axes.EMBED,), use_bias=True, name="patch_embed", **kinds)(patches)
+        small = nn.initializers.normal(0.02)
+        class_init = nn.with_logical_partitioning(small, (axes.EMBED,))
+        class_token = jnp.asarray(self.param("class_token", class_init, (width,), self.param_dtype), self.dtype)
+        x = jnp.concatenate([jnp.broadcast_to(class_token, (x.shape[0], 1, width)), x], axis=1)
+        position_init = nn.with_logical_partitioning(small, (axes.POSITIONS, axes.EMBED))
+        positions = self.param("position_embedding", position_init, (config.num_tokens, width), self.param_dtype)
+        x = logical_constraint(x + jnp.asarray(positions, self.dtype), _TOKENS)
+        x, _ = stack(EvaBlock, length=config.num_layers, remat=config.remat, name="blocks", config=config, **kinds)(
+            x, None, None
+        )
+        return x
+
+
+def _patches(images: jax.Array, size: int) -> jax.Array:
+    """`[n, H, W, C]` to `[n, patches, size * size * C]`, so that the patch convolution is one matrix product."""
+    count, height, width, channels = images.shape
+    x = images.reshape(count, height // size, size, width // size, size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(count, -1, size * size * channels)
+
+
+def _exact_gelu(x: jax.Array) -> jax.Array:
+    return nn.gelu(x, approximate=False)

@@ -1,0 +1,27 @@
+"""Where images enter the sequence: the embeddings of `<image>` tokens are replaced by visual embeddings."""
+
+import jax.numpy as jnp
+
+from emu_jax.typing import Array, Bool, Float, typechecked
+
+
+@typechecked
+def place_visual_embeddings(
+    token_embeddings: Float[Array, "B L D"],
+    visual_embeddings: Float[Array, "B I Q D"],
+    is_image_token: Bool[Array, "B L"],
+) -> Float[Array, "B L D"]:
+    """Row by row, the k-th `<image>` place takes the k-th visual embedding, whatever document it belongs to.
+
+    The torch release writes `embeds[mask] = visual`, whose shape depends on the data; counting places and gathering
+    gives the same with fixed shapes. Q = 2, images a and b:
+
+        tokens      <s> [IMG] <image> <image> [/IMG] cat [IMG] <image> <image> [/IMG]
+        slot                     0       1                        2       3
+        becomes      .    .      a0      a1     .     .    .      b0      b1     .
+    """
+    batch, images, queries, width = visual_embeddings.shape
+    flat = visual_embeddings.reshape(batch, images * queries, width).astype(token_embeddings.dtype)
+    slots = jnp.clip(jnp.cumsum(is_image_token, axis=1) - 1, 0, images * queries - 1)
+    gathered = jnp.take_along_axis(flat, slots[:, :, None], axis=1)
+    return jnp.where(is_image_token[:, :, None], gathered, token_embeddings)

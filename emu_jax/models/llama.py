@@ -1,0 +1,129 @@
+"""The LLaMA decoder (Touvron et al. 2023): RMSNorm, rotary positions, SwiGLU. It reads embeddings, not tokens."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from emu_jax.layers.attention import Attention, LayerCache
+from emu_jax.layers.linear import LoraConfig
+from emu_jax.layers.mlp import GatedMlp
+from emu_jax.layers.norms import RMSNorm
+from emu_jax.layers.positions import RotaryTables, rotary_tables
+from emu_jax.layers.stack import stack
+from emu_jax.models.config import DecoderConfig
+from emu_jax.models.outputs import KVCache
+from emu_jax.sharding import axes
+from emu_jax.sharding.specs import logical_constraint
+from emu_jax.typing import Array, Bool, Float, Int, typechecked
+
+
+class LlamaBlock(nn.Module):
+    """`x + attention(norm(x))`, then `x + mlp(norm(x))`."""
+
+    config: DecoderConfig
+    lora: LoraConfig | None
+    deterministic: bool
+    dtype: str
+    param_dtype: str
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        cache: LayerCache | None,
+        shared: tuple[RotaryTables, Bool[Array, "B T S"]],
+    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        config = self.config
+        rotary, mask = shared
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        norm = {"eps": config.norm_eps, **kinds}
+        attend = Attention(
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            lora=self.lora,
+            name="attention",
+            **kinds,
+        )
+        attended, cache = attend(
+            RMSNorm(name="attention_norm", **norm)(x),
+            rotary=rotary,
+            mask=mask,
+            cache=cache,
+            deterministic=self.deterministic,
+        )
+        x += attended
+        x += GatedMlp(config.mlp_dim, name="mlp", **kinds)(RMSNorm(name="mlp_norm", **norm)(x))
+        return logical_constraint(x, (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_EMBED)), cache
+
+
+class LlamaDecoder(nn.Module):
+    """Token table, scanned blocks, final norm. The heads stand beside it (`models/heads.py`)."""
+
+    config: DecoderConfig
+    lora: LoraConfig | None = None
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    def setup(self) -> None:
+        config = self.config
+        init = nn.with_logical_partitioning(nn.initializers.normal(config.embedding_std), (axes.VOCAB, axes.EMBED))
+        self.token_embedding = self.param(
+            "token_embedding", init, (config.padded_vocab_size, config.width), self.param_dtype
+        )
+        self.final_norm = RMSNorm(eps=config.norm_eps, dtype=self.dtype, param_dtype=self.param_dtype)
+
+    @typechecked
+    def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        return jnp.asarray(self.token_embedding, self.dtype)[tokens]
+
+    @nn.compact
+    @typechecked
+    def __call__(
+        self,
+        embeddings: Float[Array, "B T D"],
+        *,
+        positions: Int[Array, "B T"],
+        mask: Bool[Array, "B T S"],
+        cache: KVCache | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """States after the final norm. With a cache, S are its slots and this call's keys are written into it."""
+        config = self.config
+        x = logical_constraint(embeddings, (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_EMBED))
+        rotary = rotary_tables(positions, head_dim=config.head_dim, theta=config.rope_theta)
+        blocks = stack(
+            LlamaBlock,
+            length=config.num_layers,
+            remat=config.remat,
+            cached=cache is not None,
+            name="blocks",
+            config=config,
+            lora=self.lora,
+            deterministic=deterministic,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+        x, layers = blocks(x, _per_layer(cache), (rotary, mask))
+        if cache is not None:
+            cache = cache.replace(key=layers.key, value=layers.value, index=cache.index + embeddings.shape[1])
+        return self.final_norm(x), cache
+
+
+def _per_layer(cache: KVCache | None) -> LayerCache | None:
+    if cache is None:
+        return None
+    index = jnp.broadcast_to(cache.index, cache.key.shape[:1])
+    return LayerCache(key=cache.key, value=cache.value, index=index)
+
+
+def empty_cache(config: DecoderConfig, *, batch: int, slots: int, dtype: str) -> KVCache:
+    """A cache with room for `slots` tokens a row."""
+    shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
+    return KVCache(
+        key=jnp.zeros(shape, dtype),
+        value=jnp.zeros(shape, dtype),
+        valid=jnp.zeros((batch, slots), bool),
+        index=jnp.zeros((), jnp.int32),
+        positions=jnp.zeros((batch,), jnp.int32),
+    )

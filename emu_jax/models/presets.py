@@ -1,0 +1,44 @@
+"""Named sizes."""
+
+from emu_jax.models.config import CausalFormerConfig, DecoderConfig, EmuConfig, VisionConfig
+
+
+def emu_14b(*, vocab_size: int = 32004) -> EmuConfig:
+    """The released Emu: EVA-01-CLIP-g, a T5-base-sized causal former, LLaMA-13B (`vocab_size` 32006 for Emu-I)."""
+    return EmuConfig(
+        vision=VisionConfig(image_size=224, patch_size=14, width=1408, num_layers=40, num_heads=16, mlp_dim=6144),
+        causal_former=CausalFormerConfig(
+            num_image_tokens=32, width=768, num_layers=12, num_heads=12, head_dim=64, mlp_dim=3072
+        ),
+        decoder=DecoderConfig(
+            vocab_size=vocab_size, width=5120, num_layers=40, num_heads=40, num_kv_heads=40, mlp_dim=13824
+        ),
+    )
+
+
+def emu_tiny(*, vocab_size: int) -> EmuConfig:
+    """The demo's Emu, on 32 x 32 pixels: a minute's training shows on a laptop."""
+    return EmuConfig(
+        vision=VisionConfig(image_size=32, patch_size=8, width=96, num_layers=2, num_heads=4, mlp_dim=384),
+        causal_former=CausalFormerConfig(
+            num_image_tokens=4,
+            width=96,
+            num_layers=1,
+            num_heads=4,
+            head_dim=24,
+            mlp_dim=384,
+            dropout=0.0,
+        ),
+        decoder=DecoderConfig(
+            vocab_size=vocab_size,
+            width=128,
+            num_layers=3,
+            num_heads=4,
+            num_kv_heads=4,
+            mlp_dim=352,
+            max_length=512,
+        ),
+    )
+
+
+PRESETS = {"emu_14b": emu_14b, "emu_tiny": emu_tiny}
