@@ -1,4 +1,4 @@
-"""Linear maps whose kernels keep their natural shape (`[embed, heads, kv]`, not `[embed, heads * kv]`) and carry axis names."""
+"""Linear maps: kernels keep their natural shape (`[embed, heads, kv]`, not `[embed, heads * kv]`) and name their axes."""
 
 import dataclasses
 import math

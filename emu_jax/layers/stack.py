@@ -1,4 +1,4 @@
-"""A stack of equal layers, scanned so that compile time does not grow with depth: the only place with nn.scan and nn.remat."""
+"""A stack of equal layers, scanned so that compile time does not grow with depth: nn.scan and nn.remat live here."""
 
 import enum
 from typing import Any

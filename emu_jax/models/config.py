@@ -71,7 +71,7 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EmuConfig:
-    """A whole Emu. `dtype` is the type of the computation; parameters are float32 masters unless `param_dtype` says so."""
+    """A whole Emu: computes in `dtype`, keeps its parameters in `param_dtype`."""
 
     vision: VisionConfig
     causal_former: CausalFormerConfig

@@ -1,7 +1,6 @@
 """The LLaMA decoder (Touvron et al. 2023): RMSNorm, rotary positions, SwiGLU. It reads embeddings, not tokens."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from emu_jax.layers.attention import Attention, LayerCache
