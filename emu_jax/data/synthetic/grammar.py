@@ -126,8 +126,8 @@ _TOKEN = re.compile(r"\b(?:" + "|".join([*_WORDS, "and"]) + r")\b|,")
 def parse_caption(text: str) -> ParsedCaption | None:
     """What `text` says, as far as it can be read; None if it names no object.
 
-    Made for captions of our grammar and for a model's half-right ones: attributes may be missing or repeated. A new object
-    begins at an attribute that the present one already has, and after a comma or "and" that follows a shape.
+    Made for captions of our grammar and for a model's half-right ones: attributes may be missing or repeated. A new
+    object begins at an attribute that the present one already has, and after a comma or "and" that follows a shape.
     """
     text = normalize(text)
     found = _BACKGROUND.search(text)

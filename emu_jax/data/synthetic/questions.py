@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emu_jax.data.synthetic.grammar import normalize, where
+from emu_jax.data.synthetic.grammar import caption, normalize, where
 from emu_jax.data.synthetic.scenes import Scene, choose
 
 
@@ -61,3 +61,13 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
     of_count = ("how many objects are there?", "how many objects are in the picture?")
     found.append(Question(QuestionKind.COUNT, choose(rng, of_count), COUNT_WORDS[len(scene.objects) - 1]))
     return [found[i] for i in rng.permutation(len(found))]
+
+
+_DESCRIBE = ("describe the picture.", "what is in the picture?", "please describe the given image.")
+
+
+def conversation(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """One to three turns (human, assistant) about `scene`: questions, now and then after a description."""
+    turns = [(choose(rng, _DESCRIBE), caption(scene, rng))] if rng.random() < 1 / 3 else []
+    asked = questions(scene, rng)[: int(rng.integers(1, 4)) - len(turns)]
+    return turns + [(item.question, item.answer) for item in asked]

@@ -1,8 +1,8 @@
 """The drawn world: what can be in a picture, and which combinations a model never sees in training.
 
 A scene is one to three objects on a plain background. Everything is drawn from a `numpy.random.Generator`, so a seed
-gives the world. Colour, shape and place are held out *jointly*: of the 120 triples 18 are never in training, while every
-pair of two attributes is, so that naming or drawing a held-out object wants composition and not memory.
+gives the world. Colour, shape and place are held out *jointly*: of the 120 triples 18 are never in training, while
+every pair of two attributes is, so that naming or drawing a held-out object wants composition and not memory.
 """
 
 import enum
@@ -53,7 +53,7 @@ QUADRANTS = PLACES[:4]
 
 
 class Split(enum.Enum):
-    """TRAIN has no held-out object. TEST takes half of its scenes from the held-out combinations. HELD_OUT takes all."""
+    """TRAIN has no held-out object, HELD_OUT one in each scene, TEST one in every second scene."""
 
     TRAIN = "train"
     TEST = "test"
@@ -70,7 +70,7 @@ class Object:
 
 @dataclass(frozen=True)
 class Scene:
-    """One to three objects in distinct places, no two of the same colour and shape; the centre only for a lone object."""
+    """One to three objects in distinct places, no two of one colour and shape; the centre is for a lone object."""
 
     objects: tuple[Object, ...]
     background: Background
@@ -95,8 +95,8 @@ class Scene:
 def is_held_out(item: Object) -> bool:
     """Whether the (colour, shape, place) of an object is kept out of training.
 
-    A Latin-square rule and not a random draw, so that it is the same for ever: at most one place per (colour, shape), at
-    most one shape per (colour, place), at most two colours per (shape, place), three triples of each colour.
+    A Latin-square rule and not a random draw, so that it is the same for ever: at most one place per (colour, shape),
+    at most one shape per (colour, place), at most two colours per (shape, place), three triples of each colour.
     """
     color, shape, place = COLORS.index(item.color), SHAPES.index(item.shape), PLACES.index(item.place)
     return place == (color + 2 * shape) % len(PLACES) and (color + shape) % len(SHAPES) != 3
