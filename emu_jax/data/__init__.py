@@ -1,0 +1,1 @@
+"""From the sets people have to packed rows: documents, sequences, batches."""

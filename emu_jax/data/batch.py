@@ -1,0 +1,78 @@
+"""The batch: what the loader yields, and the same as shapes and types."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from emu_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchConfig:
+    """The fixed shape of a batch.
+
+    Attributes:
+      batch_size: B, rows over all processes.
+      length: L, tokens in a row.
+      max_images: I, image slots in a row.
+      image_size: H = W, pixels.
+    """
+
+    batch_size: int
+    length: int
+    max_images: int
+    image_size: int
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise UserError(f"batch.{field.name} must be at least 1, not {getattr(self, field.name)}.")
+
+
+def batch_spec(config: BatchConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of a batch: tokens [B L], images [B I H W 3] and the rest.
+
+    `segment_ids` are 0 on padding and 1, 2, ... for the documents of a row; `positions` restart with each document.
+    `text_loss_mask` is 1 at the places whose prediction of the next token counts, `regression_mask` at the places
+    (`[IMG]` and each `<image>`) whose prediction of the next input embedding counts. Images of a row fill slots
+    0 .. num_images - 1 in the order of the `<image>` runs in `tokens`. `source_ids` tell the set of each place.
+    """
+    rows = (config.batch_size, config.length)
+    images = (config.batch_size, config.max_images, config.image_size, config.image_size, 3)
+    return {
+        "tokens": jax.ShapeDtypeStruct(rows, np.int32),
+        "positions": jax.ShapeDtypeStruct(rows, np.int32),
+        "segment_ids": jax.ShapeDtypeStruct(rows, np.int32),
+        "images": jax.ShapeDtypeStruct(images, np.uint8),
+        "num_images": jax.ShapeDtypeStruct(rows[:1], np.int32),
+        "text_loss_mask": jax.ShapeDtypeStruct(rows, np.float32),
+        "regression_mask": jax.ShapeDtypeStruct(rows, np.float32),
+        "source_ids": jax.ShapeDtypeStruct(rows, np.int32),
+    }
+
+
+def empty_batch(config: BatchConfig, *, pad_id: int) -> Batch:
+    """A batch of padding alone, to be filled."""
+    batch = {name: np.zeros(spec.shape, spec.dtype) for name, spec in batch_spec(config).items()}
+    batch["tokens"][:] = pad_id
+    return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Fill:
+    """How much of a batch is used: shares of its L-token rows and of its image slots."""
+
+    tokens: float
+    images: float
+
+
+def fill(batch: Batch) -> Fill:
+    """The shares of token places and image slots that hold a document's."""
+    rows, slots = batch["images"].shape[:2]
+    return Fill(
+        tokens=float(np.mean(batch["segment_ids"] > 0)),
+        images=float(np.sum(batch["num_images"])) / (rows * slots),
+    )

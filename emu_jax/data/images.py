@@ -1,0 +1,127 @@
+"""Pixels from whatever people call an image, and the release's preprocessing of them."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from emu_jax.errors import UserError
+from emu_jax.typing import Float, UInt8, typechecked
+
+# Of OpenAI's CLIP, as in the release.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+# Formats read; PIL knows more (EPS starts another program, for one).
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+MAX_SIDE = 16_384
+MAX_PIXELS = 50_000_000  # 150 MB of pixels; a bomb of a few kB unpacks to gigabytes
+
+ImageLike = bytes | str | os.PathLike | np.ndarray | PIL.Image.Image
+
+
+class DecodeError(UserError):
+    """An image or video that cannot be read; the message is the reason, without the name of the file."""
+
+
+def decode(image: ImageLike) -> UInt8[np.ndarray, "H W 3"]:
+    """The pixels of an encoded image (bytes or path), an array or a PIL image, as RGB.
+
+    The camera's rotation (EXIF) is applied, transparency is laid over white, 16-bit grey scaled to 8 bits, CMYK and
+    palettes converted, and of an animation the first frame is taken.
+
+    Raises:
+      DecodeError: not an image, a truncated one, or one of more than `MAX_SIDE` or `MAX_PIXELS` pixels.
+    """
+    if isinstance(image, np.ndarray):
+        return _checked_array(image)
+    return np.asarray(_rgb(image))
+
+
+def resize(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """Plain bicubic resize to `size` x `size`, the aspect not kept: what the release does."""
+    if image.shape[:2] == (size, size):
+        return image
+    return np.asarray(PIL.Image.fromarray(image).resize((size, size), PIL.Image.Resampling.BICUBIC))
+
+
+def preprocess(image: ImageLike, size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """`decode` and `resize`: pixels as a batch holds them, before `normalize`."""
+    if isinstance(image, np.ndarray):
+        return resize(_checked_array(image), size)
+    pixels = _rgb(image)
+    if pixels.size != (size, size):
+        pixels = pixels.resize((size, size), PIL.Image.Resampling.BICUBIC)
+    return np.asarray(pixels)
+
+
+@typechecked
+def normalize(images: UInt8[np.ndarray, "*batch H W 3"]) -> Float[np.ndarray, "*batch H W 3"]:
+    """(pixels / 255 - mean) / std, float32: what the vision encoder takes."""
+    mean, std = np.asarray(MEAN, np.float32), np.asarray(STD, np.float32)
+    return (images.astype(np.float32) / np.float32(255) - mean) / std
+
+
+def encode_png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
+    """Losslessly encoded, for storing."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(image).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _rgb(image: ImageLike) -> PIL.Image.Image:
+    """Any failure of the decoders is the file's: PIL raises a dozen kinds of exception on broken ones."""
+    if isinstance(image, str | os.PathLike):
+        try:
+            image = Path(image).read_bytes()
+        except OSError as error:
+            raise DecodeError(f"{image} cannot be read ({error.strerror})") from None
+    if isinstance(image, bytes | bytearray | memoryview):
+        if len(image) == 0:
+            raise DecodeError("the image file is empty")
+        try:
+            image = PIL.Image.open(io.BytesIO(image), formats=FORMATS)
+        except PIL.UnidentifiedImageError:
+            raise DecodeError("the file is not an image of a known format") from None
+        except PIL.Image.DecompressionBombError:
+            raise DecodeError(f"the image has more than {MAX_PIXELS} pixels") from None
+        except Exception as error:
+            raise DecodeError(f"the image cannot be opened ({type(error).__name__}: {error})") from None
+    _check_size(*image.size)
+    try:
+        image.load()
+        return _to_rgb(PIL.ImageOps.exif_transpose(image))
+    except Exception as error:
+        raise DecodeError(f"the image cannot be decoded ({type(error).__name__}: {error})") from None
+
+
+def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16 bits; PIL's own conversion clips at 255 and leaves white
+        values = np.asarray(image).astype(np.int64)
+        return PIL.Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", image.size, "white")
+        return PIL.Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _checked_array(image: np.ndarray) -> np.ndarray:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise DecodeError(f"an image array must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
+    _check_size(image.shape[1], image.shape[0])
+    return image
+
+
+def _check_size(width: int, height: int) -> None:
+    if min(width, height) < 1:
+        raise DecodeError("the image has no pixels")
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise DecodeError(
+            f"the image is {width} x {height}; at most {MAX_SIDE} on a side and {MAX_PIXELS} pixels are read"
+        )
