@@ -151,9 +151,11 @@ class Checkpoints:
         self._guarded(self._manager.wait_until_finished, doing="finish saving")
 
     def close(self) -> None:
-        """Waits, then lets go of threads and files."""
-        self.wait()
-        self._manager.close()
+        """Waits for what was begun, then lets go of threads; an error of a save was raised before, or is moot by now."""
+        try:
+            self._manager.close()
+        except Exception as error:
+            logging.error("closing the checkpoints in %s: %s", self.directory, _first_line(error))
 
     def restore(self, step: int, *, params: Any, optimizer: Any) -> Restored:
         """Reads `step` onto the shapes, dtypes and shardings of the two trees of ShapeDtypeStructs."""

@@ -72,6 +72,7 @@ class CheckpointConfig:
       every_steps: period; the end of the run and a stop by signal save too. 0 saves at those alone.
       keep: how many of the newest steps stay.
       keep_every_steps: a step that is a multiple of this stays for good; None keeps none so.
+      keep_every_hours: one step in so many hours stays for good; None keeps none so.
       best_metric: name of a logged metric whose `keep_best` best steps stay as well.
       best_is_lowest: whether the lowest value of `best_metric` is the best.
       asynchronous: write in the background while training goes on.
@@ -80,6 +81,7 @@ class CheckpointConfig:
     every_steps: int = 1000
     keep: int = 3
     keep_every_steps: int | None = None
+    keep_every_hours: float | None = None
     best_metric: str | None = None
     keep_best: int = 1
     best_is_lowest: bool = True
@@ -94,11 +96,12 @@ class TrainConfig:
       steps: optimizer steps in all, counted from the beginning of the run (not from a resume).
       accumulation: microbatches a step; the batch that the data yields is cut into so many.
       seed: of parameters and dropout.
+      warm_start: a model directory, or one step of another run, whose parameters this run begins with.
       log_every: steps between two log lines; metrics in a line are means over those steps.
       evaluate_every: steps between two calls of the evaluations; 0 calls them at the end alone.
       max_skipped_in_row: so many steps in a row with a non-finite gradient stop the run.
       collapse_variance: the run warns when the visual embeddings' variance over the batch falls below this share of
-        its first logged value; a healthy run stays far above.
+        the highest logged so far; a healthy run stays far above.
       collapse_rank: it warns as well when their effective rank falls below this.
       run_ahead: steps that may be on their way to the device before the oldest has finished.
       profile: write an XLA profile of steps 10 to 13 of this process under WORKDIR/profile.
@@ -110,6 +113,7 @@ class TrainConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    warm_start: str | None = None
     log_every: int = 50
     evaluate_every: int = 0
     max_skipped_in_row: int = 10

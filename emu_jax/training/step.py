@@ -79,8 +79,9 @@ def _gradients(
 ) -> tuple[Tree, jax.Array, dict[str, Mean]]:
     """(gradient of the total loss by the trainable parameters, the total loss, metrics) over all microbatches."""
     weights = stage.loss_weights(batch)
-    # A term that counts nothing in this batch has sum 0; its factor must not be 0 / 0.
-    factors = {name: c / jnp.maximum(weights[name], 1e-6) for name, c in stage.coefficients.items()}
+    # A term that counts nothing in this batch has sum 0; its factor must not be 0 / 0. One of coefficient 0 is left
+    # out, so that nothing is spent on its gradient.
+    factors = {name: c / jnp.maximum(weights[name], 1e-6) for name, c in stage.coefficients.items() if c}
 
     def objective(params: Tree, microbatch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
         output = stage.losses(merge(params, frozen), microbatch, key, deterministic=False)

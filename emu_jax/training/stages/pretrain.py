@@ -22,10 +22,11 @@ from emu_jax.losses import (
 )
 from emu_jax.models.config import EmuConfig
 from emu_jax.models.emu import Emu
+from emu_jax.models.outputs import EmuOutput
 from emu_jax.training.stage import Batch, LossOutput
 
 EVERYTHING = (r".*",)
-VISION_SIDE = (r"^vision_encoder/", r"^visual_norm/", r"^causal_former/")
+VISION_PARTS = ("vision_encoder", "visual_norm", "causal_former")
 LANGUAGE_SIDE = (r"^decoder/", r"^lm_head/", r"^regression_head/")
 
 
@@ -40,7 +41,7 @@ class PretrainConfig:
       normalize_targets: divide the squared error by the variance of the visual embeddings over the (micro)batch, so
         that shrinking the embeddings gains nothing.
       detach_regression: no gradient of the regression loss into the vision side, neither through the targets (never)
-        nor through the embeddings that the decoder reads. Costs a second pass of the decoder.
+        nor through the embeddings that the decoder reads. Costs a second backward pass of the decoder.
       monitors: measure the embeddings' variance, cosine and rank in every step.
     """
 
@@ -106,8 +107,9 @@ class PretrainStage:
         text = text_losses(output.logits, tokens=batch["tokens"], vocab_size=self.model.decoder.vocab_size)
         predictions, inputs = output.visual_predictions, output.input_embeddings
         if self.config.detach_regression:
-            detached = self._forward(params, batch, rng, deterministic=deterministic, detach_images=True)
-            predictions = detached.visual_predictions
+            # The same forward pass, which XLA computes once; only the gradient ends at the vision side.
+            detached = {part: jax.lax.stop_gradient(x) if part in VISION_PARTS else x for part, x in params.items()}
+            predictions = self._forward(detached, batch, rng, deterministic=deterministic).visual_predictions
         regression = regression_losses(predictions, input_embeddings=inputs)
         if self.config.normalize_targets:
             regression = regression / self._target_variance(output.visual_embeddings, batch)
@@ -120,3 +122,37 @@ class PretrainStage:
             "regression": masked_mean(regression, batch["regression_mask"]).sum,
         }
         return LossOutput(sums, metrics)
+
+    def _forward(self, params: Any, batch: Batch, rng: jax.Array, *, deterministic: bool) -> EmuOutput:
+        return self.emu.apply(
+            {"params": params},
+            batch["tokens"],
+            batch["images"],
+            positions=batch["positions"],
+            segment_ids=batch["segment_ids"],
+            deterministic=deterministic,
+            rngs={"dropout": rng},
+        )
+
+    def _target_variance(self, visual_embeddings: jax.Array, batch: Batch) -> jax.Array:
+        slots = jnp.arange(visual_embeddings.shape[1])
+        present = (slots < batch["num_images"][:, None]).astype(jnp.float32)
+        flat = jax.lax.stop_gradient(visual_embeddings).reshape(-1, *visual_embeddings.shape[2:])
+        return jnp.maximum(embedding_variance(flat, mask=present.reshape(-1)), 1e-6)
+
+    def _metrics(self, text: jax.Array, regression: jax.Array, batch: Batch) -> dict[str, Mean]:
+        places, slots = batch["segment_ids"], batch["images"].shape[:2]
+        metrics = {
+            "fill/tokens": masked_mean((places > 0).astype(jnp.float32), jnp.ones(places.shape)),
+            "fill/images": Mean(batch["num_images"].sum().astype(jnp.float32), jnp.float32(slots[0] * slots[1])),
+        }
+        if len(self.sources) > 1:
+            for loss, values, mask in (
+                ("text", text, batch["text_loss_mask"]),
+                ("regression", regression, batch["regression_mask"]),
+            ):
+                means = mean_by_source(
+                    jax.lax.stop_gradient(values), mask, source_ids=batch["source_ids"], num_sources=len(self.sources)
+                )
+                metrics |= {f"loss/{loss}/{name}": mean for name, mean in zip(self.sources, means, strict=True)}
+        return metrics

@@ -1,0 +1,142 @@
+"""Where a run tells how it goes: WORKDIR/metrics.jsonl, TensorBoard, and the console."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from tensorboardX import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Writes each record as one line of JSON and as TensorBoard scalars; only process 0 makes one."""
+
+    def __init__(self, workdir: str | Path, *, step: int) -> None:
+        """Opens the logs of a run that is at `step`: what an earlier try logged past it is dropped, so no step is told twice."""
+        self._path = Path(workdir) / METRICS_FILE
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [record for record in read_metrics(workdir) if record["step"] <= step]
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(temporary, self._path)
+        self._file: TextIO = self._path.open("a")
+        self._tensorboard = SummaryWriter(
+            str(Path(workdir) / "tensorboard"), purge_step=step + 1 if step else None, max_queue=1000
+        )
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends one record; a value that is not finite becomes null in JSON."""
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._line({"step": step, "time": round(time.time(), 3), **finite})
+        for name, value in finite.items():
+            if value is not None:
+                self._tensorboard.add_scalar(name, value, step)
+
+    def warn(self, step: int, warning: str) -> None:
+        """Records a warning with its step."""
+        self._line({"step": step, "time": round(time.time(), 3), "warning": warning})
+        self._tensorboard.add_text("warning", warning, step)
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        self._file.close()
+        self._tensorboard.close()
+
+    def _line(self, record: Mapping[str, object]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+
+def read_metrics(workdir: str | Path) -> list[dict]:
+    """The records of WORKDIR/metrics.jsonl; a last line cut off by a kill is left out."""
+    path = Path(workdir) / METRICS_FILE
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+class Console:
+    """One line that renews itself on a terminal, one line a log elsewhere; silent on processes other than 0."""
+
+    def __init__(self, title: str, *, steps: int, enabled: bool = True) -> None:
+        self._title, self._steps, self._enabled = title, steps, enabled
+        self._live = enabled and sys.stderr.isatty()
+        self._open_line = False
+
+    def __enter__(self) -> "Console":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._end_line()
+
+    def progress(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The progress line."""
+        if not self._enabled:
+            return
+        line = progress_line(self._title, step, self._steps, metrics)
+        if self._live:
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            sys.stderr.write("\r" + line[: width - 1].ljust(width - 1))
+            self._open_line = True
+        else:
+            sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+    def say(self, message: str) -> None:
+        """A message on a line of its own."""
+        if self._enabled:
+            self._end_line()
+            sys.stderr.write(f"{self._title}: {message}\n")
+            sys.stderr.flush()
+
+    def _end_line(self) -> None:
+        if self._open_line:
+            sys.stderr.write("\n")
+            self._open_line = False
+
+
+def progress_line(title: str, step: int, steps: int, metrics: Mapping[str, float]) -> str:
+    """As in `pretrain 1200/4000 30%  loss 1.234  text 0.9  12.1 steps/s  41k tokens/s  data 2%  3m10s left`."""
+    parts = [f"{title} {step}/{steps} {step / steps:.0%}"]
+    losses = [name for name in metrics if name == "loss" or (name.startswith("loss/") and name.count("/") == 1)]
+    parts += [f"{name.removeprefix('loss/')} {metrics[name]:.4g}" for name in losses]
+    for name, unit in (("steps_per_second", "steps/s"), ("tokens_per_second", "tokens/s"), ("images_per_second", "images/s")):
+        if name in metrics:
+            parts.append(f"{_short(metrics[name])} {unit}")
+    if "mfu" in metrics:
+        parts.append(f"MFU {metrics['mfu']:.1%}")
+    if "data_wait" in metrics:
+        parts.append(f"data {metrics['data_wait']:.0%}")
+    if metrics.get("skipped"):
+        parts.append(f"skipped {metrics['skipped']:.1%}")
+    if "seconds_left" in metrics and step < steps:
+        parts.append(f"{duration(metrics['seconds_left'])} left")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """3750 -> "1h02m"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def _short(value: float) -> str:
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if value >= limit:
+            return f"{value / (1e3 if letter == 'k' else limit):.3g}{letter}"
+    return f"{value:.3g}"
