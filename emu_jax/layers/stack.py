@@ -23,6 +23,11 @@ _POLICIES = {
 }
 
 
+def remat_layer(layer: type[nn.Module], *, remat: Remat) -> type[nn.Module]:
+    """`layer` under rematerialisation, for networks whose layers differ and so are not scanned."""
+    return layer if remat is Remat.NONE else nn.remat(layer, policy=_POLICIES[remat])
+
+
 def stack(
     layer: type[nn.Module],
     *,

@@ -1,0 +1,180 @@
+"""Sizes of the U-Net and the autoencoder, as diffusers writes them in `config.json`."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from emu_jax.errors import UserError
+
+CROSS_DOWN, PLAIN_DOWN = "CrossAttnDownBlock2D", "DownBlock2D"
+CROSS_UP, PLAIN_UP = "CrossAttnUpBlock2D", "UpBlock2D"
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """UNet2DConditionModel. The defaults are Stable Diffusion v1.5's, whose text encoder is 768 wide."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    sample_size: int = 64  # latent height and width it was trained at
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    down_block_types: tuple[str, ...] = (CROSS_DOWN, CROSS_DOWN, CROSS_DOWN, PLAIN_DOWN)
+    up_block_types: tuple[str, ...] = (PLAIN_UP, CROSS_UP, CROSS_UP, CROSS_UP)
+    layers_per_block: int = 2
+    cross_attention_dim: int = 768
+    # The number of heads, one for all blocks or one each; diffusers kept the wrong name for v1.5's sake.
+    attention_head_dim: int | tuple[int, ...] = 8
+    transformer_layers_per_block: int = 1
+    use_linear_projection: bool = False
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    center_input_sample: bool = False
+
+    def __post_init__(self) -> None:
+        levels = len(self.block_out_channels)
+        heads = self.attention_head_dim if isinstance(self.attention_head_dim, tuple) else (self.attention_head_dim,)
+        if not len(self.down_block_types) == len(self.up_block_types) == levels:
+            raise UserError(
+                f"The U-Net's block_out_channels, down_block_types and up_block_types must have one entry per level, "
+                f"not {levels}, {len(self.down_block_types)} and {len(self.up_block_types)}."
+            )
+        if len(heads) not in (1, levels):
+            raise UserError(f"The U-Net's attention_head_dim must have 1 or {levels} entries, not {len(heads)}.")
+        for kinds, allowed in (
+            (self.down_block_types, (CROSS_DOWN, PLAIN_DOWN)),
+            (self.up_block_types, (CROSS_UP, PLAIN_UP)),
+        ):
+            unknown = sorted(set(kinds) - set(allowed))
+            if unknown:
+                raise UserError(f"The U-Net block type {unknown[0]} is not known; use {' or '.join(allowed)}.")
+        _check_groups("U-Net", self.block_out_channels, self.norm_num_groups)
+        for channels, count in zip(self.block_out_channels, self.num_heads, strict=True):
+            if channels % count:
+                raise UserError(f"The U-Net's {channels} channels do not divide into {count} attention heads.")
+
+    @property
+    def num_heads(self) -> tuple[int, ...]:
+        """Attention heads of each level, outermost first."""
+        heads = self.attention_head_dim
+        return heads if isinstance(heads, tuple) else (heads,) * len(self.block_out_channels)
+
+    @property
+    def size_multiple(self) -> int:
+        """Latent heights and widths must be multiples of this: each level but the last halves them."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @classmethod
+    def from_diffusers(cls, config: Mapping[str, Any]) -> "UNetConfig":
+        """Reads what diffusers wrote; options that would change the arithmetic and are not built are refused."""
+        config = dict(config)
+        config["attention_head_dim"] = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
+        return _from_diffusers(cls, config, _UNET_FIXED, "U-Net")
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The `config.json` of `diffusers.UNet2DConditionModel`."""
+        return {"_class_name": "UNet2DConditionModel", **_UNET_FIXED, **dataclasses.asdict(self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """AutoencoderKL. The defaults are Stable Diffusion v1.5's: eight times smaller latents, four channels."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    sample_size: int = 512
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    mid_block_add_attention: bool = True
+    scaling_factor: float = 0.18215  # makes the latents' standard deviation about one
+
+    def __post_init__(self) -> None:
+        _check_groups("VAE", self.block_out_channels, self.norm_num_groups)
+
+    @property
+    def factor(self) -> int:
+        """How many pixels, in height and width, one latent stands for."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @classmethod
+    def from_diffusers(cls, config: Mapping[str, Any]) -> "VAEConfig":
+        """Reads what diffusers wrote; options that would change the arithmetic and are not built are refused."""
+        config = dict(config)
+        levels = len(config.get("block_out_channels", cls.block_out_channels))
+        blocks = {
+            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * levels,
+        }
+        return _from_diffusers(cls, config, _VAE_FIXED | blocks, "VAE")
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The `config.json` of `diffusers.AutoencoderKL`."""
+        levels = len(self.block_out_channels)
+        return {
+            "_class_name": "AutoencoderKL",
+            **_VAE_FIXED,
+            "down_block_types": ("DownEncoderBlock2D",) * levels,
+            "up_block_types": ("UpDecoderBlock2D",) * levels,
+            **dataclasses.asdict(self),
+        }
+
+
+# What the classes here do and diffusers has as options.
+_UNET_FIXED: dict[str, Any] = {
+    "act_fn": "silu",
+    "addition_embed_type": None,
+    "attention_type": "default",
+    "class_embed_type": None,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_norm": None,
+    "downsample_padding": 1,
+    "dropout": 0.0,
+    "dual_cross_attention": False,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "mid_block_only_cross_attention": None,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "resnet_time_scale_shift": "default",
+    "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
+    "time_embedding_dim": None,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
+}
+_VAE_FIXED: dict[str, Any] = {
+    "act_fn": "silu",
+    "latents_mean": None,
+    "latents_std": None,
+    "shift_factor": None,
+    "use_post_quant_conv": True,
+    "use_quant_conv": True,
+}
+
+
+def _from_diffusers(cls, config: Mapping[str, Any], fixed: Mapping[str, Any], what: str):
+    for key, value in fixed.items():
+        given = config.get(key, value)
+        given = list(given) if isinstance(given, tuple) else given
+        if given != value:
+            raise UserError(
+                f"The {what} in this folder has {key} = {json.dumps(given)}; only {json.dumps(value)} works."
+            )
+    names = {field.name for field in dataclasses.fields(cls)}
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items() if key in names}
+    return cls(**{key: value for key, value in values.items() if value is not None})
+
+
+def _check_groups(what: str, channels: tuple[int, ...], groups: int) -> None:
+    for count in channels:
+        if count % groups:
+            raise UserError(f"The {what}'s {count} channels do not divide into norm_num_groups = {groups} groups.")

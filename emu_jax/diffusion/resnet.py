@@ -1,0 +1,79 @@
+"""The convolutional blocks that U-Net and autoencoder share: residual block, halving, doubling."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype, Initializer
+
+from emu_jax.layers.conv import Conv, Padding
+from emu_jax.layers.group_norm import GroupNorm
+from emu_jax.layers.linear import DenseGeneral, lecun_normal
+from emu_jax.sharding import axes
+from emu_jax.sharding.specs import logical_constraint
+from emu_jax.typing import Array, Float
+
+PICTURE = (axes.ACT_BATCH, axes.ACT_HEIGHT, axes.ACT_WIDTH, axes.ACT_CHANNELS)
+
+
+class ResnetBlock(nn.Module):
+    """`x + conv2(silu(norm2(conv1(silu(norm1(x))) + time)))`, with a 1 x 1 shortcut where the width changes."""
+
+    features: int
+    groups: int
+    eps: float
+    last_init: Initializer = lecun_normal  # of the second convolution
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B height width C"], time_embedding: Float[Array, "B D"] | None = None
+    ) -> Float[Array, "B height width M"]:
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        hidden = nn.silu(GroupNorm(self.groups, self.eps, name="norm1", **kinds)(x))
+        hidden = Conv(self.features, name="conv1", **kinds)(hidden)
+        if time_embedding is not None:
+            project = DenseGeneral(
+                (self.features,), (axes.TIME_EMBED,), (axes.CONV_OUT,), use_bias=True, name="time_projection", **kinds
+            )
+            hidden += project(nn.silu(time_embedding))[:, None, None, :]
+        hidden = nn.silu(GroupNorm(self.groups, self.eps, name="norm2", **kinds)(hidden))
+        hidden = Conv(self.features, kernel_init=self.last_init, name="conv2", **kinds)(hidden)
+        if x.shape[-1] != self.features:
+            x = pointwise(self.features, name="shortcut", **kinds)(x)
+        return logical_constraint(x + hidden, PICTURE)
+
+
+def pointwise(features: int, *, name: str | None, **kinds: Any) -> DenseGeneral:
+    """A 1 x 1 convolution: one linear map at every place."""
+    return DenseGeneral((features,), (axes.CONV_IN,), (axes.CONV_OUT,), use_bias=True, name=name, **kinds)
+
+
+class Downsample(nn.Module):
+    """Halves height and width by a convolution with stride 2."""
+
+    features: int
+    padding: Padding = ((1, 1), (1, 1))
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B height width C"]) -> Float[Array, "B height/2 width/2 M"]:
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        return Conv(self.features, stride=2, padding=self.padding, name="conv", **kinds)(x)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width by repeating each place, then convolves."""
+
+    features: int
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B height width C"]) -> Float[Array, "B height*2 width*2 M"]:
+        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        x = Conv(self.features, name="conv", dtype=self.dtype, param_dtype=self.param_dtype)(x)
+        return logical_constraint(x, PICTURE)

@@ -1,0 +1,78 @@
+"""Where the picture meets the conditioning: self-attention over places, cross-attention to the embeddings, gated MLP."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from emu_jax.diffusion.resnet import PICTURE, pointwise
+from emu_jax.layers.attention import Attention
+from emu_jax.layers.group_norm import GroupNorm
+from emu_jax.layers.linear import DenseGeneral
+from emu_jax.layers.norms import LayerNorm
+from emu_jax.sharding import axes
+from emu_jax.sharding.specs import logical_constraint
+from emu_jax.typing import Array, Float
+
+
+class GatedGeluMlp(nn.Module):
+    """`down(value * gelu(gate))`, value and gate from one projection (Shazeer 2020, GEGLU), four times as wide."""
+
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        kinds = {"use_bias": True, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        width = x.shape[-1]
+        up = DenseGeneral((2, 4 * width), (axes.EMBED,), (None, axes.MLP), name="up", **kinds)
+        value, gate = jnp.moveaxis(up(x), -2, 0)
+        hidden = logical_constraint(
+            value * nn.gelu(gate, approximate=False), (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_MLP)
+        )
+        return DenseGeneral((width,), (axes.MLP,), (axes.EMBED,), name="down", **kinds)(hidden)
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm self-attention, cross-attention to `conditioning`, MLP; each added to the stream."""
+
+    num_heads: int
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], conditioning: Float[Array, "B Q E"]) -> Float[Array, "B T D"]:
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        heads = {"num_heads": self.num_heads, "head_dim": x.shape[-1] // self.num_heads, "out_bias": True}
+
+        def norm(name: str) -> LayerNorm:
+            return LayerNorm(eps=1e-5, name=name, **kinds)
+
+        x = x + Attention(name="self_attention", **heads, **kinds)(norm("norm1")(x))[0]
+        x = x + Attention(name="cross_attention", **heads, **kinds)(norm("norm2")(x), conditioning)[0]
+        return x + GatedGeluMlp(name="mlp", **kinds)(norm("norm3")(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the places of a picture, in projections of their own; its output is added to the input."""
+
+    num_heads: int
+    num_layers: int
+    groups: int
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B height width C"], conditioning: Float[Array, "B Q E"]
+    ) -> Float[Array, "B height width C"]:
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        batch, height, width, channels = x.shape
+        hidden = GroupNorm(self.groups, 1e-6, name="norm", **kinds)(x)
+        hidden = pointwise(channels, name="project_in", **kinds)(hidden).reshape(batch, height * width, channels)
+        for index in range(self.num_layers):
+            hidden = TransformerBlock(self.num_heads, name=f"blocks_{index}", **kinds)(hidden, conditioning)
+        # Zero: a fresh transformer adds nothing (CompVis latent-diffusion, `zero_module`).
+        project_out = pointwise(channels, name="project_out", kernel_init=nn.initializers.zeros, **kinds)
+        x = x + project_out(hidden).reshape(batch, height, width, channels)
+        return logical_constraint(x, PICTURE)
