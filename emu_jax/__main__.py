@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the words after `python -m emu_jax`; those of this process where None.
 
     Returns:
-      The exit code: 0, 2 for the user's mistakes (one line on stderr), 130 after Ctrl-C. Any other exception passes through.
+      The exit code: 0, 2 for the user's mistakes (one line on stderr), 130 after Ctrl-C. Other exceptions pass through.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:

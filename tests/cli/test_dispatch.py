@@ -1,0 +1,110 @@
+"""`python -m emu_jax`: which commands there are, and what their ends look like from a shell."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from emu_jax import __main__, cli
+from emu_jax.cli.arguments import ArgumentParser
+from emu_jax.errors import UserError
+
+
+def shell(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "emu_jax", *words], cwd=root, capture_output=True, text=True)
+
+
+def becomes(monkeypatch: pytest.MonkeyPatch, main: object) -> None:
+    """Makes every command run `main`."""
+    monkeypatch.setattr(cli, "load", lambda name: types.SimpleNamespace(main=main))
+
+
+def test_every_command_says_what_it_does() -> None:
+    table = cli.commands()
+    assert "arguments" not in table, "a module without main() is no command"
+    assert [name for name, line in table.items() if len(line) < 10] == []
+
+
+def test_every_command_imports_and_has_a_docstring_as_help() -> None:
+    for name in cli.commands():
+        module = cli.load(name)
+        assert callable(module.main)
+        assert module.__doc__
+
+
+def test_help_lists_the_commands(root: Path) -> None:
+    done = shell(root, "--help")
+    assert done.returncode == 0
+    assert [name for name in cli.commands() if f"  {name} " not in done.stdout] == []
+
+
+def test_without_a_command_the_list_is_shown(root: Path) -> None:
+    done = shell(root)
+    assert done.returncode == 2
+    assert done.stdout.startswith("usage: python -m emu_jax COMMAND")
+
+
+def test_an_unknown_command_names_the_nearest(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "commands", lambda: {"prepare-data": "...", "chat": "..."})
+    with pytest.raises(UserError, match="no command 'prepare_dta'; did you mean prepare-data"):
+        cli.load("prepare_dta")
+    with pytest.raises(UserError, match="the commands are prepare-data, chat"):
+        cli.load("xyzzy")
+    done = shell(root, "nonsense")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: there is no command 'nonsense'")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_words_after_the_command_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    becomes(monkeypatch, seen.append)
+    assert __main__.main(["chat", "--checkpoint", "runs/demo"]) == 0
+    assert seen == [["--checkpoint", "runs/demo"]]
+
+
+def test_a_users_mistake_is_one_line_and_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(argv: list[str]) -> None:
+        raise UserError("photo.jpg is a text file;\n  give a picture.")
+
+    becomes(monkeypatch, main)
+    assert __main__.main(["generate"]) == 2
+    assert capsys.readouterr().err == "error: photo.jpg is a text file; give a picture.\n"
+
+
+def test_ctrl_c_is_one_line_and_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    becomes(monkeypatch, main)
+    assert __main__.main(["train"]) == 130
+    assert capsys.readouterr().err.split("\n") == ["", "interrupted", ""]
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def main(argv: list[str]) -> None:
+        raise ZeroDivisionError
+
+    becomes(monkeypatch, main)
+    with pytest.raises(ZeroDivisionError):
+        __main__.main(["train"])
+
+
+def test_the_parser_answers_mistakes_in_one_line_and_keeps_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ArgumentParser("emu_jax.cli.prepare_data", "Writes records.\n\n    prepare-data --output=DIR")
+    parser.add_argument("--output", required=True)
+    assert parser.prog == "python -m emu_jax prepare-data"
+    with pytest.raises(UserError, match="--output"):
+        parser.parse_args([])
+    with pytest.raises(UserError, match="unrecognized arguments: --outptu=x"):
+        parser.parse_args(["--output=x", "--outptu=x"])
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(["--help"])
+    assert end.value.code == 0
+    assert "    prepare-data --output=DIR" in capsys.readouterr().out
