@@ -1,7 +1,6 @@
-"""Where the picture meets the conditioning: self-attention over places, cross-attention to the embeddings, gated MLP."""
+"""Where the picture meets the conditioning: self-attention over its places, cross-attention, gated MLP."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
@@ -54,7 +53,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks over the places of a picture, in projections of their own; its output is added to the input."""
+    """Transformer blocks over the places of a picture, between projections of their own; added to the input."""
 
     num_heads: int
     num_layers: int

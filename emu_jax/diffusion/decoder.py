@@ -1,0 +1,320 @@
+"""The visual decoder: U-Net, autoencoder, schedule and their parameters in one object, from disk and back."""
+
+import dataclasses
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.typing import Dtype
+
+from emu_jax.diffusion import folder, torch_layout
+from emu_jax.diffusion.config import UNetConfig, VAEConfig
+from emu_jax.diffusion.samplers import Sampler, SamplerTable, Trajectory, guided, run_sampler, sampler_table
+from emu_jax.diffusion.schedule import NoiseSchedule
+from emu_jax.diffusion.unet import UNet
+from emu_jax.diffusion.vae import VAE, Posterior
+from emu_jax.errors import UserError
+from emu_jax.layers.linear import lecun_normal
+from emu_jax.sharding.specs import unbox
+from emu_jax.typing import Array, Float
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleOutput:
+    """Sampled latents, as the U-Net sees them. `np.asarray` of it is the latents.
+
+    `trajectory` holds the latents after each model call (PNDM makes one call more than there are steps), if asked for.
+    """
+
+    latents: Float[Array, "B height width C"]
+    trajectory: Float[Array, "S B height width C"] | None = None
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.latents, dtype=dtype) if copy else np.asarray(self.latents, dtype=dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class VisualDecoder:
+    """Turns embeddings into pictures. Arrays in and out are float32, channels last.
+
+    Attributes:
+      params: `{"unet": ..., "vae": ...}`, unboxed.
+      fresh: torch names of parameters that the folder did not have in the wanted width and that are new.
+    """
+
+    unet: UNet
+    vae: VAE
+    schedule: NoiseSchedule
+    params: dict[str, Any]
+    fresh: tuple[str, ...] = ()
+
+    @classmethod
+    def create(
+        cls,
+        unet: UNetConfig,
+        vae: VAEConfig,
+        *,
+        schedule: NoiseSchedule | None = None,
+        seed: int = 0,
+        dtype: Dtype = jnp.float32,
+    ) -> "VisualDecoder":
+        """A decoder with new parameters."""
+        modules = UNet(unet, dtype=dtype), VAE(vae, dtype=dtype)
+        rngs = jax.random.split(jax.random.key(seed))
+        params = {
+            "unet": unbox(jax.jit(modules[0].init)(rngs[0], *unet_inputs(unet))["params"]),
+            "vae": unbox(jax.jit(modules[1].init)(rngs[1], *vae_inputs(vae))["params"]),
+        }
+        return cls(*modules, schedule=schedule or NoiseSchedule(), params=params)
+
+    def predict_noise(self, latents: Any, timesteps: Any, conditioning: Any) -> Float[Array, "B height width C"]:
+        """The U-Net's output: the noise in `latents`, or their velocity where the schedule says `v_prediction`.
+
+        Args:
+          latents: `[B height width C]`, scaled.
+          timesteps: `[B]`, or one for all.
+          conditioning: `[B Q D]`, or `[1 Q D]` for all.
+        """
+        latents = self._latents(latents)
+        conditioning = self._embeddings(conditioning, "conditioning", len(latents))
+        timesteps = np.asarray(timesteps)
+        if timesteps.shape not in ((), (1,), (len(latents),)) or not np.issubdtype(timesteps.dtype, np.integer):
+            raise UserError(f"timesteps must be one integer or {len(latents)}, not {timesteps.dtype}{timesteps.shape}.")
+        timesteps = jnp.broadcast_to(jnp.asarray(timesteps, jnp.int32), (len(latents),))
+        return _predict(self.unet, self.params["unet"], latents, timesteps, conditioning)
+
+    def encode(self, images: Any) -> Posterior:
+        """The posterior of images `[B height width 3]` in [-1, 1]; its latents are not scaled."""
+        images = _array(images, "images", 4)
+        if images.shape[-1] != self.vae.config.in_channels:
+            raise UserError(f"images must have {self.vae.config.in_channels} channels, not {images.shape[-1]}.")
+        _check_multiple("image", images.shape[1:3], self.vae.config.factor)
+        return _encode(self.vae, self.params["vae"], images)
+
+    def decode(self, latents: Any) -> Float[Array, "B height width C"]:
+        """Images, about in [-1, 1], of scaled latents `[B height width C]`."""
+        latents = _array(latents, "latents", 4)
+        if latents.shape[-1] != self.vae.config.latent_channels:
+            raise UserError(f"latents must have {self.vae.config.latent_channels} channels, not {latents.shape[-1]}.")
+        return _decode(self.vae, self.params["vae"], latents)
+
+    def sample(
+        self,
+        conditioning: Any,
+        unconditional: Any = None,
+        *,
+        latents: Any = None,
+        sampler: Sampler | str = Sampler.PNDM,
+        steps: int = 50,
+        guidance_scale: float = 7.5,
+        seed: int = 0,
+        height: int | None = None,
+        width: int | None = None,
+        return_trajectory: bool = False,
+    ) -> SampleOutput:
+        """From noise to latents in one compiled program; `decode` makes pictures of them.
+
+        Args:
+          conditioning: `[B Q D]`, what the pictures should show.
+          unconditional: `[B Q D]` or `[1 Q D]`; may be left out when guidance_scale is 1.
+          latents: the noise to start from; by default drawn from `seed`, picture by picture, so that a picture does
+            not depend on how many are made beside it.
+          sampler: "pndm" (the release's), "ddim" or "dpm-solver++" (good at 20 steps).
+          guidance_scale: 1 is the conditioning alone, 0 the unconditional alone.
+          height: of the picture in pixels, as `width`; by default what the U-Net was trained at.
+
+        Raises:
+          UserError: a size, width of embeddings, number of steps or scale that does not fit.
+        """
+        embeddings = self._embeddings(conditioning, "conditioning")
+        noise = self._noise(len(embeddings), seed, height, width) if latents is None else self._latents(latents)
+        embeddings = self._embeddings(conditioning, "conditioning", len(noise))
+        if not guidance_scale >= 0:
+            raise UserError(f"guidance_scale must be 0 or more, not {guidance_scale}.")
+        if unconditional is not None:
+            unconditional = self._embeddings(unconditional, "unconditional", len(noise))
+            if unconditional.shape != embeddings.shape:
+                raise UserError(
+                    f"unconditional must have the shape of the conditioning, {embeddings.shape}, "
+                    f"not {unconditional.shape}."
+                )
+        elif guidance_scale != 1:
+            raise UserError(
+                f"A guidance_scale of {guidance_scale} wants the unconditional embeddings; give them, or 1."
+            )
+        trajectory = _sample(
+            self.unet,
+            self.params["unet"],
+            noise,
+            embeddings,
+            None if guidance_scale == 1 else unconditional,
+            jnp.float32(guidance_scale),
+            sampler_table(_sampler(sampler), self.schedule, steps),
+            return_steps=return_trajectory,
+        )
+        return SampleOutput(latents=trajectory.latents, trajectory=trajectory.steps)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Writes a folder that diffusers' `from_pretrained` opens; an older one gives way once all is written."""
+        with folder.replacing_folder(Path(directory)) as work:
+            for part, module, table in (
+                (folder.UNET, self.unet, torch_layout.unet_table(self.unet.config)),
+                (folder.VAE, self.vae, torch_layout.vae_table(self.vae.config)),
+            ):
+                arrays = torch_layout.to_torch(table, self.params[part])
+                folder.write_part(work, part, module.config.to_diffusers(), arrays)
+            folder.write_part(work, folder.SCHEDULER, self.schedule.to_diffusers())
+
+    def _noise(self, batch: int, seed: int, height: int | None, width: int | None) -> Array:
+        factor, config = self.vae.config.factor, self.unet.config
+        size = tuple(config.sample_size * factor if pixels is None else pixels for pixels in (height, width))
+        _check_multiple("picture", size, factor * config.size_multiple)
+        shape = (size[0] // factor, size[1] // factor, config.in_channels)
+        keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(batch))
+        return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+    def _latents(self, latents: Any) -> Array:
+        latents, config = _array(latents, "latents", 4), self.unet.config
+        if latents.shape[-1] != config.in_channels:
+            raise UserError(f"latents must have {config.in_channels} channels, not {latents.shape[-1]}.")
+        _check_multiple("latent", latents.shape[1:3], config.size_multiple)
+        return latents
+
+    def _embeddings(self, embeddings: Any, name: str, batch: int | None = None) -> Array:
+        embeddings, width = _array(embeddings, name, 3), self.unet.config.cross_attention_dim
+        if embeddings.shape[-1] != width:
+            raise UserError(f"{name} is {embeddings.shape[-1]} wide, but the U-Net takes embeddings of width {width}.")
+        if batch is not None:
+            if len(embeddings) not in (1, batch):
+                raise UserError(f"{name} has {len(embeddings)} rows for {batch} pictures; give {batch}, or 1 for all.")
+            embeddings = jnp.broadcast_to(embeddings, (batch, *embeddings.shape[1:]))
+        return embeddings
+
+
+def load_visual_decoder(
+    directory: str | os.PathLike[str],
+    *,
+    cross_attention_dim: int | None = None,
+    dtype: Dtype = jnp.float32,
+    param_dtype: Dtype = jnp.float32,
+    seed: int = 0,
+) -> VisualDecoder:
+    """Reads a diffusers folder (`unet/`, `vae/`, `scheduler/`; safetensors or bin).
+
+    Args:
+      cross_attention_dim: the width of the embeddings that the U-Net is to take. Where the folder has another (SD
+        v1.5: 768), the keys' and values' projections are new, drawn from `seed`, and listed in `.fresh`.
+      dtype: what it computes in; norms and softmax stay in float32.
+
+    Raises:
+      UserError: a part is missing, or its weights do not fit its config (the names are listed).
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"There is no folder {directory}.")
+    unet_config = UNetConfig.from_diffusers(folder.read_config(directory, folder.UNET))
+    vae_config = VAEConfig.from_diffusers(folder.read_config(directory, folder.VAE))
+    schedule = NoiseSchedule.from_diffusers(folder.read_config(directory, folder.SCHEDULER))
+    kinds = {"dtype": dtype, "param_dtype": param_dtype}
+    unet, vae = UNet(unet_config, **kinds), VAE(vae_config, **kinds)
+    params, fresh = {}, ()
+    for part, module, table, inputs in (
+        (folder.UNET, unet, torch_layout.unet_table(unet_config), unet_inputs(unet_config)),
+        (folder.VAE, vae, torch_layout.vae_table(vae_config), vae_inputs(vae_config)),
+    ):
+        shapes = unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
+        arrays = torch_layout.to_ours(table, folder.read_weights(directory, part), shapes)
+        params[part] = jax.tree.map(lambda array: jnp.asarray(array, param_dtype), arrays)
+    if cross_attention_dim is not None and cross_attention_dim != unet_config.cross_attention_dim:
+        unet_config = dataclasses.replace(unet_config, cross_attention_dim=cross_attention_dim)
+        unet = UNet(unet_config, **kinds)
+        fresh = _widen(params[folder.UNET], unet_config, jax.random.key(seed), param_dtype)
+    return VisualDecoder(unet, vae, schedule=schedule, params=params, fresh=fresh)
+
+
+def unet_inputs(config: UNetConfig) -> tuple[Array, Array, Array]:
+    """The smallest inputs of a U-Net (latents, timesteps, conditioning), for making its parameters or their shapes."""
+    size = config.size_multiple
+    latents = jnp.zeros((1, size, size, config.in_channels))
+    return latents, jnp.zeros((1,), jnp.int32), jnp.zeros((1, 1, config.cross_attention_dim))
+
+
+def vae_inputs(config: VAEConfig) -> tuple[Array]:
+    """The smallest input of an autoencoder (images)."""
+    return (jnp.zeros((1, config.factor, config.factor, config.in_channels)),)
+
+
+@functools.partial(jax.jit, static_argnames="unet")
+def _predict(unet: UNet, params: Any, latents: Array, timesteps: Array, conditioning: Array) -> Array:
+    return unet.apply({"params": params}, latents, timesteps, conditioning)
+
+
+@functools.partial(jax.jit, static_argnames="vae")
+def _encode(vae: VAE, params: Any, images: Array) -> Posterior:
+    return vae.apply({"params": params}, images, method="encode")
+
+
+@functools.partial(jax.jit, static_argnames="vae")
+def _decode(vae: VAE, params: Any, latents: Array) -> Array:
+    return vae.apply({"params": params}, latents / vae.config.scaling_factor, method="decode")
+
+
+@functools.partial(jax.jit, static_argnames=("unet", "return_steps"))
+def _sample(
+    unet: UNet,
+    params: Any,
+    noise: Array,
+    conditioning: Array,
+    unconditional: Array | None,
+    guidance_scale: Array,
+    table: SamplerTable,
+    *,
+    return_steps: bool,
+) -> Trajectory:
+    def predict(latents: Array, timestep: Array, embeddings: Array) -> Array:
+        timesteps = jnp.broadcast_to(timestep, (len(latents),))
+        return unet.apply({"params": params}, latents, timesteps, embeddings)
+
+    if unconditional is None:
+        step = lambda latents, timestep: predict(latents, timestep, conditioning)
+    else:
+        step = guided(predict, conditioning=conditioning, unconditional=unconditional, guidance_scale=guidance_scale)
+    return run_sampler(step, table, noise, return_steps=return_steps)
+
+
+def _widen(params: Any, config: UNetConfig, rng: jax.Array, dtype: Dtype) -> tuple[str, ...]:
+    """Puts new keys' and values' projections of `config`'s width into `params`; their torch names."""
+    fresh = []
+    for index, row in enumerate(torch_layout.unet_table(config)):
+        *path, module, leaf = row.ours.split("/")
+        if path[-1:] == ["cross_attention"] and module in ("key", "value"):
+            parent = functools.reduce(lambda tree, name: tree[name], [*path, module], params)
+            kernel = lecun_normal(jax.random.fold_in(rng, index), row.shape[::-1], dtype)
+            parent[leaf] = kernel.reshape(-1, *parent[leaf].shape[1:])
+            fresh.append(row.torch)
+    return tuple(fresh)
+
+
+def _array(value: Any, name: str, rank: int) -> Array:
+    array = jnp.asarray(value, jnp.float32)
+    if array.ndim != rank or 0 in array.shape:
+        raise UserError(f"{name} must have {rank} dimensions, none empty, not the shape {array.shape}.")
+    return array
+
+
+def _check_multiple(what: str, size: tuple[int, ...], multiple: int) -> None:
+    for name, length in zip(("height", "width"), size, strict=True):
+        if length < 1 or length % multiple:
+            raise UserError(f"The {what} {name} must be a multiple of {multiple}, not {length}.")
+
+
+def _sampler(name: Sampler | str) -> Sampler:
+    try:
+        return Sampler(name)
+    except ValueError:
+        known = ", ".join(repr(sampler.value) for sampler in Sampler)
+        raise UserError(f"The sampler must be one of {known}, not {name!r}.") from None

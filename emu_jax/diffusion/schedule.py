@@ -1,0 +1,151 @@
+"""How noise is mixed into latents over the timesteps, and what the U-Net is asked to predict."""
+
+import dataclasses
+import enum
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from emu_jax.errors import UserError
+from emu_jax.typing import Array, Float, Int, typechecked
+
+
+class Betas(enum.Enum):
+    """How the variance added per timestep grows from `beta_start` to `beta_end`."""
+
+    LINEAR = "linear"
+    SCALED_LINEAR = "scaled_linear"  # its square root grows linearly
+
+
+class Prediction(enum.Enum):
+    """What the U-Net's output means."""
+
+    EPSILON = "epsilon"  # the noise
+    VELOCITY = "v_prediction"  # sqrt(a) noise - sqrt(1 - a) latents (Salimans & Ho 2022)
+
+
+class Spacing(enum.Enum):
+    """Which of the trained timesteps a sampler visits (Lin et al. 2023, table 2)."""
+
+    LEADING = "leading"
+    LINSPACE = "linspace"
+    TRAILING = "trailing"
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseSchedule:
+    """The defaults are Stable Diffusion v1.5's: a variance-preserving process of 1000 timesteps, epsilon-prediction."""
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: Betas = Betas.SCALED_LINEAR
+    prediction_type: Prediction = Prediction.EPSILON
+    timestep_spacing: Spacing = Spacing.LEADING
+    steps_offset: int = 1
+    set_alpha_to_one: bool = False  # whether the last step goes to no noise at all, or to timestep 0's
+
+    @functools.cached_property
+    def alphas_cumprod(self) -> np.ndarray:
+        """The share of the variance that is still the latents', at each timestep: float64 `[num_train_timesteps]`."""
+        power = 2 if self.beta_schedule is Betas.SCALED_LINEAR else 1
+        ends = self.beta_start ** (1 / power), self.beta_end ** (1 / power)
+        return np.cumprod(1.0 - np.linspace(*ends, self.num_train_timesteps) ** power)
+
+    @classmethod
+    def from_diffusers(cls, config: Mapping[str, Any]) -> "NoiseSchedule":
+        """Reads diffusers' `scheduler_config.json`; what it leaves out has diffusers' defaults for its class."""
+        name = config.get("_class_name")
+        for key, works in _FIXED.items():
+            default = name == "DDIMScheduler" if key == "clip_sample" else works
+            if config.get(key, default) != works:
+                raise UserError(f"The scheduler's {key} must be {works}; set it in scheduler/scheduler_config.json.")
+        values: dict[str, Any] = {
+            "num_train_timesteps": config.get("num_train_timesteps", 1000),
+            "beta_start": config.get("beta_start", 0.0001),
+            "beta_end": config.get("beta_end", 0.02),
+            "steps_offset": config.get("steps_offset", 0),
+            "set_alpha_to_one": config.get("set_alpha_to_one", name == "DDIMScheduler"),
+        }
+        spacing = "linspace" if name == "DPMSolverMultistepScheduler" else "leading"
+        for key, kind, default in (
+            ("beta_schedule", Betas, "linear"),
+            ("prediction_type", Prediction, "epsilon"),
+            ("timestep_spacing", Spacing, spacing),
+        ):
+            try:
+                values[key] = kind(config.get(key, default))
+            except ValueError:
+                known = ", ".join(member.value for member in kind)
+                raise UserError(f"The scheduler's {key} must be one of {known}, not {config[key]!r}.") from None
+        return cls(**values)
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The `scheduler_config.json` of `diffusers.PNDMScheduler`, the release's."""
+        values = dataclasses.asdict(self)
+        values = {key: value.value if isinstance(value, enum.Enum) else value for key, value in values.items()}
+        return {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "clip_sample": False, **values}
+
+
+# What the samplers here do and diffusers has as options.
+_FIXED: dict[str, Any] = {
+    "trained_betas": None,
+    "clip_sample": False,
+    "thresholding": False,
+    "rescale_betas_zero_snr": False,
+    "use_karras_sigmas": False,
+}
+
+
+@typechecked
+def add_noise(
+    schedule: NoiseSchedule,
+    latents: Float[Array, "B height width C"],
+    noise: Float[Array, "B height width C"],
+    timesteps: Int[Array, "B"],
+) -> Float[Array, "B height width C"]:
+    """`sqrt(a) latents + sqrt(1 - a) noise`, a = `alphas_cumprod[timesteps]`."""
+    signal, deviation = _amplitudes(schedule, timesteps)
+    return signal * latents + deviation * noise
+
+
+@typechecked
+def prediction_target(
+    schedule: NoiseSchedule,
+    latents: Float[Array, "B height width C"],
+    noise: Float[Array, "B height width C"],
+    timesteps: Int[Array, "B"],
+) -> Float[Array, "B height width C"]:
+    """What the U-Net should put out: the noise, or the velocity, as `schedule.prediction_type` says."""
+    if schedule.prediction_type is Prediction.EPSILON:
+        return noise
+    return velocity(schedule, latents, noise, timesteps)
+
+
+@typechecked
+def velocity(
+    schedule: NoiseSchedule,
+    latents: Float[Array, "B height width C"],
+    noise: Float[Array, "B height width C"],
+    timesteps: Int[Array, "B"],
+) -> Float[Array, "B height width C"]:
+    """`sqrt(a) noise - sqrt(1 - a) latents` (Salimans & Ho 2022)."""
+    signal, deviation = _amplitudes(schedule, timesteps)
+    return signal * noise - deviation * latents
+
+
+@typechecked
+def signal_to_noise(schedule: NoiseSchedule, timesteps: Int[Array, "B"]) -> Float[Array, "B"]:
+    """`a / (1 - a)` at each timestep."""
+    a = schedule.alphas_cumprod
+    return jnp.asarray(a / (1.0 - a), jnp.float32)[timesteps]
+
+
+def _amplitudes(schedule: NoiseSchedule, timesteps: Int[Array, "B"]) -> tuple[Array, Array]:
+    a = schedule.alphas_cumprod
+    parts = np.sqrt(a), np.sqrt(1.0 - a)
+    signal, deviation = (jnp.asarray(part, jnp.float32)[timesteps][:, None, None, None] for part in parts)
+    return signal, deviation
