@@ -44,7 +44,7 @@ def encode_jpeg(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
 @typechecked
 def encode_png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
     buffer = io.BytesIO()
-    PIL.Image.fromarray(image).save(buffer, format="PNG")
+    PIL.Image.fromarray(image).save(buffer, format="PNG", compress_level=3)
     return buffer.getvalue()
 
 

@@ -29,6 +29,16 @@ _LOST = 0.01  # links are dead now and then: a row in the parquet, nothing in th
 _ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 
+_SIDES = ("width", "height", "original_width", "original_height")
+_PAIR_SCHEMA = pyarrow.schema(
+    [
+        *((name, pyarrow.string()) for name in ("url", "caption", "key", "status", "error_message")),
+        *((name, pyarrow.int32()) for name in _SIDES),
+        *((name, pyarrow.string()) for name in ("exif", "sha256")),
+    ]
+)
+
+
 def _json(value, *, indent: int | None = None) -> bytes:
     return json.dumps(value, indent=indent).encode()
 
@@ -44,38 +54,29 @@ def write_pairs(
 ) -> None:
     """Image-text pairs as img2dataset's webdataset output: SHARD.tar of KEY.jpg, KEY.json, KEY.txt; SHARD.parquet with
     a row per link, lost ones too; SHARD_stats.json. KEY is the shard's five digits and the row's four."""
-    rows = []
+    rows, successes = [], 0
     with atomic(directory / f"{shard:05d}.tar") as file, tarfile.open(fileobj=file, mode="w") as archive:
-        while sum(row["status"] == "success" for row in rows) < count:
+        while successes < count:
             scene = sample_scene(rng)
             key = f"{shard:05d}{len(rows):04d}"
-            row = {
+            row = dict.fromkeys(_PAIR_SCHEMA.names) | {
                 "url": f"{SITE}/{directory.name}/{key}.jpg",
                 "caption": describe(scene, rng),
                 "key": key,
                 "status": "failed_to_download",
                 "error_message": "HTTP Error 404: Not Found",
-                "width": None,
-                "height": None,
-                "original_width": None,
-                "original_height": None,
-                "exif": None,
-                "sha256": None,
             }
             rows.append(row)
             if rng.random() < _LOST:
                 continue
             jpeg = encode_jpeg(render(scene, rng, size=image_size))
-            row |= dict.fromkeys(("width", "height", "original_width", "original_height"), image_size)
-            row |= {
-                "status": "success",
-                "error_message": None,
-                "exif": "{}",
-                "sha256": hashlib.sha256(jpeg).hexdigest(),
-            }
+            row |= dict.fromkeys(_SIDES, image_size)
+            row |= {"status": "success", "error_message": None, "exif": "{}"}
+            row["sha256"] = hashlib.sha256(jpeg).hexdigest()
+            successes += 1
             add_sample(archive, key, {"jpg": jpeg, "txt": row["caption"].encode(), "json": _json(row, indent=4)})
         table = io.BytesIO()
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), table)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=_PAIR_SCHEMA), table)
         write_bytes(directory / f"{shard:05d}.parquet", table.getvalue())
         lost = len(rows) - count
         stats = {
@@ -153,9 +154,9 @@ def write_storyboards(
     image_size: int,
     tell: Callable[[np.random.Generator], Storyboard],
 ) -> None:
-    """Storyboards as Emu's tool for YT-Storyboard-1B writes them: SHARD.tar of VIDEO.0.txt, VIDEO.0.png, VIDEO.1.txt, ...
-    with VIDEO.final_meta.json. Text i is what was said since frame i - 1, so it comes before frame i; it may be empty, and
-    a text after the last frame has no frame."""
+    """Storyboards as Emu's tool for YT-Storyboard-1B writes them: SHARD.tar of VIDEO.0.txt, VIDEO.0.png, VIDEO.1.txt,
+    ... with VIDEO.final_meta.json. Text i is what was said since frame i - 1, so it comes before frame i; it may be
+    empty, and a text after the last frame has no frame."""
     interval = 2
     with atomic(directory / f"{shard:07d}.tar") as file, tarfile.open(fileobj=file, mode="w") as archive:
         for _ in range(count):
