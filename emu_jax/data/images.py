@@ -16,7 +16,7 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Formats read; PIL knows more (EPS starts another program, for one).
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_SIDE = 16_384
 MAX_PIXELS = 50_000_000  # 150 MB of pixels; a bomb of a few kB unpacks to gigabytes
 

@@ -1,0 +1,83 @@
+"""Converts a data set as it was downloaded into shards that the loader reads.
+
+    python -m emu_jax prepare-data --source=pairs --input='laion/*.tar' --output=data/laion
+    python -m emu_jax prepare-data --source=mmc4 --input='mmc4/docs_shard_*_v3.jsonl' --media=mmc4/images \\
+        --output=data/mmc4
+
+Every image is decoded, checked, resized and stored; what is broken or unwanted is listed in OUTPUT/rejects.jsonl, and
+what became of everything is told in OUTPUT/summary.json. Stopped and started again it goes on. OUTPUT is a TFDS folder
+of ArrayRecord shards: `tfds.builder_from_directory(OUTPUT).as_data_source("train")` reads it too.
+"""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, TimeRemainingColumn
+
+from emu_jax.cli.arguments import ArgumentParser
+from emu_jax.data.prepare import PrepareConfig, Store, Summary, prepare
+from emu_jax.data.sources import SOURCES, ReadOptions
+from emu_jax.errors import UserError
+
+
+def main(argv: list[str]) -> None:
+    sources = "\n".join(f"  {name:<14}{source.files}" for name, source in SOURCES.items())
+    parser = ArgumentParser(__name__, f"{__doc__}\nsources:\n{sources}")
+    parser.add_argument("--source", required=True, metavar="NAME", help="layout of the input (list above)")
+    parser.add_argument("--input", required=True, nargs="+", metavar="GLOB", help="files of the set; quote the pattern")
+    parser.add_argument("--output", required=True, type=Path, help="folder to write; must not exist yet")
+    parser.add_argument("--name", default="", help="of the set, for metrics (default: the source's)")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--media", type=Path, help="folder of the images or films that the files name")
+    parser.add_argument("--image-size", type=int, default=224, help="pixels; 0 keeps the files as they are")
+    parser.add_argument(
+        "--store", choices=[s.value for s in Store], default="png", help="raw: quickest for tiny images"
+    )
+    parser.add_argument("--frames", type=int, default=8, help="frames kept of a film, evenly spread")
+    parser.add_argument("--min-side", type=int, default=16, help="drop images smaller than this many pixels")
+    parser.add_argument("--max-aspect", type=float, default=8.0, help="drop images longer than this times their width")
+    parser.add_argument("--min-similarity", type=float, default=0.32, help="of an MMC4 image and its sentence")
+    parser.add_argument("--max-rejected", type=float, default=0.01, help="share of broken documents that is borne")
+    a = parser.parse_args(argv)
+
+    config = PrepareConfig(
+        source=a.source,
+        name=a.name,
+        image_size=a.image_size or None,
+        store=Store(a.store),
+        frames=a.frames,
+        min_side=a.min_side,
+        max_aspect=a.max_aspect,
+        max_rejected=a.max_rejected,
+        options=ReadOptions(media=a.media, min_similarity=a.min_similarity),
+    )
+    if a.media is not None and not a.media.is_dir():
+        raise UserError(f"--media {a.media} is not a folder.")
+    inputs = sorted({Path(name) for pattern in a.input for name in glob.glob(pattern, recursive=True)})
+    if not inputs:
+        raise UserError(f"No file matches {' '.join(a.input)}; {a.source} wants {SOURCES[a.source].files}.")
+    columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, object] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)  # type: ignore[arg-type]
+
+        summary = prepare(inputs, a.output, config=config, split=a.split, progress=progress)
+    print(report(summary))
+
+
+def report(summary: Summary) -> str:
+    """What became of the input, in a few lines."""
+    lines = [
+        f"{summary.written} of {summary.read} documents, {summary.images} images, {summary.bytes / 1e6:.1f} MB "
+        f"in {summary.directory}"
+    ]
+    for fate, reasons in summary.fates.items():
+        lines += [f"  {fate}: {count} x {reason}" for reason, count in reasons.items()]
+    return "\n".join(lines)

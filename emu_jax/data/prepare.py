@@ -1,0 +1,396 @@
+"""From the files of a set to ArrayRecord shards that Grain and `tfds.data_source` read.
+
+Two passes, so that a run that was stopped goes on: each input file becomes one part (decoded, checked, resized; written
+whole or not at all), then a TFDS builder writes all parts, duplicates dropped, as shards with their description. The
+folder bears its name only when it is complete.
+"""
+
+import collections
+import dataclasses
+import enum
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_module
+
+from emu_jax.data.document import Document, Image, Segment, Text, Video
+from emu_jax.data.images import DecodeError, decode, encode_png, resize
+from emu_jax.data.records import features, from_record, serialise, to_example
+from emu_jax.data.sources import SOURCES, ReadOptions, Rejected
+from emu_jax.data.video import take_frames
+from emu_jax.errors import UserError
+
+
+class Store(enum.Enum):
+    """How the pixels of a prepared set are stored; both are lossless."""
+
+    PNG = "png"  # small on disk
+    RAW = "raw"  # uint8 pixels: nothing to decode, worth it up to some 64 x 64 pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """What is kept of the documents and how.
+
+    Attributes:
+      source: layout of the input, a name of `emu_jax.data.sources.SOURCES`.
+      name: of the set, in its documents; the source's where left empty.
+      image_size: pixels; every image is stored at this size, resized as the release does. None stores the files as
+        they are (they are decoded all the same, to be sure that they can be).
+      store: how resized pixels are stored.
+      frames: frames kept of a video, evenly spread. The loader may take fewer of them.
+      min_side: images with a side below this are dropped.
+      max_aspect: and those with one side longer than this many times the other.
+      max_rejected: share of broken documents above which preparing stops.
+      options: for the reader.
+    """
+
+    source: str
+    name: str = ""
+    image_size: int | None = 224
+    store: Store = Store.PNG
+    frames: int = 8
+    min_side: int = 16
+    max_aspect: float = 8.0
+    max_rejected: float = 0.01
+    options: ReadOptions = dataclasses.field(default_factory=ReadOptions)
+
+    def __post_init__(self):
+        if self.source not in SOURCES:
+            raise UserError(f"There is no source {self.source!r}; the sources are {', '.join(SOURCES)}.")
+        if self.store is Store.RAW and self.image_size is None:
+            raise UserError("store=raw wants an image_size: pixels of any size would not fit a batch.")
+
+
+class Fate(enum.Enum):
+    """Why a document is not in the prepared set."""
+
+    BROKEN = "broken"  # counts towards max_rejected
+    DROPPED = "dropped"  # whole, but not wanted: too small, no text, ...
+    DUPLICATE = "duplicate"
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What became of the input; also written to OUTPUT/summary.json.
+
+    Attributes:
+      read: documents (and what should have been one) in the input.
+      written: documents in the output.
+      fates: how many ended otherwise, by `Fate` and reason.
+      images, characters: images in the output, and characters of its text.
+      bytes: of the output.
+    """
+
+    directory: Path
+    read: int
+    written: int
+    fates: dict[str, dict[str, int]]
+    images: int
+    characters: int
+    bytes: int
+
+
+class _Dropped(Exception):
+    """The document is whole and not wanted; the message says why."""
+
+
+Progress = Callable[[str, int, int], None]  # (what is being done, how much is done, of how much)
+
+
+def prepare(
+    inputs: Items[Path],
+    output: Path,
+    *,
+    config: PrepareConfig,
+    split: str = "train",
+    progress: Progress | None = None,
+) -> Summary:
+    """Converts `inputs` into the prepared set `output`; what `emu_jax.data.prepared.PreparedSet` reads.
+
+    A second call with the same arguments goes on after the last whole part; where `output` is complete already, its
+    summary is given back. Rejects are listed in `output/rejects.jsonl` with their source, key and reason.
+
+    Raises:
+      UserError: no input, not of this layout, more than `config.max_rejected` of it broken, nothing left, or `output`
+        was made from other input or with other settings.
+    """
+    if not inputs:
+        raise UserError(f"No input files; {config.source} wants {SOURCES[config.source].files}.")
+    if len({path.name for path in inputs}) != len(inputs):
+        keys = [f"{path.parent.name}/{path.name}" for path in inputs]
+    else:
+        keys = [path.name for path in inputs]
+    settings = _settings(inputs, config, split)
+    if output.exists():
+        return _finished(output, settings)
+    partial = output.with_name(f".{output.name}.partial")
+    _claim(partial, settings)
+    parts = []
+    for number, (path, key) in enumerate(zip(inputs, keys, strict=True)):
+        if progress:
+            progress("reading", number, len(inputs))
+        parts.append(_write_part(path, partial / f"part-{number:05d}", key=key, config=config))
+        _check_rejects(parts, config)
+    if progress:
+        progress("reading", len(inputs), len(inputs))
+    return _write_set(parts, partial, output, split=split, settings=settings, progress=progress)
+
+
+def clean(document: Document, config: PrepareConfig) -> Document:
+    """The document as it is stored: videos as frames, every image decoded, resized, and encoded again if it changed.
+
+    Raises:
+      DecodeError: an image or a video cannot be decoded.
+      _Dropped: a rule leaves it out.
+    """
+    segments: list[Segment] = []
+    for segment in document.segments:
+        if isinstance(segment, Text):
+            segments.append(Text(_text(segment.text), segment.role))
+        elif isinstance(segment, Image):
+            segments.append(Image(_image(segment.data, config), segment.role))
+        elif isinstance(segment.data, bytes):
+            frames = take_frames(segment.data, frames=config.frames)
+            segments.append(Video(tuple(Image(_image(frame, config)) for frame in frames), segment.role))
+        else:
+            frames = tuple(Image(_image(frame.data, config)) for frame in segment.data)
+            segments.append(Video(frames, segment.role))
+    if not any(isinstance(s, Text) and s.text for s in segments):
+        raise _Dropped("no text")
+    return dataclasses.replace(document, source=config.name or document.source, segments=tuple(segments))
+
+
+def _text(text: str) -> str:
+    text = text.replace("\x00", "").strip()
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DecodeError("the text holds half a surrogate pair, which is not Unicode") from None
+    return text
+
+
+def _image(data: bytes | np.ndarray, config: PrepareConfig) -> bytes | np.ndarray:
+    pixels = decode(data)
+    height, width = pixels.shape[:2]
+    if min(height, width) < config.min_side:
+        raise _Dropped("an image is too small")
+    if max(height, width) > config.max_aspect * min(height, width):
+        raise _Dropped("an image is too long")
+    if config.image_size is None:
+        return data if isinstance(data, bytes) else encode_png(pixels)
+    pixels = resize(pixels, config.image_size)
+    return pixels if config.store is Store.RAW else encode_png(pixels)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    records: Path
+    notes: Path
+    rejects: list[dict[str, str]]
+    read: int
+
+
+def _write_part(path: Path, stem: Path, *, key: str, config: PrepareConfig) -> _Part:
+    """One input file's documents, as records; found whole from an earlier run, they are not made again."""
+    records, notes = stem.with_suffix(".records"), stem.with_suffix(".json")
+    if notes.exists():
+        saved = json.loads(notes.read_text())
+        return _Part(records, notes, saved["rejects"], saved["read"])
+    rejects: list[dict[str, str]] = []
+    read = 0
+    temporary = stem.with_suffix(".records.tmp")
+    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
+    try:
+        for found in SOURCES[config.source].read(path, config.options):
+            read += 1
+            if isinstance(found, Rejected):
+                rejects.append(_reject(found.key, found.reason, Fate.BROKEN, config))
+                continue
+            try:
+                writer.write(serialise(clean(found, config)))
+            except DecodeError as error:
+                rejects.append(_reject(found.key, str(error), Fate.BROKEN, config))
+            except _Dropped as reason:
+                rejects.append(_reject(found.key, str(reason), Fate.DROPPED, config))
+    finally:
+        writer.close()
+    temporary.replace(records)
+    write_whole(notes, json.dumps({"input": key, "read": read, "rejects": rejects}))
+    return _Part(records, notes, rejects, read)
+
+
+def _reject(key: str, reason: str, fate: Fate, config: PrepareConfig) -> dict[str, str]:
+    return {"source": config.name or config.source, "key": key, "fate": fate.value, "reason": reason}
+
+
+def _check_rejects(parts: Items[_Part], config: PrepareConfig) -> None:
+    """Stops where too much is broken, once there is enough to judge by (or all has been read)."""
+    read = sum(part.read for part in parts)
+    broken = [r for part in parts for r in part.rejects if r["fate"] == Fate.BROKEN.value]
+    if len(broken) > max(config.max_rejected * read, 1):
+        last = broken[-1]
+        for part in parts:  # what was mended in the meantime shall be read again
+            if any(r["fate"] == Fate.BROKEN.value for r in part.rejects):
+                part.notes.unlink(missing_ok=True)
+        raise UserError(
+            f"{len(broken)} of {read} documents are broken, more than the share of {config.max_rejected} that "
+            f"--max-rejected allows. The last: {last['key']}: {last['reason']}"
+        )
+
+
+def _write_set(
+    parts: Items[_Part], partial: Path, output: Path, *, split: str, settings: dict, progress: Progress | None
+) -> Summary:
+    rejects = [reject for part in parts for reject in part.rejects]
+    counts: collections.Counter[str] = collections.Counter()
+
+    def documents() -> Iterator[tuple[int, dict[str, Any]]]:
+        """All documents of all parts but duplicates, numbered. The builder may ask only once."""
+        seen: set[bytes] = set()
+        for number, part in enumerate(parts):
+            if progress:
+                progress("writing", number, len(parts))
+            for document in _records(part.records):
+                digest = _digest(document)
+                if digest in seen:
+                    duplicate = {"source": document.source, "key": document.key}
+                    rejects.append({**duplicate, "fate": Fate.DUPLICATE.value, "reason": "the same as one before"})
+                    continue
+                seen.add(digest)
+                for segment in document.segments:
+                    if isinstance(segment, Text):
+                        counts["characters"] += len(segment.text)
+                    else:
+                        counts["images"] += len(segment.data) if isinstance(segment, Video) else 1
+                counts["written"] += 1
+                yield counts["written"], to_example(document)
+
+    built = _build(documents, partial / "build", split=split)
+    if not counts["written"]:
+        raise UserError(f"Nothing is left of the {sum(part.read for part in parts)} documents of the input.")
+    fates: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for reject in rejects:
+        fates[reject["fate"]][reject["reason"]] += 1
+    summary = Summary(
+        directory=output,
+        read=sum(part.read for part in parts),
+        written=counts["written"],
+        fates={fate: dict(reasons.most_common(20)) for fate, reasons in fates.items()},
+        images=counts["images"],
+        characters=counts["characters"],
+        bytes=sum(file.stat().st_size for file in built.iterdir()),
+    )
+    write_whole(built / "rejects.jsonl", "".join(json.dumps(reject) + "\n" for reject in rejects))
+    saved = dataclasses.asdict(summary) | {"settings": settings}
+    del saved["directory"]
+    write_whole(built / "summary.json", json.dumps(saved, indent=1))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    built.replace(output)
+    shutil.rmtree(partial)
+    if progress:
+        progress("writing", len(parts), len(parts))
+    return summary
+
+
+def _build(documents: Callable[[], Iterator[tuple[int, dict[str, Any]]]], directory: Path, *, split: str) -> Path:
+    """Runs a TFDS builder over `documents`; gives the folder with its shards and description."""
+    import tensorflow_datasets as tfds  # slow to import
+
+    shutil.rmtree(directory, ignore_errors=True)
+    tfds.disable_progress_bar()
+    builder = _builder_class()(data_dir=directory, file_format="array_record")
+    builder.given = {split: documents}
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(compute_stats="skip"))
+    return Path(os.fspath(builder.data_path))
+
+
+@functools.cache
+def _builder_class():
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import registered
+
+    with registered.skip_registration():  # it is not to be found by name among the public sets
+
+        class Documents(tfds.core.GeneratorBasedBuilder):
+            """Interleaved text, images and videos; see emu_jax.data.records."""
+
+            VERSION = tfds.core.Version("1.0.0")
+            code_path = None  # nothing is downloaded, so there are no checksums to look for beside this file
+            given: dict[str, Callable[[], Iterator[tuple[int, dict[str, Any]]]]]
+
+            def _info(self) -> tfds.core.DatasetInfo:
+                # The loader shuffles; sorting by hash here would only cost a third pass.
+                return tfds.core.DatasetInfo(
+                    builder=self, features=tfds.features.FeaturesDict(features()), disable_shuffling=True
+                )
+
+            def _split_generators(self, dl_manager):
+                del dl_manager
+                return {split: self._generate_examples(split) for split in self.given}
+
+            def _generate_examples(self, split):
+                yield from self.given[split]()
+
+    return Documents
+
+
+def _records(path: Path) -> Iterator[Document]:
+    reader = array_record_module.ArrayRecordReader(str(path))
+    try:
+        for i in range(reader.num_records()):
+            yield from_record(reader.read([i])[0])
+    finally:
+        reader.close()
+
+
+def _digest(document: Document) -> bytes:
+    """The same for documents with the same segments, whatever their keys."""
+    digest = hashlib.blake2b(document.layout.value.encode(), digest_size=16)
+    example = to_example(document)
+    for name in ("kinds", "roles", "frames"):
+        digest.update(np.asarray(example[name], np.int32).tobytes() + b"|")
+    for blob in [*example["texts"], *example["blobs"]]:
+        digest.update(len(blob).to_bytes(8, "little") + blob)
+    return digest.digest()
+
+
+def _settings(inputs: Items[Path], config: PrepareConfig, split: str) -> dict[str, Any]:
+    """What a set is made from: going on with anything else would mix two sets."""
+    sizes = [[str(path), path.stat().st_size] for path in inputs]
+    made = dataclasses.asdict(config) | {"store": config.store.value, "split": split}
+    made["options"]["media"] = str(config.options.media) if config.options.media else None
+    return {"inputs": hashlib.sha256(json.dumps(sizes).encode()).hexdigest(), "files": len(inputs), **made}
+
+
+def _claim(partial: Path, settings: dict[str, Any]) -> None:
+    partial.mkdir(parents=True, exist_ok=True)
+    notes = partial / "settings.json"
+    if notes.exists() and json.loads(notes.read_text()) != settings:
+        raise UserError(f"{partial} was begun from other input or with other settings; delete it and start again.")
+    write_whole(notes, json.dumps(settings))
+
+
+def _finished(output: Path, settings: dict[str, Any]) -> Summary:
+    notes = output / "summary.json"
+    if not notes.exists():
+        raise UserError(f"{output} exists and is not a prepared set; choose another output.")
+    saved = json.loads(notes.read_text())
+    if saved.pop("settings") != settings:
+        raise UserError(f"{output} was made from other input or with other settings; delete it, or use another output.")
+    return Summary(directory=output, **saved)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file under its name only when it is complete."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

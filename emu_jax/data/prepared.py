@@ -1,0 +1,70 @@
+"""A prepared set: the ArrayRecord shards of a TFDS folder, read by index."""
+
+import functools
+import json
+import re
+from pathlib import Path
+
+from array_record.python import array_record_data_source
+
+from emu_jax.data.document import Document
+from emu_jax.data.records import from_record
+from emu_jax.errors import UserError
+
+_SHARD = re.compile(r"-(?P<split>\w+)\.array_record-(?P<index>\d{5})-of-(?P<count>\d{5})$")
+
+
+class PreparedSet:
+    """Documents of one split, by index; cheap to send to another process (files are opened where they are read).
+
+    Raises:
+      UserError: no prepared set there, no such split, shards missing, or none of its shards holds a document.
+    """
+
+    def __init__(self, path: str | Path, *, split: str = "train"):
+        self.path = Path(path)
+        self.split = split
+        self.shards = _shards(self.path, split)
+        self._lengths = _shard_lengths(self.path, split)
+        if self._lengths is not None and len(self._lengths) != len(self.shards):
+            raise UserError(
+                f"{self.path} has {len(self.shards)} shards of {split!r}, and its dataset_info.json says "
+                f"{len(self._lengths)}; prepare it again."
+            )
+        if len(self) == 0:
+            raise UserError(f"The prepared set {self.path} ({split}) holds no documents.")
+
+    def __len__(self) -> int:
+        return sum(self._lengths) if self._lengths is not None else len(self._source)
+
+    def __getitem__(self, index: int) -> Document:
+        return from_record(self._source[index])
+
+    @functools.cached_property
+    def _source(self) -> array_record_data_source.ArrayRecordDataSource:
+        return array_record_data_source.ArrayRecordDataSource([str(shard) for shard in self.shards])
+
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name != "_source"}
+
+
+def _shards(path: Path, split: str) -> list[Path]:
+    found = {shard: match for shard in path.glob("*.array_record-*") if (match := _SHARD.search(shard.name))}
+    if not found:
+        raise UserError(f"{path} is not a prepared set (no array_record shards); make one with prepare-data.")
+    shards = sorted(shard for shard, match in found.items() if match["split"] == split)
+    if not shards:
+        splits = sorted({match["split"] for match in found.values()})
+        raise UserError(f"{path} has no split {split!r}; it has {', '.join(splits)}.")
+    count = int(found[shards[0]]["count"])
+    if len(shards) != count:
+        raise UserError(f"{path} has {len(shards)} of {count} shards of {split!r}; copy the rest or prepare it again.")
+    return shards
+
+
+def _shard_lengths(path: Path, split: str) -> list[int] | None:
+    info = path / "dataset_info.json"
+    if not info.exists():
+        return None
+    splits = {s["name"]: s for s in json.loads(info.read_text()).get("splits", [])}
+    return [int(n) for n in splits[split]["shardLengths"]] if split in splits else None

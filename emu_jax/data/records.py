@@ -1,0 +1,124 @@
+"""Documents as records: what a prepared set stores, and reading it back without losing a bit.
+
+A record is a `tf.train.Example` with the features of `features()`, so `tfds.data_source` reads it too; the loader
+parses it directly, ten times as fast. Segment i has kind `kinds[i]` (0 text, 1 image, 2 video), role `roles[i]`; texts
+and blobs follow in the order of the segments, a video having `frames` blobs (0: one blob, the encoded video). A blob
+with shape [0, 0, 0] is an encoded file, another one is raw uint8 pixels of that shape.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from emu_jax.data.document import Document, Image, Layout, Role, Segment, Text, Video
+
+_BYTES = ("key", "source", "layout", "texts", "blobs")
+_TEXT, _IMAGE, _VIDEO = 0, 1, 2
+_ROLES = {None: -1, Role.SYSTEM: 0, Role.USER: 1, Role.ASSISTANT: 2}
+_ROLE_OF = {number: role for role, number in _ROLES.items()}
+
+
+def features() -> dict[str, Any]:
+    """The TFDS features of a record."""
+    import tensorflow_datasets as tfds  # slow to import, and only writers need it
+
+    integers = tfds.features.Sequence(tfds.features.Scalar(np.int32))
+    return {
+        "key": tfds.features.Text(),
+        "source": tfds.features.Text(),
+        "layout": tfds.features.Text(),
+        "kinds": integers,
+        "roles": integers,
+        "frames": integers,
+        "texts": tfds.features.Sequence(tfds.features.Text()),
+        "blobs": tfds.features.Sequence(tfds.features.Text()),
+        "shapes": tfds.features.Tensor(shape=(None, 3), dtype=np.int32),
+    }
+
+
+def to_example(document: Document) -> dict[str, Any]:
+    """The document as the values of `features()`."""
+    kinds, roles, frames, texts, blobs, shapes = [], [], [], [], [], []
+
+    def add(data: bytes | np.ndarray) -> None:
+        raw = isinstance(data, np.ndarray)
+        blobs.append(data.tobytes() if raw else data)
+        shapes.append(data.shape if raw else (0, 0, 0))
+
+    for segment in document.segments:
+        roles.append(_ROLES[segment.role])
+        if isinstance(segment, Text):
+            kinds.append(_TEXT)
+            texts.append(segment.text.encode())
+        elif isinstance(segment, Image):
+            kinds.append(_IMAGE)
+            add(segment.data)
+        else:
+            kinds.append(_VIDEO)
+            encoded = isinstance(segment.data, bytes)
+            frames.append(0 if encoded else len(segment.data))
+            for data in [segment.data] if encoded else [frame.data for frame in segment.data]:
+                add(data)
+    return {
+        "key": document.key.encode(),
+        "source": document.source.encode(),
+        "layout": document.layout.value.encode(),
+        "kinds": kinds,
+        "roles": roles,
+        "frames": frames,
+        "texts": texts,
+        "blobs": blobs,
+        "shapes": np.asarray(shapes, np.int32).reshape(-1, 3),
+    }
+
+
+def serialise(document: Document) -> bytes:
+    """The document as one record, in the form that TFDS gives it too."""
+    example = _example_class()()
+    for name, value in to_example(document).items():
+        feature = example.features.feature[name]
+        if name in _BYTES:
+            feature.bytes_list.value.extend([value] if isinstance(value, bytes) else value)
+        else:
+            feature.int64_list.value.extend(np.asarray(value, np.int64).ravel().tolist())
+    return example.SerializeToString(deterministic=True)
+
+
+def from_record(record: bytes) -> Document:
+    """The document of one stored record (the bytes of an ArrayRecord)."""
+    fields = _example_class().FromString(record).features.feature
+    texts = iter(fields["texts"].bytes_list.value)
+    roles = fields["roles"].int64_list.value
+    frames = iter(fields["frames"].int64_list.value)
+    shapes = np.asarray(fields["shapes"].int64_list.value, np.int64).reshape(-1, 3).tolist()
+    blobs = zip(fields["blobs"].bytes_list.value, shapes, strict=True)
+
+    def take() -> bytes | np.ndarray:
+        blob, shape = next(blobs)
+        return np.frombuffer(blob, np.uint8).reshape(shape) if shape[0] else blob
+
+    segments: list[Segment] = []
+    for kind, number in zip(fields["kinds"].int64_list.value, roles, strict=True):
+        role = _ROLE_OF[number]
+        if kind == _TEXT:
+            segments.append(Text(next(texts).decode(), role))
+        elif kind == _IMAGE:
+            segments.append(Image(take(), role))
+        else:
+            count = next(frames)
+            data = tuple(Image(take()) for _ in range(count)) if count else take()
+            segments.append(Video(data, role))  # type: ignore[arg-type]
+    return Document(
+        segments=tuple(segments),
+        source=fields["source"].bytes_list.value[0].decode(),
+        key=fields["key"].bytes_list.value[0].decode(),
+        layout=Layout(fields["layout"].bytes_list.value[0].decode()),
+    )
+
+
+@functools.cache
+def _example_class():
+    from tensorflow_datasets.proto import tf_example_pb2  # `import emu_jax.data` stays quick
+
+    return tf_example_pb2.Example

@@ -1,0 +1,128 @@
+"""What a source is: a name, the files it expects, and a function from one file to documents."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from emu_jax.data.document import Document
+from emu_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejected:
+    """Something that should have been a document, and why it is none."""
+
+    source: str
+    key: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadOptions:
+    """What the user may say about the files.
+
+    Attributes:
+      media: folder of the images or videos that the files name; by default beside the file (each source says where).
+      min_similarity: MMC4 pages keep images whose CLIP similarity with their sentence is at least this (the paper:
+      0.32).
+    """
+
+    media: Path | None = None
+    min_similarity: float = 0.32
+
+
+Found = Iterator[Document | Rejected]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A set's layout on disk.
+
+    Attributes:
+      name: as given to `--source`.
+      files: which files `--input` should match, for help and errors.
+      read: the documents and rejects of one such file, in its order. It raises nothing for broken data, and UserError
+      for
+        a file that is not of this layout at all.
+    """
+
+    name: str
+    files: str
+    read: Callable[[Path, ReadOptions], Found]
+
+
+def text_of(data: bytes) -> str:
+    """UTF-8, or ValueError with a reason."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the text is not UTF-8 (byte {error.start})") from None
+
+
+def json_of(data: bytes) -> Any:
+    """Parsed JSON, or ValueError with a reason."""
+    try:
+        return json.loads(text_of(data))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"the json cannot be parsed ({error})") from None
+
+
+def field(record: Any, name: str, kind: type | tuple[type, ...]) -> Any:
+    """A field of a JSON object, of the type wanted, or ValueError. Other fields are passed over."""
+    if not isinstance(record, dict):
+        raise ValueError(f"a json object was expected, not {type(record).__name__}")
+    if name not in record:
+        raise ValueError(f"the field {name!r} is missing")
+    value = record[name]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"the field {name!r} is {type(value).__name__}")
+    return value
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """(FILE:LINE, the parsed line, or the ValueError that it raised); empty lines are passed over."""
+    with open_file(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    yield f"{path.name}:{number}", json_of(line)
+                except ValueError as error:
+                    yield f"{path.name}:{number}", error
+
+
+def json_list(path: Path) -> list[Any]:
+    """The list that a json file holds. UserError where it holds none: nothing in such a file can be told apart."""
+    try:
+        with open_file(path) as file:
+            value = json_of(file.read())
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; nothing was read from it.") from None
+    if not isinstance(value, list):
+        raise UserError(f"{path} should hold a json list, and holds {type(value).__name__}.")
+    return value
+
+
+def open_file(path: Path):
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+
+
+def media_file(path: Path, name: str, options: ReadOptions, *folders: str) -> bytes:
+    """The bytes of the file `name`, in `options.media` or in `folders` beside `path`; ValueError where there is none.
+
+    Names with `..` or from the root are refused: they come from strangers.
+    """
+    relative = Path(name)
+    if not name or "\x00" in name or relative.is_absolute() or ".." in relative.parts:
+        raise ValueError(f"the file name {name!r} is not taken")
+    places = [options.media] if options.media else [path.parent / folder for folder in folders]
+    for place in places:
+        try:
+            return (place / relative).read_bytes()
+        except OSError:
+            continue
+    raise ValueError(f"the file {name!r} is not there")
