@@ -117,9 +117,7 @@ def effective_rank(embeddings: Float[Array, "n Q D"], *, mask: Float[Array, "n"]
 
 
 @typechecked
-def collapse_monitors(
-    visual_embeddings: Float[Array, "B I Q D"], *, num_images: Int[Array, "B"]
-) -> dict[str, Mean]:
+def collapse_monitors(visual_embeddings: Float[Array, "B I Q D"], *, num_images: Int[Array, "B"]) -> dict[str, Mean]:
     """Variance, pairwise cosine and effective rank of the embeddings of the images that are there.
 
     Each counts with weight 1, or 0 where the batch holds fewer than two images and there is nothing to compare.

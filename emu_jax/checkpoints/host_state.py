@@ -16,10 +16,15 @@ class HostStateHandler(ocp.CheckpointHandler):
         """Writes this process's state."""
         (directory / _file_name()).write_text(json.dumps(args.state))
 
-    def restore(self, directory: epath.Path, args: "HostStateRestore | None" = None) -> Any:
-        """This process's state; None when another number of processes saved it."""
-        path = directory / _file_name()
-        return json.loads(path.read_text()) if path.exists() else None
+    def restore(self, directory: epath.Path, args: "HostStateRestore | None" = None) -> list[Any]:
+        """The states of all processes that saved, in their order."""
+        paths = sorted(
+            directory.glob("process_*-of-*.json"), key=lambda path: int(path.name.split("_")[1].split("-")[0])
+        )
+        count = int(paths[0].stem.rsplit("-", 1)[1]) if paths else 0
+        if len(paths) != count or not paths:
+            raise FileNotFoundError(f"{directory} holds the data state of {len(paths)} of {count} processes")
+        return [json.loads(path.read_text()) for path in paths]
 
     def finalize(self, directory: epath.Path) -> None:
         """Nothing is left to do once the files are there."""
@@ -47,7 +52,7 @@ class HostStateSave(ocp.args.CheckpointArgs):
 @ocp.args.register_with_handler(HostStateHandler, for_restore=True)
 @dataclasses.dataclass
 class HostStateRestore(ocp.args.CheckpointArgs):
-    """Restores what this process saved."""
+    """Restores what all processes saved."""
 
 
 def _file_name() -> str:

@@ -32,14 +32,14 @@ class Restored:
       step: its step.
       params: tree of arrays as asked for.
       optimizer: tree of arrays as asked for.
-      data: what this process's data iterator gave; None when another number of processes wrote the checkpoint.
-      warnings: what the user should know, one line each: newer steps that could not be read, data that starts anew.
+      data: what the data iterator of each process gave, in the order of the processes that saved.
+      warnings: newer steps that could not be read, one line each.
     """
 
     step: int
     params: Any
     optimizer: Any
-    data: Any
+    data: list[Any]
     warnings: tuple[str, ...]
 
 
@@ -130,12 +130,14 @@ class Checkpoints:
         self._guarded(
             lambda: self._manager.save(
                 step,
-                args=ocp.args.Composite(**{
-                    PARAMS: ocp.args.StandardSave(params),
-                    OPTIMIZER: ocp.args.StandardSave(optimizer),
-                    DATA: HostStateSave(data),
-                    CONFIG: ocp.args.JsonSave(config),
-                }),
+                args=ocp.args.Composite(
+                    **{
+                        PARAMS: ocp.args.StandardSave(params),
+                        OPTIMIZER: ocp.args.StandardSave(optimizer),
+                        DATA: HostStateSave(data),
+                        CONFIG: ocp.args.JsonSave(config),
+                    }
+                ),
                 metrics=metrics,
                 force=True,
             ),
@@ -151,7 +153,7 @@ class Checkpoints:
         self._guarded(self._manager.wait_until_finished, doing="finish saving")
 
     def close(self) -> None:
-        """Waits for what was begun, then lets go of threads; an error of a save was raised before, or is moot by now."""
+        """Waits for what was begun, then lets go of threads. Raises nothing: `save` and `wait` tell of errors."""
         try:
             self._manager.close()
         except Exception as error:
@@ -161,19 +163,15 @@ class Checkpoints:
         """Reads `step` onto the shapes, dtypes and shardings of the two trees of ShapeDtypeStructs."""
         items = self._manager.restore(
             step,
-            args=ocp.args.Composite(**{
-                PARAMS: ocp.args.StandardRestore(params),
-                OPTIMIZER: ocp.args.StandardRestore(optimizer),
-                DATA: HostStateRestore(),
-            }),
+            args=ocp.args.Composite(
+                **{
+                    PARAMS: ocp.args.StandardRestore(params),
+                    OPTIMIZER: ocp.args.StandardRestore(optimizer),
+                    DATA: HostStateRestore(),
+                }
+            ),
         )
-        warnings: tuple[str, ...] = ()
-        if items[DATA] is None:
-            warnings = (
-                f"step {step} was saved by another number of processes than the {jax.process_count()} now: the model "
-                "goes on, but the data starts from its beginning",
-            )
-        return Restored(step, items[PARAMS], items[OPTIMIZER], items[DATA], warnings)
+        return Restored(step, items[PARAMS], items[OPTIMIZER], items[DATA], ())
 
     def restore_newest(self, *, params: Any, optimizer: Any) -> Restored | None:
         """Reads the newest step that can be read, or gives None when there is none at all.
@@ -197,7 +195,7 @@ class Checkpoints:
                 restored, error = None, failure
             if _everywhere(error is None):
                 assert restored is not None
-                return dataclasses.replace(restored, warnings=(*warnings, *restored.warnings))
+                return dataclasses.replace(restored, warnings=tuple(warnings))
             warnings.append(f"checkpoint {step} cannot be read ({_first_line(error)}); going back to the one before")
             logging.error(warnings[-1])
             self._put_aside(step)
@@ -261,4 +259,6 @@ def _check_writable(directory: epath.Path) -> None:
             probe.write_text("")
             probe.unlink()
     except OSError as error:
-        raise UserError(f"The checkpoint directory {directory} cannot be written ({error.strerror or error}).") from error
+        raise UserError(
+            f"The checkpoint directory {directory} cannot be written ({error.strerror or error})."
+        ) from error

@@ -75,7 +75,7 @@ class WarmStart:
 
 
 def warm_start(directory: str | epath.Path, params: Tree) -> tuple[Tree, WarmStart]:
-    """`params` with all that DIR/params holds under the same path in the same shape, read in params' own dtype and shards.
+    """`params` with all that DIR/params holds under the same path and shape, read in params' own dtype and shards.
 
     Raises:
       UserError: no parameters there, or none of them fits.
@@ -109,7 +109,9 @@ def check_fits(saved: Any, wanted: Any, *, source: str) -> None:
     problems = [f"{name} is missing" for name in want if name not in have]
     problems += [f"{name} is left over" for name in have if name not in want]
     problems += [
-        f"{name} is {have[name]} there and {want[name]} here" for name in want if have.get(name, want[name]) != want[name]
+        f"{name} is {have[name]} there and {want[name]} here"
+        for name in want
+        if have.get(name, want[name]) != want[name]
     ]
     if problems:
         raise UserError(

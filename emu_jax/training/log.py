@@ -19,7 +19,7 @@ class MetricsLog:
     """Writes each record as one line of JSON and as TensorBoard scalars; only process 0 makes one."""
 
     def __init__(self, workdir: str | Path, *, step: int) -> None:
-        """Opens the logs of a run that is at `step`: what an earlier try logged past it is dropped, so no step is told twice."""
+        """Opens the logs of a run that is at `step`; what an earlier try logged past it is dropped."""
         self._path = Path(workdir) / METRICS_FILE
         self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = [record for record in read_metrics(workdir) if record["step"] <= step]
@@ -77,7 +77,9 @@ class Console:
     def __enter__(self) -> "Console":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._end_line()
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -111,7 +113,11 @@ def progress_line(title: str, step: int, steps: int, metrics: Mapping[str, float
     parts = [f"{title} {step}/{steps} {step / steps:.0%}"]
     losses = [name for name in metrics if name == "loss" or (name.startswith("loss/") and name.count("/") == 1)]
     parts += [f"{name.removeprefix('loss/')} {metrics[name]:.4g}" for name in losses]
-    for name, unit in (("steps_per_second", "steps/s"), ("tokens_per_second", "tokens/s"), ("images_per_second", "images/s")):
+    for name, unit in (
+        ("steps_per_second", "steps/s"),
+        ("tokens_per_second", "tokens/s"),
+        ("images_per_second", "images/s"),
+    ):
         if name in metrics:
             parts.append(f"{_short(metrics[name])} {unit}")
     if "mfu" in metrics:

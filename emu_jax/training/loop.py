@@ -34,6 +34,7 @@ from emu_jax.training.throughput import Throughput
 
 CHECKPOINTS = "checkpoints"
 
+DataFactory = Callable[[list[Any]], Data]
 Evaluation = Callable[[int, Any], dict[str, float]]  # (step, params) -> metrics, logged under "eval/"
 
 
@@ -58,19 +59,20 @@ def train(
     config: TrainConfig,
     *,
     stage: Stage,
-    data: Data,
+    data: Data | DataFactory,
     workdir: str | Path,
     run_config: dict[str, Any] | None = None,
     evaluations: Sequence[Evaluation] = (),
     title: str | None = None,
     quiet: bool = False,
 ) -> TrainResult:
-    """Trains `stage` on `data` up to `config.steps`, going on from the newest checkpoint in `workdir` when there is one.
+    """Trains `stage` on `data` up to `config.steps`, from the newest checkpoint in `workdir` where there is one.
 
     Args:
       config: of the run.
       stage: what is trained.
-      data: iterator of this process's rows of each global batch.
+      data: iterator of this process's rows of each global batch; or a function that makes it from the data states of
+        all processes that saved (none at the start of a run), which can go on with another number of processes.
       workdir: takes checkpoints/, metrics.jsonl and tensorboard/.
       run_config: the whole configuration, kept with every checkpoint; default: `config`.
       evaluations: called every `config.evaluate_every` steps and at the end.
@@ -78,7 +80,7 @@ def train(
       quiet: nothing on the console.
 
     Raises:
-      UserError: bad configuration, data or directory; a gradient that stays non-finite; a checkpoint that cannot be saved.
+      UserError: bad configuration, data or directory; a gradient that stays non-finite; a failed save.
     """
     mesh = make_mesh(config.mesh)
     lead = jax.process_index() == 0
@@ -86,7 +88,7 @@ def train(
     console = Console(title or stage.name, steps=config.steps, enabled=lead and not quiet)
     try:
         with jax.set_mesh(mesh), console, StopSignal() as stop:
-            state = _start(config, stage, data, checkpoints, mesh, console)
+            state, data = _start(config, stage, data, checkpoints, mesh, console)
             log = MetricsLog(workdir, step=int(state.step)) if lead else None
             run = _Run(config, stage, checkpoints, console, log, stop, run_config or to_dict(config), evaluations, mesh)
             try:
@@ -106,8 +108,13 @@ def open_checkpoints(config: TrainConfig, workdir: str | Path) -> Checkpoints:
 
 
 def _start(
-    config: TrainConfig, stage: Stage, data: Data, checkpoints: Checkpoints, mesh: Mesh, console: Console
-) -> TrainState:
+    config: TrainConfig,
+    stage: Stage,
+    data: Data | DataFactory,
+    checkpoints: Checkpoints,
+    mesh: Mesh,
+    console: Console,
+) -> tuple[TrainState, Data]:
     """The newest checkpoint's state, data included; else a new one, warm where the config says so."""
     optimizer = make_optimizer(config.optimizer, steps=config.steps)
     abstract = abstract_state(stage, optimizer, config=config.optimizer, mesh=mesh)
@@ -116,17 +123,29 @@ def _start(
     if restored is not None:
         for warning in restored.warnings:
             console.say(f"WARNING: {warning}")
-        if restored.data is not None:
-            data.set_state(restored.data)
         console.say(f"going on from checkpoint {restored.step}")
-        return from_items(restored.params, restored.optimizer)
+        return from_items(restored.params, restored.optimizer), _placed(data, restored.data)
     state = create_state(stage, optimizer, config=config.optimizer, mesh=mesh, seed=config.seed)
     if config.warm_start is not None:
         params, report = warm_start(config.warm_start, state.params)
         ema = None if state.ema is None else jax.tree.map(jnp.copy, split(params, stage.trainable)[0])
         state = dataclasses.replace(state, params=params, ema=ema)
         console.say(f"parameters from {config.warm_start}\n{report.summary()}")
-    return state
+    return state, _placed(data, [])
+
+
+def _placed(data: Data | DataFactory, states: list[Any]) -> Data:
+    """The data where `states` left it."""
+    if not isinstance(data, Data):
+        return data(states)
+    if len(states) == jax.process_count():
+        data.set_state(states[jax.process_index()])
+    elif states:
+        raise UserError(
+            f"The checkpoint's data state is of {len(states)} processes and there are {jax.process_count()} now; this "
+            "data cannot be divided anew: go on with as many processes, or begin another run with train.warm_start."
+        )
+    return data
 
 
 def to_items(state: TrainState) -> tuple[Any, dict[str, Any]]:
@@ -202,7 +221,9 @@ class _Run:
                 "the same command goes on from there"
             )
         else:
-            self.console.say(f"done: {step} steps in {duration(throughput.seconds())}; {self.checkpoints.directory}/{step}")
+            self.console.say(
+                f"done: {step} steps in {duration(throughput.seconds())}; {self.checkpoints.directory}/{step}"
+            )
         stopped_by = None if step >= config.steps else self.stop.received or "SIGTERM"
         return TrainResult(state.params, state.ema, step, stopped_by)
 
@@ -232,7 +253,11 @@ class _Run:
             good = self.checkpoints.newest()
             raise UserError(
                 f"The gradient was not finite in {self.config.max_skipped_in_row} steps in a row, up to step {step}. "
-                + (f"The last good checkpoint is step {good} in {self.checkpoints.directory}; " if good is not None else "")
+                + (
+                    f"The last good checkpoint is step {good} in {self.checkpoints.directory}; "
+                    if good is not None
+                    else ""
+                )
                 + "lower the learning rate or the clip norm, or look at the data of these steps."
             )
 

@@ -24,7 +24,7 @@ def flatten(tree: Tree) -> dict[str, Any]:
 def split(params: Tree, patterns: Sequence[str]) -> tuple[Tree, Tree]:
     """(what some pattern matches, the rest): two trees that together hold every parameter once.
 
-    A pattern is a regex searched in the "/"-joined path: `^decoder/` is the decoder, `lora` all that has it in its name.
+    A pattern is a regex searched in the "/"-joined path: `^decoder/` is the decoder, `lora` all that has it in a name.
     """
     matches = matcher(patterns)
     flat = flatten(params)

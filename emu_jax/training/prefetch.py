@@ -4,7 +4,7 @@ import math
 import queue
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,7 @@ from emu_jax.sharding.axes import ACT_BATCH
 from emu_jax.sharding.rules import DEFAULT_RULES
 
 
+@runtime_checkable
 class Data(Protocol):
     """What the loop reads: this process's rows of each global batch, and where the reading stands."""
 

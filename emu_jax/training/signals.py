@@ -22,12 +22,14 @@ class StopSignal:
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def stops_after(self, step: int) -> bool:
-        """Whether the run ends after `step`; with several processes all of them get the same answer for the same step."""
+        """Whether the run ends after `step`; several processes get the same answer for the same step."""
         if jax.process_count() == 1:
             return self.received is not None
         # Every process learns of a signal at another moment; they must agree, or some would wait for ever.

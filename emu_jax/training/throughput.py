@@ -1,4 +1,4 @@
-"""How fast a run goes: steps, tokens and images a second, the share of time spent waiting for data, memory, time left."""
+"""How fast a run goes: steps, tokens and images a second, the share of time spent on waiting for data, time left."""
 
 import contextlib
 import resource

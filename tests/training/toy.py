@@ -59,7 +59,7 @@ class ToyStage:
 
 
 class ToyData:
-    """Batch i is a function of i, so that a run can be checked against any other; `shard` of `shards` gives its rows."""
+    """Batch i is a function of i, so that runs can be compared; `shard` of `shards` gives its rows."""
 
     def __init__(self, stage: ToyStage, *, bad: range = range(0), shard: int = 0, shards: int = 1) -> None:
         self.stage, self.bad, self.index, self.shard, self.shards = stage, bad, 0, shard, shards

@@ -1,0 +1,76 @@
+"""Trains a model as a config file says; the same command goes on with a run that was stopped.
+
+    python -m emu_jax train --config=configs/tiny.py --workdir=runs/tiny
+    python -m emu_jax train --config=configs/tiny.py --workdir=runs/tiny --config.train.steps=2000 \\
+        --config.train.optimizer.learning_rate=1e-3
+
+Any field of the config can be set on the command line. WORKDIR takes config.json, tokenizer.model,
+checkpoints/STEP/{params, optimizer, data, config}, metrics.jsonl and tensorboard/. SIGTERM and Ctrl-C finish the step,
+save and exit with 0. On several hosts give the same command on each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+
+from emu_jax.cli.config_file import read_flags
+from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.errors import UserError
+from emu_jax.training.loop import train
+from emu_jax.training.run import RunConfig, data_factory, make_stage, read_run_config, run_dict, with_vocabulary
+
+
+def main(argv: list[str]) -> None:
+    if not argv or "--help" in argv or "-h" in argv:
+        print(__doc__)
+        return
+    config, workdir = read_flags(argv)
+    run = read_run_config(config)
+    start_processes()
+    tokenizer = Tokenizer.load(run.tokenizer)
+    run = with_vocabulary(run, vocab_size=tokenizer.vocab_size)
+    keep_config(run, workdir)
+    train(
+        run.train,
+        stage=make_stage(run, image_token_id=tokenizer.image_token_id),
+        data=data_factory(run, tokenizer=tokenizer),
+        workdir=workdir,
+        run_config=run_dict(run),
+    )
+
+
+def start_processes() -> None:
+    """Joins the other processes of the run where the environment speaks of any.
+
+    By hand: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID. A TPU pod or multislice sets its own.
+    """
+    if "JAX_COORDINATOR_ADDRESS" in os.environ and "JAX_NUM_PROCESSES" in os.environ:
+        jax.distributed.initialize(
+            num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
+        )
+    elif (
+        len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+    ):
+        jax.distributed.initialize()
+
+
+def keep_config(run: RunConfig, workdir: Path) -> None:
+    """WORKDIR/config.json and WORKDIR/tokenizer.model, so that the workdir explains itself."""
+    if jax.process_index() != 0:
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        temporary = workdir / "config.json.tmp"
+        temporary.write_text(json.dumps(run_dict(run), indent=2) + "\n")
+        temporary.rename(workdir / "config.json")
+        target = workdir / "tokenizer.model"
+        if not target.exists() or not target.samefile(run.tokenizer):
+            shutil.copyfile(run.tokenizer, workdir / "tokenizer.model.tmp")
+            (workdir / "tokenizer.model.tmp").rename(target)
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be written ({error.strerror}).") from None

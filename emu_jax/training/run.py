@@ -1,0 +1,119 @@
+"""A run as its config file describes it, and the objects that the loop wants made from it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from emu_jax.config import from_config_dict, to_dict
+from emu_jax.data.pipeline import DataConfig, Loader, make_loader, plans_from_states
+from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.errors import UserError
+from emu_jax.models.config import EmuConfig
+from emu_jax.training.config import TrainConfig
+from emu_jax.training.loop import DataFactory
+from emu_jax.training.stage import Stage
+from emu_jax.training.stages.pretrain import PretrainConfig, PretrainStage
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """All of a run.
+
+    Attributes:
+      model: sizes; a `decoder.vocab_size` of 0 is taken from the tokenizer.
+      tokenizer: path of a SentencePiece model.
+      data: sets, and the shape of a batch.
+      stage: name of the stage.
+      pretrain: settings of the stage `pretrain`.
+      train: length, optimizer, mesh, checkpoints.
+    """
+
+    model: EmuConfig
+    tokenizer: str
+    data: DataConfig
+    train: TrainConfig
+    stage: str = "pretrain"
+    pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
+
+
+def read_run_config(config: Mapping[str, Any] | Any) -> RunConfig:
+    """The run of a ConfigDict.
+
+    Raises:
+      UserError: unknown, missing or mistyped fields, or parts that do not fit together.
+    """
+    run = from_config_dict(RunConfig, config)
+    queries, wanted = run.model.causal_former.num_image_tokens, run.data.num_image_tokens
+    if queries != wanted:
+        raise UserError(f"data.num_image_tokens is {wanted}, and the model makes {queries} embeddings an image.")
+    if run.model.vision.image_size != run.data.batch.image_size:
+        raise UserError(
+            f"data.batch.image_size is {run.data.batch.image_size}, and the model reads {run.model.vision.image_size}."
+        )
+    if run.data.batch.length > run.model.decoder.max_length:
+        raise UserError(
+            f"data.batch.length is {run.data.batch.length}, more than the decoder's {run.model.decoder.max_length}."
+        )
+    return run
+
+
+def with_vocabulary(run: RunConfig, *, vocab_size: int) -> RunConfig:
+    """`run` with the tokenizer's vocabulary in the model.
+
+    Raises:
+      UserError: the model was given another one.
+    """
+    decoder = run.model.decoder
+    if decoder.vocab_size not in (0, vocab_size):
+        raise UserError(
+            f"model.decoder.vocab_size is {decoder.vocab_size}, and {run.tokenizer} has {vocab_size}; "
+            "give 0 to take the tokenizer's."
+        )
+    model = dataclasses.replace(run.model, decoder=dataclasses.replace(decoder, vocab_size=vocab_size))
+    return dataclasses.replace(run, model=model)
+
+
+def make_stage(run: RunConfig, *, image_token_id: int) -> Stage:
+    """The stage that `run.stage` names; `run` has its vocabulary."""
+    match run.stage:
+        case "pretrain":
+            return PretrainStage(
+                model=run.model,
+                batch=run.data.batch,
+                image_token_id=image_token_id,
+                sources=tuple(one.name or one.path for one in run.data.sets),
+                config=run.pretrain,
+            )
+    raise UserError(f"stage must be pretrain, not {run.stage!r}.")
+
+
+def data_factory(run: RunConfig, *, tokenizer: Tokenizer) -> DataFactory:
+    """Makes the loader, at its beginning or where the data states of an earlier run left it."""
+
+    def make(states: list[Any]) -> Loader:
+        def load(**where: Any) -> Loader:
+            return make_loader(
+                run.data,
+                tokenizer=tokenizer,
+                seed=run.train.seed,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                **where,
+            )
+
+        same_readers = len(states) == jax.process_count() and states[0]["workers"] == run.data.workers
+        if not states or same_readers:
+            loader = load()
+            if states:
+                loader.set_state(states[jax.process_index()])
+            return loader
+        return load(plans=plans_from_states(states))
+
+    return make
+
+
+def run_dict(run: RunConfig) -> dict[str, Any]:
+    """As JSON keeps it beside the checkpoints."""
+    return to_dict(run)
