@@ -1,0 +1,28 @@
+"""The reference case of the visual decoder, loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emu_jax.diffusion.decoder import VisualDecoder, load_visual_decoder
+
+
+@pytest.fixture(scope="session")
+def reference_folder(shared_dir: Path) -> Path:
+    return shared_dir / "reference" / "visual_decoder_tiny"
+
+
+@pytest.fixture(scope="session")
+def reference_decoder(reference_folder: Path) -> VisualDecoder:
+    return load_visual_decoder(reference_folder)
+
+
+@pytest.fixture(scope="session")
+def expected(reference_folder: Path) -> Mapping[str, np.ndarray]:
+    """Arrays that diffusers computed; pictures are channels-first but for `pndm_image`."""
+    with np.load(reference_folder / "expected.npz") as arrays:
+        return dict(arrays)

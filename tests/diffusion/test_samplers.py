@@ -1,0 +1,105 @@
+"""Samplers on predictors whose answer is known: no network, so every property is exact."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emu_jax.diffusion.samplers import Sampler, guided, run_sampler, sampler_table
+from emu_jax.diffusion.schedule import NoiseSchedule, Prediction, Spacing, prediction_target
+from emu_jax.errors import UserError
+
+VELOCITY = Prediction.VELOCITY
+SCHEDULE = NoiseSchedule(set_alpha_to_one=True)
+CLEAN = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+NOISE = jax.random.normal(jax.random.key(1), CLEAN.shape)
+
+
+def knowing(schedule: NoiseSchedule, clean: jax.Array):
+    """The perfect predictor where `clean` is the only picture there is."""
+    a = jnp.asarray(schedule.alphas_cumprod, jnp.float32)
+
+    def predict(latents: jax.Array, timestep: jax.Array) -> jax.Array:
+        noise = (latents - jnp.sqrt(a[timestep]) * clean) / jnp.sqrt(1 - a[timestep])
+        return prediction_target(schedule, clean, noise, jnp.broadcast_to(timestep, (len(latents),)))
+
+    return predict
+
+
+# PNDM averages outputs of several timesteps: that is exact for the noise, which stays the same, not for the velocity.
+EXACT = [(sampler, kind) for sampler in Sampler for kind in Prediction if (sampler, kind) != (Sampler.PNDM, VELOCITY)]
+
+
+@pytest.mark.parametrize(("sampler", "prediction"), EXACT)
+@pytest.mark.parametrize("spacing", Spacing)
+def test_the_only_picture_is_found(sampler, prediction, spacing):
+    schedule = dataclasses.replace(SCHEDULE, timestep_spacing=spacing, prediction_type=prediction)
+    found = run_sampler(knowing(schedule, CLEAN), sampler_table(sampler, schedule, 10), NOISE).latents
+    np.testing.assert_allclose(found, CLEAN, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", [Sampler.DDIM, Sampler.DPM_SOLVER_PP])
+def test_both_predictions_take_the_same_path(sampler):
+    paths = []
+    for prediction in Prediction:
+        schedule = dataclasses.replace(SCHEDULE, prediction_type=prediction)
+        table = sampler_table(sampler, schedule, 6)
+        paths.append(run_sampler(knowing(schedule, CLEAN), table, NOISE, return_steps=True).steps)
+    np.testing.assert_allclose(*paths, atol=1e-4)
+
+
+def test_pndm_visits_the_second_timestep_twice_and_restarts_there():
+    table = sampler_table(Sampler.PNDM, NoiseSchedule(), 4)
+    np.testing.assert_array_equal(table.timesteps, [751, 501, 501, 251, 1])
+    np.testing.assert_array_equal(table.restart, [0, 1, 0, 0, 0])
+    np.testing.assert_array_equal(table.keep, [1, 0, 1, 1, 1])
+    ratios = table.outputs / table.outputs.sum(axis=1, keepdims=True)
+    expected = [[1, 0, 0, 0], [1 / 2, 1 / 2, 0, 0], [3 / 2, -1 / 2, 0, 0], [23 / 12, -16 / 12, 5 / 12, 0]]
+    np.testing.assert_allclose(ratios[:4], expected, rtol=1e-5)
+
+
+def test_timesteps_of_the_spacings():
+    def visited(sampler, spacing):
+        schedule = NoiseSchedule(timestep_spacing=spacing, steps_offset=1)
+        return sampler_table(sampler, schedule, 4).timesteps.tolist()
+
+    assert visited(Sampler.DDIM, Spacing.LEADING) == [751, 501, 251, 1]
+    assert visited(Sampler.DDIM, Spacing.LINSPACE) == [999, 666, 333, 0]
+    assert visited(Sampler.DDIM, Spacing.TRAILING) == [999, 749, 499, 249]
+    assert visited(Sampler.DPM_SOLVER_PP, Spacing.LEADING) == [801, 601, 401, 201]
+    assert visited(Sampler.DPM_SOLVER_PP, Spacing.LINSPACE) == [999, 749, 500, 250]
+
+
+def test_steps_after_each_call_are_returned_only_when_asked_for():
+    table = sampler_table(Sampler.DDIM, SCHEDULE, 3)
+    asked = run_sampler(knowing(SCHEDULE, CLEAN), table, NOISE, return_steps=True)
+    assert asked.steps.shape == (3, *CLEAN.shape)
+    np.testing.assert_array_equal(asked.steps[-1], asked.latents)
+    assert run_sampler(knowing(SCHEDULE, CLEAN), table, NOISE).steps is None
+
+
+def test_guidance_goes_from_unconditional_through_conditioning_and_beyond():
+    def predict(latents, timestep, conditioning):
+        return latents + conditioning.mean(axis=(1, 2))[:, None, None, None]
+
+    conditioning, unconditional = jnp.full((2, 5, 3), 2.0), jnp.full((2, 5, 3), 0.5)
+    for scale, added in ((0.0, 0.5), (1.0, 2.0), (3.0, 5.0)):
+        step = guided(predict, conditioning=conditioning, unconditional=unconditional, guidance_scale=scale)
+        np.testing.assert_allclose(step(NOISE, jnp.int32(0)), NOISE + added, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", Sampler)
+@pytest.mark.parametrize(("steps", "message"), [(0, "must be 1 or more"), (-1, "1 or more"), (1001, "take fewer")])
+def test_steps_out_of_range(sampler, steps, message):
+    with pytest.raises(UserError, match=message):
+        sampler_table(sampler, SCHEDULE, steps)
+
+
+@pytest.mark.parametrize("sampler", Sampler)
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_few_steps_are_finite(sampler, steps):
+    table = sampler_table(sampler, NoiseSchedule(), steps)
+    found = run_sampler(knowing(NoiseSchedule(), CLEAN), table, NOISE).latents
+    assert np.isfinite(found).all()
