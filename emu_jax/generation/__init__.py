@@ -1,0 +1,1 @@
+"""From prompts to text, visual embeddings and pictures."""

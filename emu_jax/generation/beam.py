@@ -1,0 +1,173 @@
+"""Beam search, beam for beam as transformers 4.29 does it (its `BeamSearchScorer`), for all rows at once.
+
+At each step the 2K best continuations of a row's K beams are looked at in order: a `</s>` among the first K closes a
+hypothesis, the first K others are the next beams. A row keeps its K best hypotheses and stops when the worst of them
+beats what the best beam could still reach.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from emu_jax.generation.decode import embed_tokens, extend_step, next_logits
+from emu_jax.generation.sampling import Controls, Search, process_scores
+from emu_jax.models.emu import Emu
+from emu_jax.models.outputs import KVCache
+from emu_jax.typing import Array, Bool, Float, Int
+
+_NOT_A_BEAM = -1e9  # at first all beams are the same: only one may have successors
+
+
+@flax.struct.dataclass
+class Hypotheses:
+    """The K best closed sequences of each row, in no order; score -inf: a free slot."""
+
+    tokens: Int[Array, "B K T"]
+    lengths: Int[Array, "B K"]
+    scores: Float[Array, "B K"]
+
+    def add(self, tokens: jax.Array, length: jax.Array, score: jax.Array, where: jax.Array) -> "Hypotheses":
+        """One sequence `[B, T]` for each row `where`, in place of its worst, if it is better."""
+        worst = jnp.argmin(self.scores, axis=1)
+        rows = jnp.arange(worst.shape[0])
+        taken = where & (score > self.scores[rows, worst])
+        put = lambda old, new: old.at[rows, worst].set(jnp.where(_as(taken, new), new, old[rows, worst]))
+        return Hypotheses(
+            tokens=put(self.tokens, tokens),
+            lengths=put(self.lengths, jnp.broadcast_to(length, worst.shape)),
+            scores=put(self.scores, score),
+        )
+
+
+@flax.struct.dataclass
+class _State:
+    tokens: Int[Array, "B K T"]
+    scores: Float[Array, "B K"]
+    length: Int[Array, ""]
+    done: Bool[Array, " B"]
+    hypotheses: Hypotheses
+    embedding: Float[Array, "R D"]  # R = B * K
+    cache: KVCache
+
+
+def beam_search(
+    model: Emu,
+    params: Any,
+    embedding: jax.Array,
+    cache: KVCache,
+    done: jax.Array,
+    controls: Controls,
+    search: Search,
+) -> tuple[jax.Array, jax.Array]:
+    """From prefilled prompts to the best hypothesis of each row (those `done` already only fill a bucket).
+
+    Returns tokens `[B, T]`, `<s>` first, and how many of them count, `[B]`.
+    """
+    batch, beams = embedding.shape[0], search.num_beams
+    room = (batch, beams, search.room + 1)
+
+    def go_on(state: _State) -> jax.Array:
+        return (state.length <= controls.max_new_tokens) & ~jnp.all(state.done)
+
+    def step(state: _State) -> _State:
+        hidden, cache = extend_step(model, params, state.embedding, state.cache)
+        log_probs = jax.nn.log_softmax(next_logits(model, params, hidden), axis=-1)
+        scores = process_scores(log_probs, state.tokens.reshape(-1, room[2]), state.length, controls, search)
+        vocabulary = scores.shape[-1]
+        scores = state.scores[:, :, None] + scores.reshape(batch, beams, vocabulary)
+        best, places = jax.lax.top_k(scores.reshape(batch, -1), 2 * beams)
+        origins, tokens = places // vocabulary, places % vocabulary
+        state, origins, tokens = _advance(state, best, origins, tokens, controls, search)
+        rows = (jnp.arange(batch)[:, None] * beams + origins).reshape(-1)
+        return state.replace(embedding=embed_tokens(model, params, tokens.reshape(-1)), cache=_take_rows(cache, rows))
+
+    blank = jnp.full(room, search.bos_id, jnp.int32)
+    first = _State(
+        tokens=blank,
+        scores=jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, _NOT_A_BEAM), (batch, beams)),
+        length=jnp.int32(1),
+        done=done,
+        hypotheses=Hypotheses(
+            tokens=blank, lengths=jnp.ones((batch, beams), jnp.int32), scores=jnp.full((batch, beams), -jnp.inf)
+        ),
+        embedding=jnp.repeat(embedding, beams, axis=0),
+        cache=_take_rows(cache, jnp.repeat(jnp.arange(batch), beams)),
+    )
+    return _best(jax.lax.while_loop(go_on, step, first), controls, search)
+
+
+def _advance(
+    state: _State, best: jax.Array, origins: jax.Array, tokens: jax.Array, controls: Controls, search: Search
+) -> tuple[_State, jax.Array, jax.Array]:
+    """From the 2K best continuations `[B, 2K]`, their beams and tokens, to the next beams and hypotheses.
+
+    Gives back, with the state, which beam each next one goes on from and with which token, `[B, K]`.
+    """
+    beams = state.scores.shape[1]
+    rows = jnp.arange(state.scores.shape[0])
+    ends = tokens == search.eos_id
+    hypotheses = state.hypotheses
+    for rank in range(beams):
+        hypotheses = hypotheses.add(
+            state.tokens[rows, origins[:, rank]],
+            state.length,
+            best[:, rank] / _length_factor(state.length, controls),
+            where=ends[:, rank] & ~state.done,
+        )
+    # The first K continuations that do not end, in order: at most K of the 2K end.
+    kept = jnp.argsort(ends, axis=1, stable=True)[:, :beams]
+    take = lambda values: jnp.take_along_axis(values, kept, axis=1)
+    origins, tokens = take(origins), take(tokens)
+    sequences = jnp.take_along_axis(state.tokens, origins[:, :, None], axis=1)
+    sequences = jax.lax.dynamic_update_slice_in_dim(sequences, tokens[:, :, None], state.length, axis=2)
+    done = state.done | _finished(hypotheses, best[:, 0], state.length, controls, search)
+    state = state.replace(
+        tokens=sequences, scores=take(best), length=state.length + 1, done=done, hypotheses=hypotheses
+    )
+    return state, origins, tokens
+
+
+def _finished(
+    hypotheses: Hypotheses, best: jax.Array, length: jax.Array, controls: Controls, search: Search
+) -> jax.Array:
+    """Which rows stop, by the rule of `early_stopping`."""
+    worst = jnp.min(hypotheses.scores, axis=1)
+    full = worst > -jnp.inf
+    if search.early_stopping is True:
+        return full
+    attainable = best / _length_factor(length, controls)
+    if search.early_stopping == "never":  # a positive penalty favours the longest
+        longest = best / _length_factor(controls.max_new_tokens + 1, controls)
+        attainable = jnp.where(controls.length_penalty > 0, longest, attainable)
+    return full & (worst >= attainable)
+
+
+def _best(state: _State, controls: Controls, search: Search) -> tuple[jax.Array, jax.Array]:
+    """Open beams of rows that did not finish are hypotheses too; then the best of each row, closed if there is room."""
+    batch, beams = state.scores.shape
+    hypotheses = state.hypotheses
+    for beam in range(beams):
+        score = state.scores[:, beam] / _length_factor(state.length, controls)
+        hypotheses = hypotheses.add(state.tokens[:, beam], state.length, score, where=~state.done)
+    rows, winner = jnp.arange(batch), jnp.argmax(hypotheses.scores, axis=1)
+    tokens, lengths = hypotheses.tokens[rows, winner], hypotheses.lengths[rows, winner]
+    fits = lengths <= controls.max_new_tokens
+    end = jnp.where(fits, search.eos_id, tokens[rows, lengths - 1])
+    place = jnp.where(fits, lengths, lengths - 1)
+    return tokens.at[rows, place].set(end), lengths + fits
+
+
+def _length_factor(length: jax.Array, controls: Controls) -> jax.Array:
+    return jnp.power(length.astype(jnp.float32), controls.length_penalty)
+
+
+def _take_rows(cache: KVCache, rows: jax.Array) -> KVCache:
+    return cache.replace(
+        key=cache.key[:, rows], value=cache.value[:, rows], valid=cache.valid[rows], positions=cache.positions[rows]
+    )
+
+
+def _as(flags: jax.Array, like: jax.Array) -> jax.Array:
+    return flags.reshape(flags.shape + (1,) * (like.ndim - flags.ndim))

@@ -1,0 +1,30 @@
+"""Images' embeddings: the prompt is read once, then N regression steps, each prediction the next step's input."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from emu_jax.generation.decode import extend_step, next_embedding, prefill
+from emu_jax.generation.prompt import PromptBatch
+from emu_jax.models.emu import Emu
+from emu_jax.models.outputs import KVCache
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def generate_embeddings(params: Any, prompts: PromptBatch, *, model: Emu) -> jax.Array:
+    """The N embeddings that follow prompts ending in `[IMG]`, float32 `[B, N, D]`, in one compiled program.
+
+    The release reads the whole sequence again at each step; causal attention makes the cache give the same.
+    """
+    steps = model.config.causal_former.num_image_tokens
+    carry = prefill(model, params, prompts, room=steps)
+
+    def step(carry: tuple[jax.Array, KVCache], _: None) -> tuple[tuple[jax.Array, KVCache], jax.Array]:
+        hidden, cache = extend_step(model, params, *carry)
+        embedding = next_embedding(model, params, hidden)
+        return (embedding, cache), embedding
+
+    _, embeddings = jax.lax.scan(step, carry, length=steps)
+    return embeddings.swapaxes(0, 1).astype(jnp.float32)
