@@ -94,11 +94,11 @@ def emu_rows(config: EmuConfig) -> tuple[Row, ...]:
 def vision_rows(config: VisionConfig) -> tuple[Row, ...]:
     """EVA-01-CLIP's tower, as far as Emu uses it."""
     D, M, L, N = config.width, config.mlp_dim, config.num_layers, config.num_heads
-    H, size = D // N, config.patch_size
+    H, P, size = D // N, config.num_tokens, config.patch_size
     block, ours = "visual.blocks.{layer}.", "vision_encoder/blocks/"
     return (
         _same("visual.cls_token", (1, 1, D), "vision_encoder/class_token", (D,)),
-        _same("visual.pos_embed", (1, config.num_tokens, D), "vision_encoder/position_embedding", (config.num_tokens, D)),
+        _same("visual.pos_embed", (1, P, D), "vision_encoder/position_embedding", (P, D)),
         Row("visual.patch_embed.proj.weight", (D, 3, size, size), "vision_encoder/patch_embed/kernel",
             (size * size * 3, D), (2, 3, 1, 0)),
         _same("visual.patch_embed.proj.bias", (D,), "vision_encoder/patch_embed/bias", (D,)),
@@ -136,8 +136,9 @@ def causal_former_rows(config: CausalFormerConfig, *, features: int, out_feature
         _same("cformer.causal_tokens", (1, queries, D), "causal_former/causal_queries", (queries, D)),
         _same("cformer.cformer.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
               (config.relpos_buckets, N), "causal_former/relative_bias", (config.relpos_buckets, N)),
-        *(_linear(f"{block}0.SelfAttention.{short}.weight", (inner, D), f"{ours}self_attention/{long}/kernel", (D, N, H), L)
-          for short, long in (("q", "query"), ("k", "key"), ("v", "value"))),
+        _linear(block + "0.SelfAttention.q.weight", (inner, D), ours + "self_attention/query/kernel", (D, N, H), L),
+        _linear(block + "0.SelfAttention.k.weight", (inner, D), ours + "self_attention/key/kernel", (D, N, H), L),
+        _linear(block + "0.SelfAttention.v.weight", (inner, D), ours + "self_attention/value/kernel", (D, N, H), L),
         _linear(block + "0.SelfAttention.o.weight", (D, inner), ours + "self_attention/out/kernel", (N, H, D), L),
         _same(block + "0.layer_norm.weight", (D,), ours + "self_attention_norm/scale", (D,), L),
         _linear(block + "1.EncDecAttention.q.weight", (inner, D), ours + "cross_attention/query/kernel", (D, N, H), L),
@@ -224,10 +225,10 @@ _OTHER_TOWER = re.compile(r"(text\.|logit_scale$)")  # CLIP's text side, in a wh
 def release_name(name: str) -> str | None:
     """The release's name of a tensor of any known layout; None for what no Emu ever reads.
 
-        release_name("model.norm.weight")                  -> "decoder.lm.model.norm.weight"
-        release_name("blocks.3.norm1.bias")                -> "visual.blocks.3.norm1.bias"
-        release_name("decoder.lm.base_model.model.lm_head.weight") -> "decoder.lm.lm_head.weight"
-        release_name("logit_scale")                        -> None
+    release_name("model.norm.weight")                  -> "decoder.lm.model.norm.weight"
+    release_name("blocks.3.norm1.bias")                -> "visual.blocks.3.norm1.bias"
+    release_name("decoder.lm.base_model.model.lm_head.weight") -> "decoder.lm.lm_head.weight"
+    release_name("logit_scale")                        -> None
     """
     name = name.removeprefix("module.")
     if _BUFFER.match(name) or _OTHER_TOWER.match(name):

@@ -83,13 +83,14 @@ class Emu(nn.Module):
 
     @typechecked
     def image_features(self, images: Shaped[Array, "n H W C"]) -> Float[Array, "n P C2"]:
-        """The vision encoder's tokens after `visual_norm`, class token first."""
-        return self.visual_norm(self.vision_encoder(normalize_pixels(images)))
+        """The vision encoder's tokens before any final norm, class token first."""
+        return self.vision_encoder(normalize_pixels(images))
 
     @typechecked
     def embed_images(self, images: Shaped[Array, "n H W C"], *, deterministic: bool = True) -> Float[Array, "n Q D"]:
         """The `visual_embeddings` of a flat list of images."""
-        return self.causal_former(self.image_features(images), deterministic=deterministic)
+        features = self.visual_norm(self.image_features(images))
+        return self.causal_former(features, deterministic=deterministic)
 
     @typechecked
     def embed(

@@ -1,0 +1,103 @@
+"""The released computation, number for number: a small Emu and a small Emu-I in the release's own layout."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emu_jax.checkpoints.model_directory import load_model
+from emu_jax.losses import masked_mean, text_losses
+from emu_jax.models.emu import Emu
+
+RELATIVE = 1e-4  # of the expected array's largest value
+PAD, BOI, EOI, IMAGE_TOKEN = 32000, 32001, 32002, 32003
+IMAGES_OF_PROMPT = {"emu_tiny": ([0], [1, 2]), "emu_tiny_instruct": ([0], [1, 2])}
+
+
+class Case:
+    """A folder of the release's layout with what the release computes from it."""
+
+    def __init__(self, folder):
+        self.name = folder.name
+        self.expected = dict(np.load(folder / "expected.npz"))
+        parts = load_model(folder)
+        self.config, self.params = parts.config, parts.params
+        self.model = Emu(parts.config, image_token_id=IMAGE_TOKEN)
+        self.images = jnp.asarray(self.expected["images"].transpose(0, 2, 3, 1))
+
+    def apply(self, *args, **keywords):
+        return jax.jit(lambda p: self.model.apply({"params": p}, *args, **keywords))(self.params)
+
+    def prompt(self, number):
+        tokens = jnp.asarray(self.expected[f"prompt{number}_ids"].astype(np.int32))
+        return self.apply(tokens, self.images[None, np.array(IMAGES_OF_PROMPT[self.name][number])])
+
+
+@pytest.fixture(scope="module", params=["emu_tiny", "emu_tiny_instruct"])
+def case(request, shared_dir):
+    return Case(shared_dir / "reference" / request.param)
+
+
+def assert_close(actual, expected):
+    np.testing.assert_allclose(np.asarray(actual), expected, rtol=0, atol=RELATIVE * np.abs(expected).max())
+
+
+def test_image_features(case):
+    assert_close(case.apply(case.images, method="image_features"), case.expected["vision_features"])
+
+
+def test_visual_embeddings(case):
+    assert_close(case.apply(case.images, method="embed_images"), case.expected["visual_embeddings"])
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_decoder_and_heads(case, number):
+    output = case.prompt(number)
+    assert_close(output.hidden, case.expected[f"prompt{number}_hidden"])
+    assert_close(output.visual_predictions, case.expected[f"prompt{number}_regressed"])
+    assert_close(output.logits[:, -4:, : case.config.decoder.vocab_size], case.expected[f"prompt{number}_logits_last4"])
+
+
+def test_ids_past_the_vocabulary_never_win(case):
+    padding = case.prompt(0).logits[..., case.config.decoder.vocab_size :]
+    assert padding.shape[-1] > 0
+    assert float(padding.max()) <= -1e29
+
+
+def test_padding_does_not_reach_the_text(case):
+    tokens = case.expected["prompt0_ids"].astype(np.int32)
+    padded = np.pad(tokens, [(0, 0), (0, 5)], constant_values=PAD)
+    segments = np.pad(np.ones_like(tokens), [(0, 0), (0, 5)])
+    output = case.apply(jnp.asarray(padded), case.images[None, :1], segment_ids=jnp.asarray(segments))
+    assert_close(output.hidden[:, : tokens.shape[1]], case.expected["prompt0_hidden"])
+
+
+def test_two_prompts_in_one_row_compute_as_two_rows(case):
+    """Packing: documents of a row do not see one another, and each has its own positions and images."""
+    ids = [case.expected[f"prompt{n}_ids"].astype(np.int32) for n in (0, 1)]
+    lengths = [row.shape[1] for row in ids]
+    segments = np.concatenate([np.full((1, n), i + 1, np.int32) for i, n in enumerate(lengths)], axis=1)
+    positions = np.concatenate([np.arange(n, dtype=np.int32)[None] for n in lengths], axis=1)
+    order = np.concatenate([IMAGES_OF_PROMPT[case.name][n] for n in (0, 1)])
+    output = case.apply(
+        jnp.asarray(np.concatenate(ids, axis=1)),
+        case.images[None, order],
+        segment_ids=jnp.asarray(segments),
+        positions=jnp.asarray(positions),
+    )
+    assert_close(output.hidden[:, : lengths[0]], case.expected["prompt0_hidden"])
+    assert_close(output.hidden[:, lengths[0] :], case.expected["prompt1_hidden"])
+
+
+def test_released_text_loss(shared_dir):
+    """The release pads on the right, and no label is [PAD], [IMG], [/IMG] or <image>; the mean is over all labels."""
+    case = Case(shared_dir / "reference" / "emu_tiny")
+    tokens = jnp.asarray(case.expected["batch_ids"].astype(np.int32))
+    attended = jnp.asarray(case.expected["batch_mask"].astype(np.int32))
+    images = jnp.stack([case.images[np.array([0, 0])], case.images[1:3]])  # one image, and one slot that no token reads
+    output = case.apply(tokens, images, segment_ids=attended)
+    labels = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)), constant_values=PAD)
+    counted = ~jnp.isin(labels, jnp.asarray([PAD, BOI, EOI, IMAGE_TOKEN]))
+    losses = text_losses(output.logits, tokens=tokens, vocab_size=case.config.decoder.vocab_size)
+    loss = masked_mean(losses, counted.astype(jnp.float32)).value
+    np.testing.assert_allclose(loss, case.expected["text_loss"], rtol=1e-5)
