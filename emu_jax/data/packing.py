@@ -11,35 +11,43 @@ import numpy as np
 from emu_jax.data.batch import Batch
 from emu_jax.data.sequence import Sequence
 
+_BIG_FIRST = 0.05
+
 
 def choose_row(sizes: Items[tuple[int, int]], *, length: int, max_images: int) -> list[int]:
     """Which of the waiting sequences, of (tokens, images) each, make the next row; indices in the order taken.
 
-    The first (it has waited longest, so none waits for ever), then again and again the one that lies nearest to the
-    direction of what is left of both budgets: big ones first, and at the end the largest that still fits. (The
-    dot-product rule for two-dimensional bins: Panigrahy et al., "Heuristics for Vector Bin Packing", 2011.)
+    The first (it has waited longest, so none waits for ever), then again and again the one after which the shares left
+    of the two budgets are most nearly equal, so that neither runs out with much left of the other; between those about
+    as good, the bigger. On a mixture of pairs, pages and videos this fills 96% of the tokens and 86% of the image
+    slots, where best fit by tokens, by both budgets' dot product or by distance fills 86% and 77%
+    (`experiments/benchmarks/packing.py`).
 
-        choose_row([(60, 1), (50, 1), (39, 0), (10, 5)], length=100, max_images=4) -> [0, 2]
+        choose_row([(50, 1), (50, 0), (50, 3), (40, 3)], length=100, max_images=4) -> [0, 2]
 
-    Each sequence must fit an empty row.
+    Each sequence must fit an empty row; raises ValueError otherwise.
     """
-    demand = np.asarray(sizes, np.int64).reshape(-1, 2)
-    left = np.array([length, max_images], np.int64)
-    if (demand > left).any():
+    demand = np.asarray(sizes, np.float64).reshape(-1, 2) / (length, max_images)
+    tokens, images = np.ascontiguousarray(demand[:, 0]), np.ascontiguousarray(demand[:, 1])
+    if tokens.max() > 1 or images.max() > 1:
         raise ValueError(f"a sequence is larger than a row of {length} tokens and {max_images} images")
-    scale = 1.0 / np.maximum(left, 1).astype(np.float64) ** 2
+    bonus = _BIG_FIRST * (tokens + images)
     free = np.ones(len(demand), bool)
+    slack = 1 + 1e-9  # the shares are rounded
+    tokens_left = images_left = slack
     chosen: list[int] = []
     best = 0
     while True:
         chosen.append(best)
         free[best] = False
-        left -= demand[best]
-        fits = free & (demand[:, 0] <= left[0]) & (demand[:, 1] <= left[1])
-        if not fits.any():
+        tokens_left -= tokens[best]
+        images_left -= images[best]
+        tokens_after, images_after = tokens_left - tokens, images_left - images
+        fits = free & (tokens_after >= 0) & (images_after >= 0)
+        cost = np.where(fits, np.abs(tokens_after - images_after) - bonus, np.inf)
+        best = int(cost.argmin())
+        if not fits[best]:
             return chosen
-        score = np.where(fits, demand @ (left * scale), -1.0)
-        best = int(score.argmax())
 
 
 def fill_row(

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence as Items
 from typing import Any
@@ -81,8 +82,7 @@ class Reading:
         if found is None:
             return None
         # One generator for each place, so that what is drawn does not depend on who reads it, or when.
-        key = np.array([(self.mixture.seed << 8) + stream, place], np.uint64)
-        rng = np.random.Generator(np.random.Philox(key=key))
+        rng = np.random.default_rng([self.mixture.seed, stream, place])
         document = self.sets[found.set][found.index]
         config = self.sequences[found.set]
         try:
@@ -117,7 +117,7 @@ class _Waiting:
     sequence: Sequence
     set: int
 
-    @property
+    @functools.cached_property
     def size(self) -> tuple[int, int]:
         return len(self.sequence.tokens), len(self.sequence.images)
 
