@@ -68,9 +68,14 @@ def make_sprite(item: Object, rng: np.random.Generator, *, jitter: Jitter = JITT
     dx, dy, scale, brightness, *tint = rng.uniform(-1.0, 1.0, 7)
     x, y = CENTERS[item.place]
     brightness = 1.0 + jitter.brightness * brightness
-    color = tuple(float(c * brightness + jitter.tint * t) for c, t in zip(COLOR_VALUES[item.color], tint, strict=True))
+    red, green, blue = np.asarray(COLOR_VALUES[item.color]) * brightness + jitter.tint * np.asarray(tint)
     center = (float(x + jitter.position * dx), float(y + jitter.position * dy))
-    return Sprite(item.shape, center, RADII[item.size] * float(1.0 + jitter.scale * scale), color)
+    return Sprite(
+        item.shape,
+        center,
+        RADII[item.size] * float(1.0 + jitter.scale * scale),
+        (float(red), float(green), float(blue)),
+    )
 
 
 def make_background(background: Background, rng: np.random.Generator, *, jitter: Jitter = JITTER) -> float:

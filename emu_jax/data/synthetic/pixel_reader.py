@@ -7,6 +7,7 @@ ones, so that pictures from a diffusion decoder can be judged too.
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import scipy.ndimage
@@ -27,10 +28,12 @@ from emu_jax.data.synthetic.scenes import (
 )
 from emu_jax.typing import Float, UInt8, typechecked
 
+Kind = TypeVar("Kind")
+
 
 @dataclass(frozen=True)
 class ReadObject:
-    """An object as read. `area` is its part of the picture, `fit` the overlap with its shape's drawing (true: > 0.85)."""
+    """An object as read: `area` is its part of the picture, `fit` its overlap with its shape's drawing, 0..1."""
 
     shape: Shape
     color: Color
@@ -81,7 +84,7 @@ def _measure(shape: Shape) -> tuple[float, float]:
 _MEASURES = {shape: _measure(shape) for shape in SHAPES}
 
 
-def _nearest(values: dict, point) -> object:
+def _nearest(values: dict[Kind, tuple], point) -> Kind:
     return min(values, key=lambda key: float(np.sum(np.square(np.subtract(values[key], point)))))
 
 

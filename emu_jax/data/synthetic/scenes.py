@@ -6,9 +6,13 @@ every pair of two attributes is, so that naming or drawing a held-out object wan
 """
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+
+Option = TypeVar("Option")
 
 
 class Shape(enum.Enum):
@@ -48,7 +52,11 @@ class Background(enum.Enum):
     GRAY = "gray"
 
 
-SHAPES, COLORS, SIZES, PLACES, BACKGROUNDS = (tuple(kind) for kind in (Shape, Color, Size, Place, Background))
+SHAPES = tuple(Shape)
+COLORS = tuple(Color)
+SIZES = tuple(Size)
+PLACES = tuple(Place)
+BACKGROUNDS = tuple(Background)
 QUADRANTS = PLACES[:4]
 
 
@@ -115,12 +123,12 @@ HELD_OUT = tuple(
 )
 
 
-def choose(rng: np.random.Generator, options):
+def choose(rng: np.random.Generator, options: Sequence[Option]) -> Option:
     """One of `options`, uniformly, without turning it into an array of strings as `rng.choice` does."""
     return options[int(rng.integers(len(options)))]
 
 
-def _sample_object(rng: np.random.Generator, *, places, held_out: bool) -> Object:
+def _sample_object(rng: np.random.Generator, *, places: Sequence[Place], held_out: bool) -> Object:
     if held_out:
         color, shape, place = choose(rng, [triple for triple in HELD_OUT if triple[2] in places])
         return Object(shape, color, choose(rng, SIZES), place)

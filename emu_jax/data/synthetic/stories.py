@@ -1,5 +1,6 @@
 """Documents of several pictures: storyboards, in-context tasks, blends and web pages."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from emu_jax.data.synthetic.scenes import (
     SHAPES,
     SIZES,
     Object,
+    Option,
     Scene,
     Split,
     choose,
@@ -32,19 +34,24 @@ class Storyboard:
 _CLOSINGS = ("that is all for today.", "thank you for watching.", "see you next time.")
 
 
+def _other(rng: np.random.Generator, options: Sequence[Option], present: Option) -> Option:
+    return choose(rng, [option for option in options if option is not present])
+
+
 def _next_step(item: Object, rng: np.random.Generator) -> tuple[Object, str]:
     """`item` after one change, and the words for it."""
-    kind, options = choose(rng, (("place", PLACES), ("color", COLORS), ("shape", SHAPES), ("size", SIZES)))
-    value = choose(rng, [option for option in options if option is not getattr(item, kind)])
+    kind = choose(rng, ("place", "color", "shape", "size"))
     if kind == "place":
-        words = choose(rng, (f"it moves to the {value.value}", f"now it is {where(value)}"))
-    elif kind == "color":
-        words = choose(rng, (f"it turns {value.value}", f"now it is {value.value}"))
-    elif kind == "shape":
-        words = choose(rng, (f"it becomes a {value.value}", f"now it is a {value.value}"))
-    else:
-        words = choose(rng, (f"it becomes {value.value}", f"now it is {value.value}"))
-    return replace(item, **{kind: value}), words
+        place = _other(rng, PLACES, item.place)
+        return replace(item, place=place), choose(rng, (f"it moves to the {place.value}", f"now it is {where(place)}"))
+    if kind == "color":
+        color = _other(rng, COLORS, item.color)
+        return replace(item, color=color), choose(rng, (f"it turns {color.value}", f"now it is {color.value}"))
+    if kind == "shape":
+        shape = _other(rng, SHAPES, item.shape)
+        return replace(item, shape=shape), choose(rng, (f"it becomes a {shape.value}", f"now it is a {shape.value}"))
+    size = _other(rng, SIZES, item.size)
+    return replace(item, size=size), choose(rng, (f"it becomes {size.value}", f"now it is {size.value}"))
 
 
 def sample_storyboard(rng: np.random.Generator, *, split: Split = Split.TRAIN) -> Storyboard:

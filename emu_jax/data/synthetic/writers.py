@@ -11,6 +11,7 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -54,12 +55,13 @@ def write_pairs(
 ) -> None:
     """Image-text pairs as img2dataset's webdataset output: SHARD.tar of KEY.jpg, KEY.json, KEY.txt; SHARD.parquet with
     a row per link, lost ones too; SHARD_stats.json. KEY is the shard's five digits and the row's four."""
-    rows, successes = [], 0
+    rows: list[dict[str, Any]] = []
+    successes = 0
     with atomic(directory / f"{shard:05d}.tar") as file, tarfile.open(fileobj=file, mode="w") as archive:
         while successes < count:
             scene = sample_scene(rng)
             key = f"{shard:05d}{len(rows):04d}"
-            row = dict.fromkeys(_PAIR_SCHEMA.names) | {
+            row: dict[str, Any] = dict.fromkeys(_PAIR_SCHEMA.names) | {
                 "url": f"{SITE}/{directory.name}/{key}.jpg",
                 "caption": describe(scene, rng),
                 "key": key,
@@ -190,7 +192,7 @@ def write_chats(directory: Path, rng: np.random.Generator, *, shard: int, count:
         scene = sample_scene(rng)
         key = f"{shard * 100_000 + index:012d}"
         write_bytes(directory / "images" / f"{key}.jpg", encode_jpeg(render(scene, rng, size=image_size)))
-        turns = []
+        turns: list[dict[str, str]] = []
         for question, answer in conversation(scene, rng):
             if not turns:
                 question = choose(rng, ("<image>\n{}", "{}\n<image>")).format(question)
