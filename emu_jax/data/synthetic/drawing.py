@@ -96,7 +96,6 @@ def signed_distance(shape: Shape, x: Float[np.ndarray, "..."], y: Float[np.ndarr
     return np.maximum(np.minimum(x, y) - _CROSS_ARM, np.maximum(x, y) - 1.0)
 
 
-@typechecked
 def coverage(sprite: Sprite, *, size: int) -> Float[np.ndarray, "H W"]:
     """How much of each pixel the sprite covers, 0..1, float32."""
     mask = np.zeros((size, size), np.float32)

@@ -6,6 +6,7 @@ at the object's own centre and area overlaps it best. A picture that no sharp dr
 ones, so that pictures from a diffusion decoder can be judged too.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -26,7 +27,7 @@ from emu_jax.data.synthetic.scenes import (
     Shape,
     Size,
 )
-from emu_jax.typing import Float, UInt8, typechecked
+from emu_jax.typing import UInt8, typechecked
 
 Kind = TypeVar("Kind")
 
@@ -85,12 +86,11 @@ _MEASURES = {shape: _measure(shape) for shape in SHAPES}
 
 
 def _nearest(values: dict[Kind, tuple], point) -> Kind:
-    return min(values, key=lambda key: float(np.sum(np.square(np.subtract(values[key], point)))))
+    return min(values, key=lambda key: math.dist(values[key], point))
 
 
-@typechecked
-def _explain(pixels: Float[np.ndarray, "H W 3"], background: Float[np.ndarray, "3"]) -> Float[np.ndarray, "K H W"]:
-    """How much of each of the K colours each pixel shows: the best-fitting colour's share, and 0 for the others."""
+def _explain(pixels: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """How much of each of the K colours each pixel shows, [K H W]: the best-fitting colour's share, the others 0."""
     toward = _PALETTE - background
     offset = pixels - background
     share = np.clip(np.einsum("hwc,kc->khw", offset, toward) / np.square(toward).sum(1)[:, None, None], 0.0, 1.0)
