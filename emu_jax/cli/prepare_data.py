@@ -40,6 +40,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--min-side", type=int, default=16, help="drop images smaller than this many pixels")
     parser.add_argument("--max-aspect", type=float, default=8.0, help="drop images longer than this times their width")
     parser.add_argument("--min-similarity", type=float, default=0.32, help="of an MMC4 image and its sentence")
+    parser.add_argument("--source-split", default="train", help="split to take of coco_karpathy's one file")
     parser.add_argument("--max-rejected", type=float, default=0.01, help="share of broken documents that is borne")
     a = parser.parse_args(argv)
 
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> None:
         min_side=a.min_side,
         max_aspect=a.max_aspect,
         max_rejected=a.max_rejected,
-        options=ReadOptions(media=a.media, min_similarity=a.min_similarity),
+        options=ReadOptions(media=a.media, min_similarity=a.min_similarity, split=a.source_split),
     )
     if a.media is not None and not a.media.is_dir():
         raise UserError(f"--media {a.media} is not a folder.")

@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
+
 from emu_jax.data.document import Document
 from emu_jax.errors import UserError
 
@@ -27,10 +30,12 @@ class ReadOptions:
       media: folder of the images or videos that the files name; by default beside the file (each source says where).
       min_similarity: MMC4 pages keep images whose CLIP similarity with their sentence is at least this (the paper:
       0.32).
+      split: which split to take of a file that holds several (coco_karpathy).
     """
 
     media: Path | None = None
     min_similarity: float = 0.32
+    split: str = "train"
 
 
 Found = Iterator[Document | Rejected]
@@ -94,14 +99,54 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 def json_list(path: Path) -> list[Any]:
     """The list that a json file holds. UserError where it holds none: nothing in such a file can be told apart."""
-    try:
-        with open_file(path) as file:
-            value = json_of(file.read())
-    except ValueError as error:
-        raise UserError(f"{path}: {error}; nothing was read from it.") from None
+    value = _json_file(path)
     if not isinstance(value, list):
         raise UserError(f"{path} should hold a json list, and holds {type(value).__name__}.")
     return value
+
+
+def json_object(path: Path, name: str, kind: type) -> Any:
+    """What a json file holds under `name`, of the type wanted; UserError where it is not there."""
+    try:
+        return field(_json_file(path), name, kind)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}.") from None
+
+
+def _json_file(path: Path) -> Any:
+    try:
+        with open_file(path) as file:
+            return json_of(file.read())
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; nothing was read from it.") from None
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """Names of the columns; UserError where it is no parquet file."""
+    return _parquet(path).schema_arrow.names
+
+
+def parquet_rows(path: Path, *, columns: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """(FILE:ROW, the row as a dict, or ValueError where the file is damaged from there on)."""
+    file = _parquet(path)
+    if missing := [c for c in columns if c not in file.schema_arrow.names]:
+        raise UserError(f"{path} lacks the columns {missing}; it has {file.schema_arrow.names}.")
+    row = 0
+    try:
+        for table in file.iter_batches(batch_size=64, columns=list(columns)):
+            for record in table.to_pylist():
+                yield f"{path.name}:{row}", record
+                row += 1
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        yield f"{path.name}:{row}", ValueError(f"the parquet is damaged from here on ({reason})")
+
+
+def _parquet(path: Path) -> pyarrow.parquet.ParquetFile:
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} is not a parquet file ({str(error).splitlines()[0]}).") from None
 
 
 def open_file(path: Path):

@@ -1,7 +1,11 @@
-"""Interleaved web pages: MMC4.
+"""Interleaved web pages: MMC4 and OBELICS.
 
 `mmc4`: `docs_shard_N_v3.jsonl`, a page a line: "text_list", and "image_info" with "image_name", "matched_text_index"
 and "matched_sim" for each image. The images lie in `images/` beside it, or where `--media` says.
+
+`obelics`: parquet with the columns "images" and "texts", two lists in step of which one holds null at each place. An
+image is its bytes, {"bytes": ...}, or the name of a file in `images/` (or `--media`): the public set holds links, to be
+downloaded first.
 """
 
 from pathlib import Path
@@ -9,7 +13,7 @@ from typing import Any
 
 from emu_jax.data.document import Document, Image, Layout, Segment, Text
 from emu_jax.data.images import DecodeError, decode
-from emu_jax.data.sources.base import Found, ReadOptions, Rejected, Source, field, json_lines, media_file
+from emu_jax.data.sources.base import Found, ReadOptions, Rejected, Source, field, json_lines, media_file, parquet_rows
 
 
 def read_mmc4(path: Path, options: ReadOptions) -> Found:
@@ -59,4 +63,37 @@ def _image(path: Path, info: Any, options: ReadOptions, *, sentences: int) -> tu
     return index, Image(data)
 
 
+def read_obelics(path: Path, options: ReadOptions) -> Found:
+    for key, record in parquet_rows(path, columns=("images", "texts")):
+        try:
+            if isinstance(record, ValueError):
+                raise record
+            images, texts = field(record, "images", list), field(record, "texts", list)
+            if len(images) != len(texts):
+                raise ValueError(f"{len(images)} images stand beside {len(texts)} texts")
+            segments: list[Segment] = []
+            for image, text in zip(images, texts, strict=True):
+                if (image is None) == (text is None):
+                    raise ValueError("a place of the page holds not one of image and text")
+                if image is not None:
+                    segments.append(Image(_obelics_image(path, image, options)))
+                elif text.strip():
+                    segments.append(Text(text.strip()))
+            yield Document(tuple(segments), source="obelics", key=key, layout=Layout.PAGE)
+        except ValueError as error:
+            yield Rejected("obelics", key, str(error))
+
+
+def _obelics_image(path: Path, image: Any, options: ReadOptions) -> bytes:
+    data = image.get("bytes") if isinstance(image, dict) else image
+    if isinstance(data, bytes) and data:
+        return data
+    if not isinstance(data, str):
+        raise ValueError("the image is neither bytes nor a file name")
+    if "://" in data:
+        raise ValueError("the image is still a link; put its bytes or its file name in the place of it")
+    return media_file(path, data, options, "images", "")
+
+
+OBELICS = Source("obelics", "parquet files with the columns images and texts, in step", read_obelics)
 MMC4 = Source("mmc4", "docs_shard_*_v3.jsonl (text_list, image_info), images in images/ beside them", read_mmc4)

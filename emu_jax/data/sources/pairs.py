@@ -10,11 +10,18 @@
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
 from emu_jax.data.document import Document, Image, Layout, Text
-from emu_jax.data.sources.base import Found, ReadOptions, Rejected, Source, field, json_of, text_of
+from emu_jax.data.sources.base import (
+    Found,
+    ReadOptions,
+    Rejected,
+    Source,
+    field,
+    json_of,
+    parquet_columns,
+    parquet_rows,
+    text_of,
+)
 from emu_jax.data.sources.tars import samples
 from emu_jax.errors import UserError
 
@@ -50,29 +57,20 @@ def read_tar(path: Path, options: ReadOptions) -> Found:
 
 def read_parquet(path: Path, options: ReadOptions) -> Found:
     del options
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path} is not a parquet file ({str(error).splitlines()[0]}).") from None
-    columns = set(file.schema_arrow.names)
+    columns = parquet_columns(path)
     image = next((c for c in ("jpg", "image", "image_bytes") if c in columns), None)
     caption = next((c for c in ("caption", "text", "TEXT") if c in columns), None)
     if image is None or caption is None:
-        raise UserError(f"{path} needs a column jpg (or image) and caption (or text); it has {sorted(columns)}.")
-    wanted = [image, caption, *(["key"] if "key" in columns else [])]
-    row = 0
-    try:
-        for table in file.iter_batches(batch_size=256, columns=wanted):
-            for record in table.to_pylist():
-                key = f"{path.name}:{record.get('key') or row}"
-                row += 1
-                try:
-                    yield _pair("pairs_parquet", key, _bytes(record[image]), field(record, caption, str))
-                except ValueError as error:
-                    yield Rejected("pairs_parquet", key, str(error))
-    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
-        reason = f"the parquet is damaged from here on ({str(error).splitlines()[0]})"
-        yield Rejected("pairs_parquet", f"{path.name}:{row}", reason)
+        raise UserError(f"{path} needs a column jpg (or image) and caption (or text); it has {columns}.")
+    names = (image, caption, *(["key"] if "key" in columns else []))
+    for key, record in parquet_rows(path, columns=names):
+        try:
+            if isinstance(record, ValueError):
+                raise record
+            name = f"{path.name}:{record['key']}" if record.get("key") else key
+            yield _pair("pairs_parquet", name, _bytes(record[image]), field(record, caption, str))
+        except ValueError as error:
+            yield Rejected("pairs_parquet", key, str(error))
 
 
 def _bytes(value: Any) -> bytes:
