@@ -13,6 +13,8 @@ import PIL.Image
 import pyarrow.parquet
 import pytest
 
+from emu_jax.data.document import Document
+from emu_jax.data.sources import SOURCES, ReadOptions
 from emu_jax.data.synthetic.files import atomic, encode_mp4
 from emu_jax.data.synthetic.grammar import parse_caption
 from emu_jax.data.synthetic.motion import parse_direction
@@ -254,3 +256,22 @@ def test_a_file_left_unfinished_never_bears_its_name(tmp_path):
 def test_the_same_film_gives_the_same_bytes():
     film = np.random.default_rng(0).integers(0, 255, (8, 64, 64, 3)).astype(np.uint8)
     assert encode_mp4(film, fps=4) == encode_mp4(film, fps=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "file"),
+    [
+        ("laion2b", "pairs", "00000.tar"),
+        ("laion_coco", "pairs", "00000.tar"),
+        ("mmc4", "mmc4", "docs_shard_0_v3.jsonl"),
+        ("webvid", "webvid", "results_10M_train_0.csv"),
+        ("storyboards", "storyboard", "0000000.tar"),
+        ("in_context", "storyboard", "0000000.tar"),
+        ("llava", "llava", "llava_instruct_0.json"),
+        ("videochat", "videochat", "videochat_instruct_0.json"),
+    ],
+)
+def test_the_readers_for_the_real_sets_take_every_document(world, name, source, file):
+    found = list(SOURCES[source].read(world / name / file, ReadOptions()))
+    assert len(found) == getattr(SIZES, name)
+    assert all(isinstance(document, Document) for document in found)
