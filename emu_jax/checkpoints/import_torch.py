@@ -1,233 +1,270 @@
-"""Published PyTorch weights as our parameters: the release, or LLaMA and EVA-CLIP as starting points.
-
-All names and shapes are checked before the first tensor is read; then parameters are made one layer at a time.
-"""
+"""PyTorch checkpoints to a model directory, streaming: no more than a layer or two is in memory at a time."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
+from etils import epath
 
-from emu_jax.checkpoints.positions import resize_positions
-from emu_jax.checkpoints.streaming import LazyParameter
-from emu_jax.checkpoints.torch_files import Tensor, open_tensors
-from emu_jax.checkpoints.torch_maps import (
-    CLIP_WIDTH,
-    T5_VOCABULARY,
-    Row,
-    emu_rows,
-    release_name,
-    to_ours,
-    unused_shapes,
+from emu_jax.checkpoints.model_directory import (
+    CONFIG,
+    PARAMS,
+    TOKENIZER,
+    VISUAL_DECODER,
+    finish_model,
+    new_model,
+    read_json,
+    save_unused,
 )
+from emu_jax.checkpoints.streaming import write_params
+from emu_jax.checkpoints.torch_config import SPECIAL_TOKENS, from_llama_config, read_config
+from emu_jax.checkpoints.torch_files import Planned, Tensor, write_safetensors
+from emu_jax.checkpoints.torch_maps import lora_rank
+from emu_jax.checkpoints.torch_plan import Plan, is_release, open_sources, plan_import
+from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.diffusion import folder as diffusers_folder
+from emu_jax.diffusion import torch_layout
+from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.errors import UserError
-from emu_jax.models.config import EmuConfig
-from emu_jax.models.emu import Emu
-from emu_jax.sharding.specs import unbox
+from emu_jax.layers.linear import LoraConfig
+from emu_jax.models.config import EmuConfig, VisionConfig
+from emu_jax.models.presets import PRESETS, emu_14b
 
-_POSITIONS = "vision_encoder/position_embedding"
-_TABLES = ("decoder/token_embedding", "lm_head/projection/kernel")
-_ONLY_EMU = ("cformer.", "ln_visual.", "decoder.lm.stu_regress_head.")
+EVA_HEAD_WIDTH = 88  # of EVA-01-CLIP-g; a checkpoint does not tell its number of heads
+_TABLE = "decoder.lm.model.embed_tokens.weight"
 
-
-def open_sources(paths: Sequence[Path]) -> dict[str, Tensor]:
-    """The tensors of one or more checkpoints under the release's names, without what no Emu reads (CLIP's text side).
-
-    Raises:
-      UserError: a file is no checkpoint, or two of them hold the same tensor.
-    """
-    tensors: dict[str, Tensor] = {}
-    for path in paths:
-        for tensor in open_tensors(path).values():
-            name = release_name(tensor.name)
-            if name is None:
-                continue
-            if name in tensors:
-                raise UserError(f"{name} is both in {tensors[name].file} and in {tensor.file}; name one of them.")
-            tensors[name] = tensor
-    if not tensors:
-        raise UserError(f"{', '.join(map(str, paths))} holds no tensor of an Emu.")
-    return tensors
-
-
-def is_release(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these are an Emu's tensors, and not a LLaMA's or an EVA-CLIP's alone."""
-    return any(name.startswith(_ONLY_EMU) for name in tensors)
+Progress = Callable[[int], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What goes where, checked by names and shapes.
+class Imported:
+    """What an import did: parameters by path, what was initialised anew, what was carried along, what was adapted."""
 
-    Attributes:
-      parameters: every parameter of the Emu by "/"-joined path, ready to be made.
-      unused: tensors to carry along.
-      fresh: paths that no source covers; they are initialised.
-      notes: what was adapted, one line each.
-    """
-
-    parameters: dict[str, LazyParameter]
-    unused: dict[str, Tensor]
+    parameters: int
     fresh: tuple[str, ...]
+    unused: tuple[str, ...]
     notes: tuple[str, ...]
 
 
-def plan_import(tensors: Mapping[str, Tensor], config: EmuConfig, *, resize: bool = False, seed: int = 0) -> Plan:
-    """Matches the tensors with the table.
+@dataclasses.dataclass(frozen=True)
+class PreparedImport:
+    """An import whose names, shapes and sizes have been checked; `write` does it."""
+
+    config: EmuConfig
+    plan: Plan
+    tokenizer: Path | None
+
+    @property
+    def nbytes(self) -> int:
+        """What `write` will write of parameters."""
+        return sum(parameter.nbytes for parameter in self.plan.parameters.values())
+
+    def write(self, destination: Path, *, progress: Progress | None = None) -> Imported:
+        """Writes the model directory; complete or not there at all.
+
+        Args:
+          destination: the directory; it may hold a visual_decoder, but no model.
+          progress: called with the number of bytes just written.
+
+        Raises:
+          UserError: a tensor holds NaN, or the destination cannot be written or holds a model.
+        """
+        with new_model(destination) as temporary:
+            try:
+                write_params(epath.Path(temporary) / PARAMS, self.plan.parameters, progress=progress)
+            except UserError:
+                raise
+            except (OSError, ValueError) as error:
+                raise UserError(f"{destination} could not be written: {str(error).splitlines()[0]}") from error
+            save_unused(temporary, self.plan.unused)
+            finish_model(temporary, self.config, tokenizer=self.tokenizer)
+        plan = self.plan
+        return Imported(len(plan.parameters), plan.fresh, tuple(plan.unused), plan.notes)
+
+
+def prepare_import(
+    sources: Sequence[Path],
+    *,
+    config: str | None = None,
+    tokenizer: Path | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+) -> PreparedImport:
+    """Finds out what the sources are and checks all of it that headers tell.
 
     Args:
-      tensors: from `open_sources`.
-      config: sizes of the Emu to be.
-      resize: whether positions of another image size are interpolated; for LLaMA and EVA-CLIP they always are.
+      sources: files or folders: one Emu, or a LLaMA and/or an EVA-CLIP to begin a new Emu from.
+      config: a config.json (ours or the release's) or a preset's name; default: beside the sources, or by their shapes.
+      tokenizer: a SentencePiece model; default: tokenizer.model in one of the source folders.
+      image_size: pixels; learned positions are interpolated to it. Default: as in the config.
       seed: of what is initialised anew.
 
     Raises:
-      UserError: a tensor is unknown, missing, or of another shape; all of them are named.
+      UserError: a source is no checkpoint, does not fit, or its sizes cannot be known.
     """
-    rows = emu_rows(config)
-    starting = not is_release(tensors)
-    tensors = _untied(dict(tensors), starting)
-    covered = {_part(row) for row in rows if any(name in tensors for name in row.names)}
-    needed = [row for row in rows if not starting or _part(row) in covered]
-    unused = {name: tensors[name] for name in unused_shapes(config) if name in tensors}
-
-    known = {name for row in rows for name in row.names} | set(unused)
-    problems = _listed("unknown to Emu", [t.name for name, t in tensors.items() if name not in known])
-    problems += _listed("missing", [name for row in needed for name in row.names if name not in tensors])
-    notes: list[str] = []
-    misshapen = [
-        f"{name} is {list(tensors[name].shape)}, wanted {list(row.shape)}"
-        for row in needed
-        for name in row.names
-        if name in tensors and not _fits(row, tensors[name].shape, starting=starting, resize=resize or starting)
-    ]
-    misshapen += [
-        f"{name} is {list(tensors[name].shape)}, wanted {list(shape)}"
-        for name, shape in unused_shapes(config).items()
-        if name in unused and not _fits_unused(tensors[name].shape, shape)
-    ]
-    problems += _listed("of another shape", misshapen)
-    if problems:
-        raise UserError(f"The checkpoint does not fit the model: {'; '.join(problems)}. Nothing was written.")
-
-    present = {name: t.dtype for row in needed for name in row.names for t in (tensors[name],)}
-    fresh_dtype = np.result_type(np.float16, *set(present.values())) if present else np.dtype(np.float32)
-    parameters: dict[str, LazyParameter] = {}
-    for row in rows:
-        if row in needed:
-            parameters[row.path], note = _from_torch(row, [tensors[name] for name in row.names])
-            notes += note
-        else:
-            parameters[row.path] = _initialised(config, row, np.dtype(fresh_dtype), seed=seed)
-    fresh = tuple(row.path for row in rows if row not in needed)
-    return Plan(parameters, unused, fresh, tuple(notes))
+    sources = [_model_part(path) for path in sources]
+    tensors = open_sources(sources)
+    sizes = _sizes(sources, tensors, config)
+    if image_size is not None:
+        if image_size % sizes.vision.patch_size:
+            raise UserError(f"Images of {image_size} pixels cannot be cut into patches of {sizes.vision.patch_size}.")
+        sizes = dataclasses.replace(sizes, vision=dataclasses.replace(sizes.vision, image_size=image_size))
+    rank = lora_rank((tensor.name, tensor.shape) for tensor in tensors.values())
+    if rank is not None and sizes.lora is None:
+        sizes = dataclasses.replace(sizes, lora=LoraConfig(rank=rank))
+    plan = plan_import(tensors, sizes, resize=image_size is not None, seed=seed)
+    sizes = dataclasses.replace(sizes, **_kinds(plan))
+    found = next((path / TOKENIZER for path in sources if (path / TOKENIZER).is_file()), None)
+    tokenizer = tokenizer or found
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer, sizes.decoder.vocab_size)
+    return PreparedImport(sizes, plan, tokenizer)
 
 
-def release_to_params(tensors: Mapping[str, Tensor], config: EmuConfig, *, dtype: Any = None) -> dict[str, Any]:
-    """The whole parameter tree in memory, as NumPy arrays; floating-point ones as `dtype` where it is given."""
-    plan = plan_import(tensors, config)
-    arrays = {}
-    for path, parameter in plan.parameters.items():
-        array = parameter.materialize()
-        arrays[path] = array if dtype is None else array.astype(dtype)
-    return traverse_util.unflatten_dict(arrays, sep="/")
+def is_diffusers_folder(path: Path) -> bool:
+    """Whether this is a folder with a U-Net and an autoencoder in diffusers' layout."""
+    return all((path / part / "config.json").is_file() for part in ("unet", "vae"))
 
 
-def read_checked(tensor: Tensor) -> np.ndarray:
-    """The tensor's values. Raises UserError where one of them is NaN or infinite."""
-    array = tensor.read()
-    if not np.issubdtype(array.dtype, np.integer) and not np.isfinite(array).all():
-        count = int((~np.isfinite(array)).sum())
-        raise UserError(f"{tensor.name} in {tensor.file} holds {count} NaN or infinite values; the file is damaged.")
-    return array
+def import_visual_decoder(source: Path, destination: Path, *, progress: Progress | None = None) -> tuple[str, ...]:
+    """Copies a diffusers folder to DESTINATION/visual_decoder as safetensors, checked against the table.
+
+    Returns:
+      The parts that were copied.
+
+    Raises:
+      UserError: a tensor is missing, of another shape, or holds NaN; or there is a visual decoder already.
+    """
+    target = destination / VISUAL_DECODER
+    if target.exists():
+        raise UserError(f"{target} is there already; name another directory, or remove that one.")
+    unet = UNetConfig.from_diffusers(diffusers_folder.read_config(source, diffusers_folder.UNET))
+    vae = VAEConfig.from_diffusers(diffusers_folder.read_config(source, diffusers_folder.VAE))
+    tables = {
+        diffusers_folder.UNET: torch_layout.unet_table(unet),
+        diffusers_folder.VAE: torch_layout.vae_table(vae),
+    }
+    with diffusers_folder.replacing_folder(target) as temporary:
+        for part in diffusers_folder.CONFIG_NAME:
+            config = diffusers_folder.read_config(source, part)
+            diffusers_folder.write_part(temporary, part, config)
+            if part in tables:
+                planned = list(_checked_part(source, part, tables[part]))
+                for tensor in write_safetensors(temporary / part, planned, stem=diffusers_folder.WEIGHTS):
+                    if progress is not None:
+                        progress(tensor.nbytes)
+    return tuple(diffusers_folder.CONFIG_NAME)
 
 
-def _part(row: Row) -> str:
-    """What comes or is missing as a whole: EVA's tower, LLaMA (with its head), and what only an Emu has."""
-    if "lora_" in row.path:
-        return "lora"
-    top = row.path.split("/")[0]
-    return "decoder" if top == "lm_head" else top
+def _checked_part(source: Path, part: str, table: torch_layout.Table) -> list[Planned]:
+    arrays = diffusers_folder.read_weights(source, part)
+    wanted = {row.torch for row in table}
+    missing, unknown = sorted(wanted - set(arrays)), sorted(set(arrays) - wanted)
+    if missing or unknown:
+        raise UserError(
+            f"{source / part} does not fit its config: {len(missing)} tensors missing ({', '.join(missing[:5])}), "
+            f"{len(unknown)} unknown ({', '.join(unknown[:5])}). Nothing was written."
+        )
+    planned = []
+    for row in table:
+        array = arrays[row.torch]
+        if array.shape != row.shape:
+            raise UserError(f"{row.torch} in {source / part} is {list(array.shape)}, wanted {list(row.shape)}.")
+        if not np.isfinite(array).all():
+            raise UserError(f"{row.torch} in {source / part} holds NaN or infinite values; the file is damaged.")
+        make = functools.partial(arrays.__getitem__, row.torch)
+        planned.append(Planned(row.torch, row.shape, array.dtype, make))
+    return planned
 
 
-def _listed(what: str, names: list[str], count: int = 6) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return [f"{len(names)} {what} ({', '.join(names[:count])}{more})"]
+def _model_part(path: Path) -> Path:
+    """In the release's own folder the Emu stands in `multimodal_encoder`, beside the visual decoder's parts."""
+    inner = path / "multimodal_encoder"
+    return inner if inner.is_dir() else path
 
 
-def _untied(tensors: dict[str, Tensor], starting: bool) -> dict[str, Tensor]:
-    """A LLaMA that keeps one table for both ends gets its head from there."""
-    table, head = "decoder.lm.model.embed_tokens.weight", "decoder.lm.lm_head.weight"
-    if starting and table in tensors and head not in tensors:
-        tensors[head] = tensors[table]
-    return tensors
+def _sizes(sources: Sequence[Path], tensors: Mapping[str, Tensor], option: str | None) -> EmuConfig:
+    if option is not None:
+        path = Path(option)
+        if option == "emu_14b":
+            return _preset(tensors)
+        if not path.is_file():
+            raise UserError(f"--config {option} is neither a config.json nor the preset emu_14b.")
+        return read_config(path)
+    llama = None
+    for source in sources:
+        folder = source if source.is_dir() else source.parent
+        values = read_json(folder / CONFIG)
+        if values.get("model_type") == "llama":
+            llama = from_llama_config(
+                values, vocab_size=_rows(tensors, values["vocab_size"]) + SPECIAL_TOKENS, source=str(folder / CONFIG)
+            )
+        elif "decoder" in values or "cformer" in values or isinstance(values.get("model"), dict):
+            return read_config(folder / CONFIG)
+    sizes = _preset(tensors)
+    if not is_release(tensors):
+        vision = _vision_sizes(tensors) or sizes.vision
+        return dataclasses.replace(sizes, vision=vision, decoder=llama or sizes.decoder)
+    return sizes
 
 
-def _fits(row: Row, shape: tuple[int, ...], *, starting: bool, resize: bool) -> bool:
-    if shape == row.shape:
-        return True
-    if row.path == _POSITIONS and resize:
-        patches = round((shape[1] - 1) ** 0.5) if len(shape) == 3 else 0
-        return shape == (1, patches**2 + 1, row.shape[2])
-    return row.path in _TABLES and starting and shape[1:] == row.shape[1:] and shape[0] < row.shape[0]
+def _rows(tensors: Mapping[str, Tensor], default: int) -> int:
+    return tensors[_TABLE].shape[0] if _TABLE in tensors else default
 
 
-def _fits_unused(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """How many rows CLIP's projection and T5's table have is not Emu's affair."""
-    if wanted[0] in (CLIP_WIDTH, T5_VOCABULARY):
-        return len(shape) == len(wanted) and shape[1:] == wanted[1:]
-    return shape == wanted
+def _preset(tensors: Mapping[str, Tensor]) -> EmuConfig:
+    """The published sizes, if these tensors have them."""
+    preset = emu_14b(vocab_size=_rows(tensors, 32004))
+    if _TABLE in tensors and not is_release(tensors):
+        preset = emu_14b(vocab_size=_rows(tensors, 32000) + SPECIAL_TOKENS)
+    width = tensors[_TABLE].shape[-1] if _TABLE in tensors else preset.decoder.width
+    if width != preset.decoder.width:
+        raise UserError(
+            f"The decoder is {width} wide, not the published {preset.decoder.width}, and there is no {CONFIG} beside "
+            f"the checkpoint; name one with --config. (Presets: {', '.join(PRESETS)}.)"
+        )
+    return preset
 
 
-def _from_torch(row: Row, tensors: list[Tensor]) -> tuple[LazyParameter, list[str]]:
-    dtype = np.result_type(*{tensor.dtype for tensor in tensors})
-    adapt: Callable[[np.ndarray], np.ndarray] = lambda array: array
-    notes = []
-    if tensors[0].shape != row.shape and row.path == _POSITIONS:
-        adapt = lambda array: resize_positions(array, row.shape[1])
-        notes = [f"positions interpolated from {tensors[0].shape[1] - 1} to {row.shape[1] - 1} patches"]
-    elif tensors[0].shape != row.shape:
-        adapt = lambda array: _with_mean_rows(array, row.shape[0])
-        notes = [f"{tensors[0].name}: {row.shape[0] - tensors[0].shape[0]} rows added, the mean of the others"]
-
-    def layer(i: int) -> np.ndarray:
-        return to_ours(row, adapt(read_checked(tensors[i])))
-
-    return LazyParameter(row.stacked, dtype, row.layers is not None, layer), notes
-
-
-def _with_mean_rows(table: np.ndarray, rows: int) -> np.ndarray:
-    """New vocabulary rows begin as the mean of the old (Emu's release does the same)."""
-    mean = table.mean(axis=0, dtype=np.float32, keepdims=True).astype(table.dtype)
-    return np.concatenate([table, np.repeat(mean, rows - table.shape[0], axis=0)])
-
-
-def _initialised(config: EmuConfig, row: Row, dtype: np.dtype, *, seed: int) -> LazyParameter:
-    """A parameter as `Emu.init` makes it, one layer at a time, so that no more than a layer is ever held."""
-    shallow = dataclasses.replace(
-        config,
-        vision=dataclasses.replace(config.vision, num_layers=1),
-        causal_former=dataclasses.replace(config.causal_former, num_layers=1),
-        decoder=dataclasses.replace(config.decoder, num_layers=1),
+def _vision_sizes(tensors: Mapping[str, Tensor]) -> VisionConfig | None:
+    """EVA-CLIP's sizes by its tensors' shapes; None where there is no tower."""
+    try:
+        patches = tensors["visual.patch_embed.proj.weight"].shape
+        tokens, mlp = tensors["visual.pos_embed"].shape[1], tensors["visual.blocks.0.mlp.fc1.weight"].shape[0]
+    except KeyError:
+        return None
+    layers = sum(name.endswith(".attn.qkv.weight") for name in tensors)
+    width, patch = patches[0], patches[-1]
+    if width % EVA_HEAD_WIDTH:
+        raise UserError(
+            f"The vision tower is {width} wide, which heads of {EVA_HEAD_WIDTH} (EVA-01-CLIP-g) do not divide; "
+            "name a config.json with --config."
+        )
+    side = round((tokens - 1) ** 0.5)
+    return VisionConfig(
+        image_size=side * patch,
+        patch_size=patch,
+        width=width,
+        num_layers=layers,
+        num_heads=width // EVA_HEAD_WIDTH,
+        mlp_dim=mlp,
     )
-    model = Emu(shallow, image_token_id=0)
-    tokens = jnp.zeros((1, config.causal_former.num_image_tokens), jnp.int32)
-    images = jnp.zeros((1, 1, config.vision.image_size, config.vision.image_size, 3), jnp.float32)
 
-    @jax.jit
-    def make(key: jax.Array) -> jax.Array:  # all but the one parameter is dead code to the compiler
-        params = unbox(model.init(key, tokens, images)["params"])
-        return traverse_util.flatten_dict(params, sep="/")[row.path]
 
-    def layer(i: int) -> np.ndarray:
-        made = np.asarray(make(jax.random.fold_in(jax.random.key(seed), i)))
-        return (made[0] if row.layers is not None else made).astype(dtype)
+def _kinds(plan: Plan) -> dict[str, str]:
+    """Half-precision files compute in bfloat16 unless `load` is told otherwise; the types on disk are kept."""
+    kinds = {np.dtype(parameter.dtype).name for parameter in plan.parameters.values()}
+    if kinds <= {"float16", "bfloat16"}:
+        return {"dtype": "bfloat16", "param_dtype": kinds.pop() if len(kinds) == 1 else "bfloat16"}
+    return {"dtype": "float32", "param_dtype": "float32"}
 
-    return LazyParameter(row.stacked, dtype, row.layers is not None, layer)
+
+def _check_tokenizer(path: Path, vocab_size: int) -> None:
+    known = {Tokenizer.load(path, instruct=instruct).vocab_size for instruct in (False, True)}
+    if vocab_size not in known:
+        raise UserError(
+            f"{path} makes a vocabulary of {' or '.join(map(str, sorted(known)))}, but the model has {vocab_size}; "
+            "name the model's own with --tokenizer."
+        )

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -15,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from emu_jax.checkpoints.import_torch import open_sources, release_to_params
 from emu_jax.checkpoints.params import check_fits, load_params, save_params
 from emu_jax.checkpoints.torch_config import read_config, write_config
 from emu_jax.checkpoints.torch_files import Planned, Tensor, open_tensors, write_safetensors
 from emu_jax.checkpoints.torch_maps import lora_rank
+from emu_jax.checkpoints.torch_plan import open_sources, read_checked, release_to_params
 from emu_jax.errors import UserError
 from emu_jax.layers.linear import LoraConfig
 from emu_jax.models.config import EmuConfig
@@ -115,11 +116,14 @@ def save_unused(directory: Path, unused: Mapping[str, np.ndarray | Tensor]) -> N
         return
     (directory / UNUSED).mkdir()
     planned = [
-        Planned(name, tuple(a.shape), np.dtype(a.dtype), a.read if isinstance(a, Tensor) else lambda a=a: np.asarray(a))
-        for name, a in unused.items()
+        Planned(name, tuple(a.shape), np.dtype(a.dtype), functools.partial(_values, a)) for name, a in unused.items()
     ]
     for _ in write_safetensors(directory / UNUSED, planned):
         pass
+
+
+def _values(array: np.ndarray | Tensor) -> np.ndarray:
+    return read_checked(array) if isinstance(array, Tensor) else np.asarray(array)
 
 
 def open_unused(directory: Path) -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ from orbax.checkpoint import type_handlers
 from emu_jax.errors import UserError
 
 _CHUNK_BYTES = 32 * 2**20  # of the arrays on disk: what one host reads when it wants a shard of one layer
+_SMALL_BYTES = 2**20  # arrays up to this are written together
+_WRITE_BYTES = 256 * 2**20  # as many layers as fit in this are written at once; each write waits for the disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +60,16 @@ class LazyParameter:
 
 
 def write_params(
-    path: epath.Path, parameters: Mapping[str, LazyParameter], *, progress: Callable[[str, int], None] | None = None
+    path: epath.Path, parameters: Mapping[str, LazyParameter], *, progress: Callable[[int], None] | None = None
 ) -> None:
     """Writes an Orbax checkpoint at `path` that `load_params` reads.
 
     Args:
       path: where the checkpoint itself goes; nothing may be there.
       parameters: by "/"-joined path.
-      progress: called with a parameter's path and the bytes just written.
+      progress: called with the number of bytes just written.
     """
-    handler = _LazyHandler(progress or (lambda _path, _bytes: None))
+    handler = _LazyHandler(progress or (lambda _bytes: None))
     registry = type_handlers.create_type_handler_registry(
         (LazyParameter, handler), (jax.Array, type_handlers.ArrayHandler())
     )
@@ -82,26 +84,33 @@ def write_params(
 class _LazyHandler(type_handlers.NumpyHandler):
     """Makes and writes one array at a time, where Orbax would hold them all."""
 
-    def __init__(self, progress: Callable[[str, int], None]) -> None:
+    def __init__(self, progress: Callable[[int], None]) -> None:
         super().__init__(deepcopy_host_arrays=False)
         self._progress = progress
         self._turn: asyncio.Lock | None = None
 
     async def _open_and_write(self, value: Any, tspec: dict[str, Any], ts_context: ts.Context) -> None:
         self._turn = self._turn or asyncio.Lock()
+        if value.nbytes <= _SMALL_BYTES:
+            store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
+            await store.write(value.materialize())
+            self._progress(value.nbytes)
+            return
         async with self._turn:
             store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
-            name = tspec["kvstore"].get("path", "").strip("/")
             if not value.stacked:
-                await store.write(np.ascontiguousarray(value.layer(0), value.dtype))
-                self._progress(name, value.nbytes)
+                await store.write(value.materialize())
+                self._progress(value.nbytes)
                 return
-            step = store.chunk_layout.write_chunk.shape[0]
+            chunk, layer_bytes = store.chunk_layout.write_chunk.shape[0], value.nbytes // value.count
+            step = max(1, _WRITE_BYTES // (chunk * layer_bytes)) * chunk
             for start in range(0, value.count, step):
                 group = range(start, min(start + step, value.count))
-                block = np.stack([np.asarray(value.layer(i), value.dtype) for i in group])
+                block = np.empty((len(group), *value.shape[1:]), value.dtype)
+                for row, i in zip(block, group, strict=True):
+                    row[...] = value.layer(i)
                 await store[start : group.stop].write(block)
-                self._progress(name, block.nbytes)
+                self._progress(block.nbytes)
 
 
 class StoredParams:

@@ -10,6 +10,7 @@ from emu_jax.layers.linear import LoraConfig
 from emu_jax.models.config import CausalFormerConfig, DecoderConfig, EmuConfig, VisionConfig
 
 SPECIAL_TOKENS = 4  # [PAD] [IMG] [/IMG] <image>, the rows that Emu adds to LLaMA's vocabulary
+_OWN = "emu_jax"  # key under which our exports keep what the release's words cannot say
 _T5_DEFAULTS = {"d_model": 768, "d_kv": 64, "num_heads": 12, "d_ff": 3072, "num_layers": 12}  # t5-base
 
 
@@ -27,6 +28,8 @@ def read_config(path: Path, *, lora: LoraConfig | None = None) -> EmuConfig:
         raise UserError(f"{path} is not JSON ({error}).") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} does not describe an Emu.")
+    if isinstance(values.get(_OWN), dict):
+        return from_config_dict(EmuConfig, values[_OWN], path=f"{path.name}:{_OWN}")
     if "lm" in values and "cformer" in values:
         return from_release_config(values, lora=lora, source=str(path))
     if "model" in values and isinstance(values["model"], dict):  # the config of a training run
@@ -130,6 +133,7 @@ def to_release_config(config: EmuConfig) -> dict[str, Any]:
         },
         "lm": to_llama_config(decoder, vocab_size=decoder.vocab_size - SPECIAL_TOKENS),
         "lm_vocab_with_special_tokens": decoder.vocab_size,
+        _OWN: to_dict(config),
     }
 
 

@@ -1,0 +1,52 @@
+"""Hand a model to PyTorch users: the release's own layout, or a Hugging Face LLaMA folder with the rest beside it.
+
+  python -m emu_jax export-torch models/emu out/emu                                safetensors, the release's names
+  python -m emu_jax export-torch models/emu out/emu --bin                          pytorch_model.bin (wants torch)
+  python -m emu_jax export-torch models/emu out/llama --format huggingface --dtype bfloat16
+  python -m emu_jax export-torch models/emu_instruct out/merged --merge-lora
+
+CHECKPOINT is a model directory, a training run (its newest checkpoint goes out), or one step of a run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from emu_jax.checkpoints.export_torch import SHARD_BYTES, Layout, prepare_export
+from emu_jax.cli.arguments import ArgumentParser
+from emu_jax.cli.progress import byte_progress
+
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command."""
+    parser = ArgumentParser(__name__, __doc__)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="model directory, run, or step of a run")
+    parser.add_argument("destination", metavar="DEST", type=Path, help="folder to be made")
+    parser.add_argument("--format", choices=[layout.value for layout in Layout], default=Layout.RELEASE.value)
+    parser.add_argument("--dtype", choices=list(DTYPES), help="cast to this (default: as the parameters are)")
+    parser.add_argument("--merge-lora", action="store_true", help="add the adapters to the weights they adapt")
+    parser.add_argument("--bin", action="store_true", help="one pytorch_model.bin instead of safetensors")
+    parser.add_argument(
+        "--shard-gb", type=float, default=SHARD_BYTES / 1e9, help="largest safetensors file (default 5)"
+    )
+    arguments = parser.parse_args(argv)
+
+    dtype = None if arguments.dtype is None else DTYPES[arguments.dtype]
+    prepared = prepare_export(arguments.checkpoint, dtype=dtype, merge_lora=arguments.merge_lora)
+    with byte_progress("exporting", total=prepared.nbytes) as advance:
+        files = prepared.write(
+            arguments.destination,
+            layout=Layout(arguments.format),
+            binary=arguments.bin,
+            shard_bytes=int(arguments.shard_gb * 1e9),
+            progress=advance,
+        )
+    if prepared.zeros:
+        print(f"this model never had, and Emu does not use, what is written as zeros: {', '.join(prepared.zeros)}")
+    print(f"{len(prepared.tensors)} tensors ({prepared.nbytes / 1e9:.2f} GB) are in {arguments.destination}:")
+    print("\n".join(f"  {name}" for name in files))
