@@ -8,13 +8,16 @@ from ml_collections import ConfigDict, config_dict
 
 from emu_jax.config import to_dict
 from emu_jax.data.batch import BatchConfig
+from emu_jax.data.pictures import PictureConfig
 from emu_jax.data.pipeline import DataConfig, SetConfig
+from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.models.presets import PRESETS
 from emu_jax.training.config import TrainConfig
+from emu_jax.training.jobs import VAERun, VisualDecoderRun
 from emu_jax.training.run import RunConfig
 from emu_jax.training.stages.pretrain import LANGUAGE_SIDE, PretrainConfig
 
-__all__ = ["LANGUAGE_SIDE", "base", "sets"]
+__all__ = ["LANGUAGE_SIDE", "autoencoder", "base", "sets", "visual_decoder"]
 
 
 def base(preset: str, *, steps: int, batch_size: int, length: int, max_images: int) -> ConfigDict:
@@ -24,6 +27,34 @@ def base(preset: str, *, steps: int, batch_size: int, length: int, max_images: i
     data = DataConfig(sets=(), batch=batch, num_image_tokens=model.causal_former.num_image_tokens)
     return fields_of(
         RunConfig(model=model, tokenizer="", data=data, train=TrainConfig(steps=steps), pretrain=PretrainConfig())
+    )
+
+
+def autoencoder(*, vae: dict, unet: dict, sets: tuple[str, ...], batch_size: int, steps: int) -> ConfigDict:
+    """A run of the stage `vae` on prepared sets; `vae` and `unet` are the fields that differ from SD v1.5."""
+    sizes = VAEConfig(**vae)
+    return fields_of(
+        VAERun(
+            stage="vae",
+            vae=sizes,
+            unet=UNetConfig(sample_size=sizes.sample_size // sizes.factor, **unet),
+            pictures=PictureConfig(sets=sets, image_size=sizes.sample_size),
+            batch_size=batch_size,
+            train=TrainConfig(steps=steps),
+        )
+    )
+
+
+def visual_decoder(*, examples: str, decoder: str, batch_size: int, steps: int) -> ConfigDict:
+    """A run of the stage `visual_decoder` on what `prepare-decoder-data` wrote."""
+    return fields_of(
+        VisualDecoderRun(
+            stage="visual_decoder",
+            examples=examples,
+            decoder=decoder,
+            batch_size=batch_size,
+            train=TrainConfig(steps=steps),
+        )
     )
 
 

@@ -5,8 +5,9 @@
         --config.train.optimizer.learning_rate=1e-3
 
 Any field of the config can be set on the command line. WORKDIR takes config.json, tokenizer.model,
-checkpoints/STEP/{params, optimizer, data, config}, metrics.jsonl and tensorboard/. SIGTERM and Ctrl-C finish the step,
-save and exit with 0. On several hosts give the same command on each.
+checkpoints/STEP/{params, optimizer, data, config}, metrics.jsonl and tensorboard/; the stages `vae` and
+`visual_decoder` leave their result in WORKDIR/visual_decoder, a folder that diffusers opens. SIGTERM and Ctrl-C finish
+the step, save and exit with 0. On several hosts give the same command on each.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from pathlib import Path
 import jax
 
 from emu_jax.cli.config_file import read_flags
-from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.config import to_dict
 from emu_jax.errors import UserError
+from emu_jax.training.jobs import Job, read_job
 from emu_jax.training.loop import train
-from emu_jax.training.run import RunConfig, data_factory, make_stage, read_run_config, run_dict, with_vocabulary
 
 
 def main(argv: list[str]) -> None:
@@ -30,18 +31,12 @@ def main(argv: list[str]) -> None:
         print(__doc__)
         return
     config, workdir = read_flags(argv)
-    run = read_run_config(config)
     start_processes()
-    tokenizer = Tokenizer.load(run.tokenizer)
-    run = with_vocabulary(run, vocab_size=tokenizer.vocab_size)
-    keep_config(run, workdir)
-    train(
-        run.train,
-        stage=make_stage(run, image_token_id=tokenizer.image_token_id),
-        data=data_factory(run, tokenizer=tokenizer),
-        workdir=workdir,
-        run_config=run_dict(run),
-    )
+    job = read_job(config)
+    keep_config(job, workdir)
+    result = train(job.train, stage=job.stage, data=job.data, workdir=workdir, run_config=to_dict(job.config))
+    if result.stopped_by is None:
+        job.finish(workdir, result)
 
 
 def start_processes() -> None:
@@ -59,18 +54,18 @@ def start_processes() -> None:
         jax.distributed.initialize()
 
 
-def keep_config(run: RunConfig, workdir: Path) -> None:
+def keep_config(job: Job, workdir: Path) -> None:
     """WORKDIR/config.json and WORKDIR/tokenizer.model, so that the workdir explains itself."""
     if jax.process_index() != 0:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         temporary = workdir / "config.json.tmp"
-        temporary.write_text(json.dumps(run_dict(run), indent=2) + "\n")
+        temporary.write_text(json.dumps(to_dict(job.config), indent=2) + "\n")
         temporary.rename(workdir / "config.json")
         target = workdir / "tokenizer.model"
-        if not target.exists() or not target.samefile(run.tokenizer):
-            shutil.copyfile(run.tokenizer, workdir / "tokenizer.model.tmp")
+        if job.tokenizer is not None and not (target.exists() and target.samefile(job.tokenizer)):
+            shutil.copyfile(job.tokenizer, workdir / "tokenizer.model.tmp")
             (workdir / "tokenizer.model.tmp").rename(target)
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written ({error.strerror}).") from None

@@ -5,9 +5,9 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.typing import Dtype
+from flax.typing import Dtype, Initializer
 
-from emu_jax.layers.linear import DenseGeneral, LoraConfig
+from emu_jax.layers.linear import DenseGeneral, LoraConfig, lecun_normal
 from emu_jax.layers.positions import RotaryTables, apply_rotary
 from emu_jax.sharding import axes
 from emu_jax.sharding.specs import logical_constraint
@@ -88,13 +88,18 @@ class Attention(nn.Module):
         kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype, "lora": self.lora}
 
-        def project(name: str, source: jax.Array, heads: int, head_axis: str) -> jax.Array:
-            dense = DenseGeneral((heads, self.head_dim), (axes.EMBED,), (head_axis, axes.KV), name=name, **kinds)
+        scale = self.head_dim**-0.5 if self.scale is None else self.scale
+        # Logits of variance one at the start, whatever the scale: T5 puts its 1/sqrt(head_dim) into the query kernel.
+        query_init = nn.initializers.variance_scaling(1 / (scale**2 * self.head_dim), "fan_in", "normal")
+
+        def project(name: str, source: jax.Array, heads: int, head_axis: str, init: Initializer) -> jax.Array:
+            features, names = (heads, self.head_dim), (head_axis, axes.KV)
+            dense = DenseGeneral(features, (axes.EMBED,), names, kernel_init=init, name=name, **kinds)
             return dense(source, deterministic=deterministic)
 
-        query = project("query", x, self.num_heads, axes.HEADS)
-        key = project("key", context, kv_heads, axes.KV_HEADS)
-        value = project("value", context, kv_heads, axes.KV_HEADS)
+        query = project("query", x, self.num_heads, axes.HEADS, query_init)
+        key = project("key", context, kv_heads, axes.KV_HEADS, lecun_normal)
+        value = project("value", context, kv_heads, axes.KV_HEADS, lecun_normal)
         if rotary is not None:
             query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
         query, key, value = (
@@ -104,7 +109,6 @@ class Attention(nn.Module):
         if cache is not None:
             cache = cache.append(key, value)
             key, value = cache.key.astype(self.dtype), cache.value.astype(self.dtype)
-        scale = self.head_dim**-0.5 if self.scale is None else self.scale
         out = dot_product_attention(query, key, value, scale=scale, mask=mask, bias=bias)
         project_out = DenseGeneral(
             (x.shape[-1],), (axes.HEADS, axes.KV), (axes.EMBED,), use_bias=self.out_bias, name="out", **kinds

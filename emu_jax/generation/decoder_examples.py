@@ -1,0 +1,99 @@
+"""What the visual decoder is trained on: captioned pictures, turned once into conditions and latents."""
+
+import enum
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from emu_jax.data.decoder_examples import Example, write_examples
+from emu_jax.data.document import Document, Image, Layout, Text
+from emu_jax.data.images import preprocess
+from emu_jax.data.prepared import PreparedSet
+from emu_jax.diffusion.decoder import VisualDecoder
+from emu_jax.generation.pipeline import EmuPipeline
+
+
+class Condition(enum.Enum):
+    """What the U-Net sees of a picture."""
+
+    PREDICTED = "predicted"  # what Emu generates from its caption (the paper)
+    ENCODED = "encoded"  # what the encoder makes of the picture itself (Emu2's autoencoding)
+
+
+def prepare_examples(
+    emu: EmuPipeline,
+    decoder: VisualDecoder,
+    *,
+    sets: Sequence[str],
+    output: Path,
+    condition: Condition = Condition.PREDICTED,
+    image_size: int,
+    max_caption_length: int = 150,
+    limit: int | None = None,
+    batch_size: int = 128,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Writes the examples of all pairs in prepared `sets`; how many there are.
+
+    Args:
+      image_size: pixels a side of what the autoencoder encodes.
+      max_caption_length: pairs with a longer caption (characters) are left out; the paper drops those over 150.
+      limit: at most so many documents of each set.
+      progress: is called with (documents done, documents in all).
+    """
+    opened = [PreparedSet(path) for path in sets]
+    counts = [len(one) if limit is None else min(limit, len(one)) for one in opened]
+    documents = itertools.chain.from_iterable(
+        (one[index] for index in range(count)) for one, count in zip(opened, counts, strict=True)
+    )
+
+    def examples() -> Iterator[Example]:
+        done = 0
+        while some := list(itertools.islice(documents, batch_size)):
+            pairs = [pair for document in some if (pair := caption_and_picture(document, max_caption_length))]
+            if pairs:
+                yield from _examples(emu, decoder, pairs, condition=condition, image_size=image_size)
+            done += len(some)
+            if progress is not None:
+                progress(done, sum(counts))
+
+    return write_examples(
+        output,
+        examples(),
+        unconditional=emu.generate_embeddings(""),
+        settings={"condition": condition.value, "image_size": image_size, "sets": list(sets)},
+    )
+
+
+def caption_and_picture(document: Document, max_caption_length: int) -> tuple[str, bytes | np.ndarray] | None:
+    """The two halves of a pair; None for what is no pair, or has too long a caption."""
+    texts = [segment.text for segment in document.segments if isinstance(segment, Text)]
+    images = [segment.data for segment in document.segments if isinstance(segment, Image)]
+    if document.layout is not Layout.PAIR or len(texts) != 1 or len(images) != 1:
+        return None
+    return (texts[0], images[0]) if len(texts[0]) <= max_caption_length else None
+
+
+def _examples(
+    emu: EmuPipeline,
+    decoder: VisualDecoder,
+    pairs: Sequence[tuple[str, bytes | np.ndarray]],
+    *,
+    condition: Condition,
+    image_size: int,
+) -> Iterator[Example]:
+    pixels = np.stack([preprocess(image, image_size) for _, image in pairs])
+    posterior = decoder.encode(pixels.astype(np.float32) / 127.5 - 1)
+    if condition is Condition.PREDICTED:
+        conditioning = emu.generate_embeddings_batch([[text] for text, _ in pairs], batch_size=len(pairs))
+    else:
+        conditioning = emu.visual_embeddings([preprocess(image, emu.config.vision.image_size) for _, image in pairs])
+    mean, log_variance = np.asarray(posterior.mean), np.asarray(posterior.log_variance)
+    for row in range(len(pairs)):
+        yield {
+            "conditioning": conditioning[row],
+            "latent_mean": mean[row],
+            "latent_log_variance": log_variance[row],
+        }

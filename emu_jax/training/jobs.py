@@ -1,0 +1,173 @@
+"""From a config to what one call of the loop wants, for each stage: the stage, its data, what is left at the end."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from emu_jax.config import from_config_dict
+from emu_jax.data.decoder_examples import DecoderExamples
+from emu_jax.data.pictures import PictureConfig, make_picture_loader
+from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.diffusion.config import UNetConfig, VAEConfig
+from emu_jax.diffusion.decoder import VisualDecoder, load_visual_decoder
+from emu_jax.errors import UserError
+from emu_jax.training.config import TrainConfig
+from emu_jax.training.loop import DataFactory, TrainResult
+from emu_jax.training.prefetch import Data
+from emu_jax.training.run import data_factory, make_stage, read_run_config, with_vocabulary
+from emu_jax.training.stage import Stage
+from emu_jax.training.stages.vae import VAEStage, VAETrainingConfig
+from emu_jax.training.stages.visual_decoder import VisualDecoderStage, VisualDecoderTrainingConfig
+
+VISUAL_DECODER = "visual_decoder"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What `train` is called with.
+
+    Attributes:
+      config: the whole run, as it is kept beside the checkpoints.
+      tokenizer: path of the SentencePiece model to keep in the workdir; None for a stage that reads no text.
+      finish: called with the workdir and the result once all steps are done; leaves what the next stage reads.
+    """
+
+    config: Any
+    train: TrainConfig
+    stage: Stage
+    data: DataFactory
+    tokenizer: Path | None = None
+    finish: Callable[[Path, TrainResult], None] = lambda workdir, result: None
+
+
+@dataclasses.dataclass(frozen=True)
+class VAERun:
+    """Training an autoencoder; WORKDIR/visual_decoder is then a diffusers folder with it and a new U-Net.
+
+    Attributes:
+      unet: sizes of the U-Net that will paint its latents.
+    """
+
+    stage: str
+    vae: VAEConfig
+    unet: UNetConfig
+    pictures: PictureConfig
+    batch_size: int
+    train: TrainConfig
+    training: VAETrainingConfig = dataclasses.field(default_factory=VAETrainingConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class VisualDecoderRun:
+    """Training a U-Net on stored conditions and latents; WORKDIR/visual_decoder is then the folder with it.
+
+    Attributes:
+      examples: folder that `prepare-decoder-data` wrote.
+      decoder: the diffusers folder with the autoencoder and the U-Net's sizes and schedule.
+    """
+
+    stage: str
+    examples: str
+    decoder: str
+    batch_size: int
+    train: TrainConfig
+    training: VisualDecoderTrainingConfig = dataclasses.field(default_factory=VisualDecoderTrainingConfig)
+
+
+def read_job(config: Mapping[str, Any] | Any) -> Job:
+    """The job of a ConfigDict whose `stage` names one of `JOBS`.
+
+    Raises:
+      UserError: unknown, missing or mistyped fields, or parts that do not fit together.
+    """
+    stage = config.get("stage", "pretrain")
+    if stage not in JOBS:
+        raise UserError(f"config.stage must be one of {', '.join(JOBS)}, not {stage!r}.")
+    return JOBS[stage](config)
+
+
+def _pretrain(config: Any) -> Job:
+    run = read_run_config(config)
+    tokenizer = Tokenizer.load(run.tokenizer)
+    run = with_vocabulary(run, vocab_size=tokenizer.vocab_size)
+    return Job(
+        config=run,
+        train=run.train,
+        stage=make_stage(run, image_token_id=tokenizer.image_token_id),
+        data=data_factory(run, tokenizer=tokenizer),
+        tokenizer=Path(run.tokenizer),
+    )
+
+
+def _vae(config: Any) -> Job:
+    run = from_config_dict(VAERun, config)
+    if run.vae.sample_size != run.pictures.image_size:
+        raise UserError(
+            f"pictures.image_size is {run.pictures.image_size}, and the autoencoder takes {run.vae.sample_size}."
+        )
+    stage = VAEStage(model=run.vae, batch_size=run.batch_size, config=run.training)
+
+    def load(**where: int) -> Data:
+        return make_picture_loader(run.pictures, batch_size=run.batch_size, seed=run.train.seed, **where)
+
+    def finish(workdir: Path, result: TrainResult) -> None:
+        decoder = VisualDecoder.create(run.unet, run.vae, seed=run.train.seed)
+        _save(decoder, workdir, part="vae", result=result)
+
+    return Job(config=run, train=run.train, stage=stage, data=_from_start_or_state(load), finish=finish)
+
+
+def _visual_decoder(config: Any) -> Job:
+    run = from_config_dict(VisualDecoderRun, config)
+    examples = DecoderExamples.open(run.examples)
+    decoder = load_visual_decoder(run.decoder, cross_attention_dim=examples.unconditional.shape[-1])
+    latents = (*(2 * [decoder.unet.config.sample_size]), decoder.unet.config.in_channels)
+    if examples.shapes["latent_mean"] != latents:
+        raise UserError(
+            f"The latents in {run.examples} have the shape {examples.shapes['latent_mean']}, not {latents}."
+        )
+    stage = VisualDecoderStage(
+        model=decoder.unet.config,
+        batch_size=run.batch_size,
+        unconditional=examples.unconditional,
+        scaling_factor=decoder.vae.config.scaling_factor,
+        schedule=decoder.schedule,
+        config=run.training,
+    )
+
+    def load(**where: int) -> Data:
+        return examples.loader(batch_size=run.batch_size, seed=run.train.seed, **where)
+
+    def finish(workdir: Path, result: TrainResult) -> None:
+        _save(decoder, workdir, part="unet", result=result)
+
+    return Job(config=run, train=run.train, stage=stage, data=_from_start_or_state(load), finish=finish)
+
+
+JOBS: dict[str, Callable[[Any], Job]] = {"pretrain": _pretrain, "vae": _vae, VISUAL_DECODER: _visual_decoder}
+
+
+def _from_start_or_state(load: Callable[..., Data]) -> DataFactory:
+    """A factory of data that goes on with as many processes as it was saved by."""
+
+    def make(states: list[Any]) -> Data:
+        index, count = jax.process_index(), jax.process_count()
+        data = load(process_index=index, process_count=count)
+        if len(states) == count:
+            data.set_state(states[index])
+        elif states:
+            raise UserError(f"This run was saved by {len(states)} processes; go on with as many, not {count}.")
+        return data
+
+    return make
+
+
+def _save(decoder: VisualDecoder, workdir: Path, *, part: str, result: TrainResult) -> None:
+    """WORKDIR/visual_decoder with the trained part, its moving average where one was kept."""
+    if jax.process_index() == 0:
+        trained = result.params if result.ema is None else result.ema
+        params = decoder.params | {part: jax.device_get(trained[part])}
+        dataclasses.replace(decoder, params=params).save(workdir / VISUAL_DECODER)

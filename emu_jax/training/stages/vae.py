@@ -1,0 +1,96 @@
+"""The autoencoder: pictures through latents and back, the latents held near a standard normal."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from emu_jax.diffusion.config import VAEConfig
+from emu_jax.diffusion.losses import absolute_errors, gaussian_divergences, squared_errors
+from emu_jax.diffusion.vae import VAE
+from emu_jax.layers.stack import Remat
+from emu_jax.losses import Mean
+from emu_jax.training.stage import Batch, LossOutput
+
+
+@dataclasses.dataclass(frozen=True)
+class VAETrainingConfig:
+    """Weights of the terms, each a mean per value of a picture or per latent.
+
+    The published autoencoder adds a perceptual and an adversarial term (Rombach et al. 2022), which the drawn world
+    does not need. Its divergence weighs 1e-6 per latent against 1 per pixel.
+    """
+
+    absolute_coefficient: float = 1.0
+    squared_coefficient: float = 1.0
+    divergence_coefficient: float = 1e-4
+    dtype: str = "float32"
+    remat: Remat = Remat.NONE
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEStage:
+    """Batches hold `images[B H W 3]`, uint8; parameters lie under `vae`."""
+
+    model: VAEConfig
+    batch_size: int
+    config: VAETrainingConfig = dataclasses.field(default_factory=VAETrainingConfig)
+    name: str = "vae"
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """Everything."""
+        return (r"^vae/",)
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """Of the three terms."""
+        return {
+            "absolute_error": self.config.absolute_coefficient,
+            "squared_error": self.config.squared_coefficient,
+            "divergence": self.config.divergence_coefficient,
+        }
+
+    @property
+    def vae(self) -> VAE:
+        """The model."""
+        return VAE(self.model, remat=self.config.remat, dtype=jnp.dtype(self.config.dtype))
+
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a global batch."""
+        size = self.model.sample_size
+        return {"images": jax.ShapeDtypeStruct((self.batch_size, size, size, self.model.in_channels), jnp.uint8)}
+
+    def init(self, rng: jax.Array) -> Any:
+        """Boxed parameters."""
+        size = self.model.factor
+        return {"vae": self.vae.init(rng, jnp.zeros((1, size, size, self.model.in_channels)))["params"]}
+
+    def loss_weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Pictures."""
+        return dict.fromkeys(self.coefficients, jnp.float32(len(batch["images"])))
+
+    def losses(self, params: Any, batch: Batch, rng: jax.Array, *, deterministic: bool) -> LossOutput:
+        """Errors of the reconstruction from drawn latents (deterministic: from their means), and the divergence."""
+        images = to_unit_range(batch["images"])
+        variables = {"params": params["vae"]}
+        posterior = self.vae.apply(variables, images, method="encode")
+        latents = posterior.mean if deterministic else posterior.sample(rng)
+        decoded = self.vae.apply(variables, latents, method="decode")
+        terms = {
+            "absolute_error": absolute_errors(decoded, images),
+            "squared_error": squared_errors(decoded, images),
+            "divergence": gaussian_divergences(posterior),
+        }
+        count = jnp.float32(len(images))
+        spread = jnp.mean(jnp.square(posterior.mean))
+        return LossOutput(
+            sums={name: values.sum() for name, values in terms.items()},
+            metrics={"latent_mean_square": Mean(spread * count, count)},
+        )
+
+
+def to_unit_range(images: jax.Array) -> jax.Array:
+    """uint8 pixels as float32 in [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
