@@ -1,0 +1,104 @@
+"""The four runs of the demo, on what `python -m emu_jax demo` wrote into runs/demo.
+
+python -m emu_jax train --config=configs/demo.py:captions --workdir=runs/demo/captions
+python -m emu_jax train --config=configs/demo.py:pretrain --workdir=runs/demo/pretrain
+python -m emu_jax train --config=configs/demo.py:vae --workdir=runs/demo/vae
+python -m emu_jax train --config=configs/demo.py:unet --workdir=runs/demo/unet
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+DEMO = "runs/demo"
+CAPTION_STEPS = 1400
+
+# Share of the documents drawn from each set.
+SETS = {
+    "laion_coco": 4.0,
+    "llava": 3.0,
+    "laion2b": 0.4,
+    "mmc4": 0.4,
+    "webvid": 0.4,
+    "storyboards": 0.3,
+    "in_context": 0.6,
+    "videochat": 0.4,
+}
+
+
+def get_config(phase: str = "captions") -> ConfigDict:
+    """The run of a phase: captions, pretrain, vae or unet."""
+    return {"captions": captions, "pretrain": pretrain, "vae": vae, "unet": unet}[phase]()
+
+
+def captions() -> ConfigDict:
+    """Text losses alone, everything trained, so that the visual embeddings come to mean something.
+
+    Both losses at once would make a small causal former constant: the regression loss falls to zero, captions never
+    come, and nothing looks wrong.
+    """
+    config = common.base("emu_tiny", steps=CAPTION_STEPS, batch_size=40, length=64, max_images=4)
+    config.tokenizer = f"{DEMO}/tokenizer.model"
+    config.data.sets = common.sets(
+        *({"path": f"{DEMO}/data/{name}", "name": name, "weight": weight} for name, weight in SETS.items())
+    )
+    config.data.predict_boi = True  # from scratch; the release never learns to begin an image
+    config.data.image_first = 1.0  # a caption before its picture teaches nothing yet
+    config.data.frames = 4
+    config.train.optimizer.learning_rate = 2e-3
+    config.train.optimizer.warmup_steps = 0.05
+    config.train.optimizer.weight_decay = 0.02
+    config.train.optimizer.final_share = 0.02
+    config.train.checkpoint.every_steps = 300
+    config.pretrain.regression_coefficient = 0.0
+    return config
+
+
+def pretrain() -> ConfigDict:
+    """Both losses with the vision side frozen: Emu learns to predict the pictures that it can read."""
+    config = captions()
+    config.data.image_first = 0.4
+    config.train.steps = 1000
+    config.train.warm_start = f"{DEMO}/captions/checkpoints/{CAPTION_STEPS}"
+    config.train.optimizer.learning_rate = 1e-3
+    config.pretrain.regression_coefficient = 1.0
+    config.pretrain.normalize_targets = True
+    config.pretrain.trainable = common.LANGUAGE_SIDE
+    return config
+
+
+def vae() -> ConfigDict:
+    """The autoencoder: 32 x 32 pixels to 8 x 8 latents of four channels."""
+    config = common.autoencoder(
+        vae={"sample_size": 32, "block_out_channels": (16, 32, 64), "layers_per_block": 1, "norm_num_groups": 8},
+        unet={
+            "block_out_channels": (64, 128),
+            "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            "layers_per_block": 1,
+            "attention_head_dim": 4,
+            "norm_num_groups": 16,
+            "cross_attention_dim": 128,
+        },
+        sets=(f"{DEMO}/data/laion_coco",),
+        batch_size=32,
+        steps=900,
+    )
+    config.train.optimizer.learning_rate = 2e-3
+    config.train.optimizer.weight_decay = 0.0
+    config.train.optimizer.warmup_steps = 0.05
+    config.train.checkpoint.every_steps = 300
+    return config
+
+
+def unet() -> ConfigDict:
+    """The U-Net: paints the latents of a picture from the embeddings that Emu predicts for its caption."""
+    config = common.visual_decoder(
+        examples=f"{DEMO}/data/decoder", decoder=f"{DEMO}/vae/visual_decoder", batch_size=64, steps=2000
+    )
+    config.train.optimizer.learning_rate = 1e-3
+    config.train.optimizer.weight_decay = 0.01
+    config.train.optimizer.warmup_steps = 0.05
+    config.train.optimizer.ema_decay = 0.995
+    config.train.checkpoint.every_steps = 500
+    return config
