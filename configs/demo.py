@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-DEMO = "runs/demo"
 CAPTION_STEPS = 1400
 
 # Share of the documents drawn from each set.
@@ -26,21 +25,22 @@ SETS = {
 }
 
 
-def get_config(phase: str = "captions") -> ConfigDict:
-    """The run of a phase: captions, pretrain, vae or unet."""
-    return {"captions": captions, "pretrain": pretrain, "vae": vae, "unet": unet}[phase]()
+def get_config(argument: str = "captions") -> ConfigDict:
+    """The run of a phase (captions, pretrain, vae or unet), with `,DIR` after it where that is not runs/demo."""
+    phase, _, demo = argument.partition(",")
+    return {"captions": captions, "pretrain": pretrain, "vae": vae, "unet": unet}[phase](demo or "runs/demo")
 
 
-def captions() -> ConfigDict:
+def captions(demo: str) -> ConfigDict:
     """Text losses alone, everything trained, so that the visual embeddings come to mean something.
 
     Both losses at once would make a small causal former constant: the regression loss falls to zero, captions never
     come, and nothing looks wrong.
     """
     config = common.base("emu_tiny", steps=CAPTION_STEPS, batch_size=40, length=64, max_images=4)
-    config.tokenizer = f"{DEMO}/tokenizer.model"
+    config.tokenizer = f"{demo}/tokenizer.model"
     config.data.sets = common.sets(
-        *({"path": f"{DEMO}/data/{name}", "name": name, "weight": weight} for name, weight in SETS.items())
+        *({"path": f"{demo}/data/{name}", "name": name, "weight": weight} for name, weight in SETS.items())
     )
     config.data.predict_boi = True  # from scratch; the release never learns to begin an image
     config.data.image_first = 1.0  # a caption before its picture teaches nothing yet
@@ -54,12 +54,12 @@ def captions() -> ConfigDict:
     return config
 
 
-def pretrain() -> ConfigDict:
+def pretrain(demo: str) -> ConfigDict:
     """Both losses with the vision side frozen: Emu learns to predict the pictures that it can read."""
-    config = captions()
+    config = captions(demo)
     config.data.image_first = 0.4
     config.train.steps = 1000
-    config.train.warm_start = f"{DEMO}/captions/checkpoints/{CAPTION_STEPS}"
+    config.train.warm_start = f"{demo}/captions/checkpoints/{CAPTION_STEPS}"
     config.train.optimizer.learning_rate = 1e-3
     config.pretrain.regression_coefficient = 1.0
     config.pretrain.normalize_targets = True
@@ -67,7 +67,7 @@ def pretrain() -> ConfigDict:
     return config
 
 
-def vae() -> ConfigDict:
+def vae(demo: str) -> ConfigDict:
     """The autoencoder: 32 x 32 pixels to 8 x 8 latents of four channels."""
     config = common.autoencoder(
         vae={"sample_size": 32, "block_out_channels": (16, 32, 64), "layers_per_block": 1, "norm_num_groups": 8},
@@ -80,7 +80,7 @@ def vae() -> ConfigDict:
             "norm_num_groups": 16,
             "cross_attention_dim": 128,
         },
-        sets=(f"{DEMO}/data/laion_coco",),
+        sets=(f"{demo}/data/laion_coco",),
         batch_size=32,
         steps=900,
     )
@@ -91,10 +91,10 @@ def vae() -> ConfigDict:
     return config
 
 
-def unet() -> ConfigDict:
+def unet(demo: str) -> ConfigDict:
     """The U-Net: paints the latents of a picture from the embeddings that Emu predicts for its caption."""
     config = common.visual_decoder(
-        examples=f"{DEMO}/data/decoder", decoder=f"{DEMO}/vae/visual_decoder", batch_size=64, steps=2000
+        examples=f"{demo}/data/decoder", decoder=f"{demo}/vae/visual_decoder", batch_size=64, steps=2000
     )
     config.train.optimizer.learning_rate = 1e-3
     config.train.optimizer.weight_decay = 0.01

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from emu_jax.config import from_config_dict
 from emu_jax.data.decoder_examples import DecoderExamples
@@ -19,7 +20,7 @@ from emu_jax.training.loop import DataFactory, TrainResult
 from emu_jax.training.prefetch import Data
 from emu_jax.training.run import data_factory, make_stage, read_run_config, with_vocabulary
 from emu_jax.training.stage import Stage
-from emu_jax.training.stages.vae import VAEStage, VAETrainingConfig
+from emu_jax.training.stages.vae import VAEStage, VAETrainingConfig, to_unit_range
 from emu_jax.training.stages.visual_decoder import VisualDecoderStage, VisualDecoderTrainingConfig
 
 VISUAL_DECODER = "visual_decoder"
@@ -46,6 +47,9 @@ class Job:
 @dataclasses.dataclass(frozen=True)
 class VAERun:
     """Training an autoencoder; WORKDIR/visual_decoder is then a diffusers folder with it and a new U-Net.
+
+    Its `scaling_factor` is measured at the end, on one batch: latents times it have unit deviation, as Rombach et al.
+    (2022) did for Stable Diffusion's 0.18215.
 
     Attributes:
       unet: sizes of the U-Net that will paint its latents.
@@ -114,8 +118,11 @@ def _vae(config: Any) -> Job:
         return make_picture_loader(run.pictures, batch_size=run.batch_size, seed=run.train.seed, **where)
 
     def finish(workdir: Path, result: TrainResult) -> None:
-        decoder = VisualDecoder.create(run.unet, run.vae, seed=run.train.seed)
-        _save(decoder, workdir, part="vae", result=result)
+        posterior = stage.vae.apply(
+            {"params": result.params["vae"]}, to_unit_range(next(load())["images"]), method="encode"
+        )
+        scaled = dataclasses.replace(run.vae, scaling_factor=1 / float(jnp.std(posterior.mean)))
+        _save(VisualDecoder.create(run.unet, scaled, seed=run.train.seed), workdir, part="vae", result=result)
 
     return Job(config=run, train=run.train, stage=stage, data=_from_start_or_state(load), finish=finish)
 

@@ -1,0 +1,235 @@
+import dataclasses
+import os
+import resource
+import shutil
+import stat
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from emu_jax.checkpoints.manager import Checkpoints
+from emu_jax.checkpoints.params import load_params, save_params, warm_start
+from emu_jax.errors import UserError
+from emu_jax.sharding.mesh import MeshConfig, make_mesh
+
+
+def trees(seed=0, *, width=8, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    params = {
+        "tower": {"kernel": jnp.asarray(rng.standard_normal((width, 16)), dtype), "bias": jnp.ones((16,), dtype)},
+        "head": {"kernel": jnp.asarray(rng.standard_normal((16, 4)), dtype)},
+    }
+    return params, {"opt_state": optax.adam(1e-3).init(params), "step": jnp.int32(seed)}
+
+
+def structs(tree, *, sharding=None, dtype=None):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=sharding or x.sharding), tree
+    )
+
+
+def save(checkpoints, step, **keywords):
+    params, optimizer = trees(step)
+    checkpoints.save(step, params=params, optimizer=optimizer, data={"index": step}, config={"steps": 9}, **keywords)
+
+
+def newest(checkpoints):
+    params, optimizer = trees()
+    return checkpoints.restore_newest(params=structs(params), optimizer=structs(optimizer))
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_all_items_come_back_as_they_were(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run")
+    assert newest(checkpoints) is None
+    save(checkpoints, 7)
+    checkpoints.close()
+    restored = newest(Checkpoints(tmp_path / "run"))
+    params, optimizer = trees(7)
+    assert (restored.step, restored.data, restored.warnings) == (7, [{"index": 7}], ())
+    assert_same(restored.params, params)
+    assert_same(restored.optimizer, optimizer)
+
+
+def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run")
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
+    params = {"kernel": jnp.arange(1 << 20, dtype=jnp.float32)}
+    want = np.array(params["kernel"])
+    checkpoints.save(1, params=params, optimizer={"step": jnp.int32(1)}, data=None, config={})
+    for _ in range(3):
+        params = overwrite(params)
+    jax.block_until_ready(params)
+    checkpoints.close()
+    np.testing.assert_array_equal(load_params(tmp_path / "run" / "1")["kernel"], want)
+
+
+def test_restored_onto_another_mesh_and_dtype(tmp_path):
+    one, other = make_mesh(MeshConfig(1, 8, 1)), make_mesh(MeshConfig(2, 2, 2))
+    params, optimizer = trees(3)
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(
+        3,
+        params=jax.device_put(params, NamedSharding(one, PartitionSpec())),
+        optimizer=jax.device_put(optimizer, NamedSharding(one, PartitionSpec())),
+        data={},
+        config={},
+    )
+    checkpoints.wait()
+    cut = NamedSharding(other, PartitionSpec(("data", "fsdp")))
+    restored = checkpoints.restore(
+        3,
+        params=structs(params, sharding=cut, dtype=jnp.bfloat16),
+        optimizer=structs(optimizer, sharding=NamedSharding(other, PartitionSpec())),
+    )
+    kernel = restored.params["head"]["kernel"]
+    assert (kernel.sharding, kernel.dtype) == (cut, jnp.bfloat16)
+    np.testing.assert_array_equal(kernel, params["head"]["kernel"].astype(jnp.bfloat16))
+
+
+def test_kept_by_count_by_period_and_by_metric(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run", keep=2, keep_every_steps=4, best_metric="loss")
+    for step, loss in enumerate((3.0, 1.0, 2.0, 5.0, 4.0, 6.0, 7.0), start=1):
+        save(checkpoints, step, metrics={"loss": loss})
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 4, 6, 7]
+
+
+def test_a_step_that_is_there_is_left(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run")
+    save(checkpoints, 1)
+    checkpoints.save(1, params={"other": jnp.ones(1)}, optimizer={}, data={}, config={})
+    checkpoints.wait()
+    assert newest(checkpoints).step == 1
+
+
+DAMAGE = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "overwritten": lambda path: path.write_bytes(b"\0" * path.stat().st_size),
+    "one bit": lambda path: path.write_bytes(_flipped(path.read_bytes())),
+    "gone": lambda path: path.unlink(),
+}
+
+
+def _flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 0x10]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("item", ["params", "optimizer"])
+def test_a_damaged_newest_step_falls_back_to_the_one_before(tmp_path, damage, item):
+    checkpoints = Checkpoints(tmp_path / "run")
+    for step in (1, 2):
+        save(checkpoints, step)
+    checkpoints.close()
+    files = [path for path in (tmp_path / "run" / "2" / item).rglob("d/*") if path.is_file()]
+    DAMAGE[damage](max(files, key=lambda path: path.stat().st_size))
+    checkpoints = Checkpoints(tmp_path / "run")
+    restored = newest(checkpoints)
+    assert restored.step == 1
+    assert_same(restored.params, trees(1)[0])
+    assert "checkpoint 2 cannot be read" in restored.warnings[0]
+    save(checkpoints, 2)  # and training may reach that step again
+    checkpoints.wait()
+    assert newest(checkpoints).step == 2
+
+
+def test_when_nothing_can_be_read_the_run_does_not_begin_anew_silently(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run")
+    save(checkpoints, 1)
+    checkpoints.close()
+    shutil.rmtree(tmp_path / "run" / "1" / "params" / "d")
+    shutil.rmtree(tmp_path / "run" / "1" / "params" / "ocdbt.process_0")
+    with pytest.raises(UserError, match="No checkpoint in .* can be read"):
+        newest(Checkpoints(tmp_path / "run"))
+
+
+def test_a_checkpoint_of_another_model_is_not_damage(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run")
+    save(checkpoints, 1)
+    checkpoints.wait()
+    params, optimizer = trees(width=32)
+    with pytest.raises(UserError, match=r"tower/kernel is \(8, 16\) there and \(32, 16\) here"):
+        checkpoints.restore_newest(params=structs(params), optimizer=structs(optimizer))
+    assert checkpoints.steps() == [1]
+
+
+def test_a_full_disk_names_the_last_good_step(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run")
+    save(checkpoints, 1)
+    checkpoints.wait()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    big = {"kernel": jnp.asarray(np.random.default_rng(0).standard_normal(1 << 20), jnp.float32)}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, limits[1]))  # no file past half a megabyte
+    try:
+        with pytest.raises(UserError, match="the last good checkpoint is step 1"):
+            checkpoints.save(2, params=big, optimizer={"step": jnp.int32(2)}, data={}, config={})
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert newest(Checkpoints(tmp_path / "run")).step == 1
+
+
+def test_a_directory_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        Checkpoints(tmp_path / "file" / "run")
+    if os.geteuid() != 0:  # rights do not bind root
+        locked = tmp_path / "locked"
+        locked.mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
+        with pytest.raises(UserError, match="cannot be written"):
+            Checkpoints(locked)
+
+
+def test_parameters_alone(tmp_path):
+    params, _ = trees(5)
+    save_params(tmp_path / "model", params)
+    save_params(tmp_path / "model", params)  # replaces
+    assert_same(load_params(tmp_path / "model"), params)
+    mesh = make_mesh(MeshConfig(1, 8, 1))
+    shardings = jax.tree.map(lambda x: NamedSharding(mesh, PartitionSpec("fsdp")), params)
+    loaded = load_params(tmp_path / "model", shardings=shardings, dtype=jnp.bfloat16)
+    assert loaded["tower"]["kernel"].sharding == shardings["tower"]["kernel"]
+    assert loaded["tower"]["kernel"].dtype == jnp.bfloat16
+    with pytest.raises(UserError, match="holds no parameters"):
+        load_params(tmp_path)
+
+
+def test_a_warm_start_says_what_did_and_did_not_fit(tmp_path):
+    source, _ = trees(5)
+    save_params(tmp_path / "model", source)
+    target, _ = trees(0)
+    target["tower"]["bias"] = jnp.zeros((17,))
+    target["new"] = {"kernel": jnp.zeros((2,))}
+    del target["head"]
+    params, report = warm_start(tmp_path / "model", target)
+    np.testing.assert_array_equal(params["tower"]["kernel"], source["tower"]["kernel"])
+    assert_same(params["new"], target["new"])
+    assert dataclasses.asdict(report) == {
+        "fitted": ("tower/kernel",),
+        "missing": ("new/kernel",),
+        "unused": ("head/kernel",),
+        "other_shape": ("tower/bias: (16,), wanted (17,)",),
+    }
+    assert "new/kernel" in report.summary()
+    with pytest.raises(UserError, match="None of the 3 parameters"):
+        warm_start(tmp_path / "model", {"new": {"kernel": jnp.zeros((2,))}})
+
+
+def test_a_half_written_step_is_no_step(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run")
+    for step in (1, 2):
+        save(checkpoints, step)
+    checkpoints.close()
+    run = Path(tmp_path / "run")
+    (run / "2").rename(run / "2.orbax-checkpoint-tmp-5")
+    assert newest(Checkpoints(run)).step == 1

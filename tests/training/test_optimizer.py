@@ -1,0 +1,106 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import traverse_util
+
+from emu_jax.errors import UserError
+from emu_jax.training.config import OptimizerConfig, Schedule
+from emu_jax.training.optimizer import make_optimizer, make_schedule, peak_learning_rate
+from emu_jax.training.partition import flatten, merge, split
+
+
+def shares(config: OptimizerConfig, steps: int) -> np.ndarray:
+    return np.asarray(jax.vmap(make_schedule(config, steps=steps))(jnp.arange(steps)))
+
+
+@pytest.mark.parametrize("warmup", [10, 0.1])
+def test_warmup_as_steps_or_as_a_share_then_cosine_to_the_end(warmup):
+    found = shares(OptimizerConfig(warmup_steps=warmup, final_share=0.1), 100)
+    np.testing.assert_allclose(found[:10], np.arange(1, 11) / 10, rtol=1e-6)
+    np.testing.assert_allclose(found[55], 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * 45 / 90)), rtol=1e-5)
+    assert 0.1 < found[-1] < 0.11
+    assert (np.diff(found[10:]) < 0).all()
+
+
+def test_constant_wsd_and_piecewise():
+    assert (shares(OptimizerConfig(schedule=Schedule.CONSTANT, warmup_steps=0), 20) == 1).all()
+    wsd = shares(OptimizerConfig(schedule=Schedule.WSD, warmup_steps=10, cooldown_share=0.2), 100)
+    assert (wsd[10:81] == 1).all()
+    np.testing.assert_allclose(wsd[90], 0.5, rtol=1e-5)
+    np.testing.assert_allclose(wsd[99], 0.05, rtol=1e-5)
+    # The visual decoder's: warm-up of 5 to the peak, half from 10, a tenth from 14.
+    piecewise = shares(
+        OptimizerConfig(schedule=Schedule.PIECEWISE, warmup_steps=5, boundaries=(10, 14), values=(0.5, 0.1)), 15
+    )
+    np.testing.assert_allclose(piecewise, [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.1], rtol=1e-6)
+
+
+def test_each_part_moves_by_its_own_learning_rate():
+    config = OptimizerConfig(
+        learning_rate=3e-5,
+        part_learning_rates=(("^vision_encoder/", 4e-5), ("^causal_former/", 1e-4)),
+        schedule=Schedule.CONSTANT,
+        warmup_steps=0,
+        weight_decay=0.0,
+    )
+    params = {part: {"kernel": jnp.ones((4,))} for part in ("vision_encoder", "causal_former", "decoder")}
+    optimizer = make_optimizer(config, steps=10)
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+    for part, peak in (("vision_encoder", 4e-5), ("causal_former", 1e-4), ("decoder", 3e-5)):
+        assert peak_learning_rate(config, f"{part}/kernel") == peak
+        np.testing.assert_allclose(updates[part]["kernel"], -peak, rtol=1e-4)
+
+
+def test_decay_leaves_norms_biases_embeddings_positions_and_queries_alone():
+    config = OptimizerConfig(learning_rate=1.0, schedule=Schedule.CONSTANT, warmup_steps=0, weight_decay=0.1)
+    kept = ("mlp/bias", "embedding", "position_embedding", "causal_queries", "attention_norm/scale")
+    flat = dict.fromkeys((*kept, "mlp/kernel", "lm_head/kernel"), jnp.ones(2))
+    params = traverse_util.unflatten_dict(flat, sep="/")
+    optimizer = make_optimizer(config, steps=10)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    assert {path for path, update in flatten(updates).items() if update.any()} == {"mlp/kernel", "lm_head/kernel"}
+
+
+def test_the_update_is_that_of_optax_adamw():
+    config = OptimizerConfig(learning_rate=1e-2, schedule=Schedule.CONSTANT, warmup_steps=0, no_decay=())
+    reference = optax.adamw(1e-2, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay)
+    ours = make_optimizer(config, steps=10)
+    params = {"kernel": jnp.linspace(-1, 1, 12).reshape(3, 4)}
+    mine, theirs = (ours.init(params), params), (reference.init(params), params)
+    for i in range(4):
+        grads = {"kernel": jnp.cos(jnp.arange(12.0).reshape(3, 4) + i)}
+        updates, state = ours.update(grads, mine[0], mine[1])
+        mine = (state, optax.apply_updates(mine[1], updates))
+        updates, state = reference.update(grads, theirs[0], theirs[1])
+        theirs = (state, optax.apply_updates(theirs[1], updates))
+    np.testing.assert_allclose(mine[1]["kernel"], theirs[1]["kernel"], rtol=1e-6)
+
+
+def test_moments_are_kept_in_the_chosen_dtype():
+    optimizer = make_optimizer(OptimizerConfig(moment_dtype="bfloat16", warmup_steps=0), steps=10)
+    params = {"kernel": jnp.ones((3,))}
+    state = optimizer.init(params)
+    updates, state = optimizer.update({"kernel": jnp.full((3,), 0.5)}, state, params)
+    assert state[0].mu["kernel"].dtype == state[0].nu["kernel"].dtype == jnp.bfloat16
+    assert updates["kernel"].dtype == jnp.float32
+
+
+def test_split_and_merge_hold_every_parameter_once():
+    params = {"tower": {"kernel": 1, "lora_a": 2}, "head": {"kernel": 3}}
+    trainable, frozen = split(params, ("lora", "^head/"))
+    assert trainable == {"tower": {"lora_a": 2}, "head": {"kernel": 3}}
+    assert frozen == {"tower": {"kernel": 1}}
+    assert merge(trainable, frozen) == params
+
+
+def test_mistakes_in_the_config():
+    with pytest.raises(UserError, match="boundaries"):
+        OptimizerConfig(schedule=Schedule.PIECEWISE)
+    with pytest.raises(UserError, match="pair up"):
+        OptimizerConfig(boundaries=(1,), values=())
+    with pytest.raises(UserError, match="only 10 steps"):
+        make_schedule(OptimizerConfig(warmup_steps=10), steps=10)
+    with pytest.raises(UserError, match="float16"):
+        OptimizerConfig(moment_dtype="float16")

@@ -1,0 +1,126 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emu_jax.sharding.mesh import MeshConfig, make_mesh
+from emu_jax.training.config import OptimizerConfig
+from emu_jax.training.optimizer import make_optimizer
+from emu_jax.training.partition import flatten
+from emu_jax.training.prefetch import batch_shardings
+from emu_jax.training.state import abstract_state, create_state
+from emu_jax.training.step import make_train_step
+from tests.training.toy import ToyData, ToyStage
+
+CONFIG = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, clip_norm=0.5)
+MESHES = {
+    "one": (MeshConfig(1, 1, 1), 1),
+    "data": (MeshConfig(8, 1, 1), 8),
+    "all": (MeshConfig(2, 2, 2), 8),
+    "fsdp-tensor": (MeshConfig(1, 4, 2), 8),
+    "tensor": (MeshConfig(1, 1, 8), 8),
+}
+
+
+def run(stage, *, mesh="one", steps=1, accumulation=1, config=CONFIG, data=None):
+    """(state, metrics of the last step, the jitted step) after some steps on a mesh."""
+    chosen, count = MESHES[mesh]
+    devices = make_mesh(chosen, devices=jax.devices()[:count])
+    data = data or ToyData(stage)
+    optimizer = make_optimizer(config, steps=100)
+    with jax.set_mesh(devices):
+        state = create_state(stage, optimizer, config=config, mesh=devices, seed=0)
+        step = jax.jit(make_train_step(stage, config=config, steps=100, accumulation=accumulation), donate_argnums=0)
+        metrics = None
+        for _ in range(steps):
+            batch = jax.device_put(next(data), batch_shardings(stage.batch_spec(), mesh=devices))
+            state, metrics = step(state, batch)
+    return state, metrics, step
+
+
+def assert_same(one, other, *, rtol, atol):
+    for path, value in flatten(one).items():
+        np.testing.assert_allclose(value, flatten(other)[path], rtol=rtol, atol=atol, err_msg=path)
+
+
+@pytest.mark.parametrize("accumulation", [2, 4, 16])
+def test_accumulation_equals_the_large_batch(accumulation):
+    whole, metrics, _ = run(ToyStage(), steps=3)
+    parts, other, _ = run(ToyStage(), steps=3, accumulation=accumulation)
+    assert_same(whole.params, parts.params, rtol=2e-6, atol=2e-7)
+    for name in metrics.names:
+        np.testing.assert_allclose(other.value(name), metrics.value(name), rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("mesh", ["data", "all", "fsdp-tensor", "tensor"])
+def test_every_mesh_trains_as_one_device(mesh):
+    one, metrics, _ = run(ToyStage(), steps=3)
+    many, other, _ = run(ToyStage(), mesh=mesh, steps=3, accumulation=2)
+    assert_same(one.params, many.params, rtol=5e-6, atol=5e-7)
+    np.testing.assert_allclose(other.value("gradient_norm"), metrics.value("gradient_norm"), rtol=1e-5)
+
+
+def test_state_is_made_in_its_shards():
+    mesh = make_mesh(MeshConfig(1, 4, 2))
+    stage, optimizer = ToyStage(), make_optimizer(CONFIG, steps=10)
+    with jax.set_mesh(mesh):
+        abstract = abstract_state(stage, optimizer, config=CONFIG, mesh=mesh)
+        state = create_state(stage, optimizer, config=CONFIG, mesh=mesh, seed=0)
+    kernel = state.params["tower"]["kernel"]
+    assert kernel.sharding == abstract.params["tower"]["kernel"].sharding
+    moments = jax.tree.leaves(state.opt_state[0].mu["tower"]["kernel"]) + [state.opt_state[0].nu["tower"]["kernel"]]
+    for array in (kernel, *moments):
+        assert {shard.data.size * 8 for shard in array.addressable_shards} == {array.size}
+
+
+def test_frozen_parameters_have_no_optimizer_state_and_do_not_move():
+    stage = ToyStage(trainable=(r"^head/",))
+    before, _, _ = run(stage, steps=0)
+    after, metrics, _ = run(stage, steps=2)
+    assert_same(before.params["tower"], after.params["tower"], rtol=0, atol=0)
+    assert float(jnp.abs(before.params["head"]["kernel"] - after.params["head"]["kernel"]).max()) > 0
+    assert set(after.opt_state[0].mu) == {"head"}
+    assert not any(name.startswith("gradient_norm/tower") for name in metrics.names)
+
+
+def test_the_gradient_is_cut_to_its_norm_and_logged_as_it_was():
+    _, metrics, _ = run(ToyStage(), steps=1)
+    _, free, _ = run(ToyStage(), steps=1, config=dataclasses.replace(CONFIG, clip_norm=None))
+    assert metrics.value("gradient_norm") == free.value("gradient_norm") > CONFIG.clip_norm
+    parts = [metrics.value(f"gradient_norm/{part}") for part in ("tower", "head")]
+    np.testing.assert_allclose(np.hypot(*parts), metrics.value("gradient_norm"), rtol=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
+    stage = ToyStage(poison=50.0)
+    clean, _, _ = run(stage, steps=2)
+    state, metrics, _ = run(stage, steps=4, data=ToyData(stage, bad=range(2, 4)))
+    assert_same(clean.params, state.params, rtol=0, atol=0)
+    assert_same(clean.opt_state[0].nu, state.opt_state[0].nu, rtol=0, atol=0)
+    assert (int(state.step), int(state.skipped), int(state.skipped_in_row)) == (4, 2, 2)
+    assert metrics.value("skipped") == 1.0
+    assert np.isnan(metrics.value("loss"))  # nothing was counted
+    recovered, _, _ = run(stage, steps=5, data=ToyData(stage, bad=range(2, 4)))
+    assert (int(recovered.skipped), int(recovered.skipped_in_row)) == (2, 0)
+
+
+def test_the_moving_average_follows_what_trains():
+    config = dataclasses.replace(CONFIG, ema_decay=0.75)
+    stage = ToyStage(trainable=(r"^head/",))
+    start, _, _ = run(stage, steps=0, config=config)
+    one, _, _ = run(stage, steps=1, config=config)
+    assert set(one.ema) == {"head"}
+    want = 0.75 * start.params["head"]["kernel"] + 0.25 * one.params["head"]["kernel"]
+    np.testing.assert_allclose(one.ema["head"]["kernel"], want, rtol=1e-6)
+
+
+def test_a_term_that_counts_nothing_gives_zero_not_nan():
+    stage = ToyStage()
+    data = ToyData(stage)
+    data.batch = lambda index: {**ToyData.batch(data, index), "mask": np.zeros(16, np.float32)}
+    state, metrics, _ = run(stage, steps=1, data=data)
+    assert int(state.skipped) == 0
+    assert np.isfinite(metrics.value("loss"))
+    assert np.isnan(metrics.value("loss/first"))
