@@ -22,13 +22,13 @@ VIDEO_FRAMES = 8  # uniform frames that stand for a video, as in the release
 
 
 @dataclasses.dataclass(frozen=True)
-class Special:
-    """One special token between texts, by its id: how a program says `[USER]` where text is only text."""
+class Tokens:
+    """Ids as they are, between texts: how a program says `[USER]` where text is only text."""
 
-    id: int
+    ids: tuple[int, ...]
 
 
-Part = str | os.PathLike | PIL.Image.Image | np.ndarray | Special
+Part = str | os.PathLike | PIL.Image.Image | np.ndarray | Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def build_prompt(
       open_image: ends the prompt with `[IMG]`, after which the model predicts an image's embeddings.
 
     Raises:
-      UserError: a file that is missing or cannot be read, an array of another kind, `<image>` as a special token in a text.
+      UserError: a file that is missing or cannot be read, an array of another kind, `<image>` as a special token.
     """
     opened = (tokenizer.boi_id, *[tokenizer.image_token_id] * num_image_tokens, tokenizer.eoi_id)
     tokens, images = [tokenizer.bos_id], []
@@ -75,8 +75,8 @@ def build_prompt(
             after_special = False
             continue
         after_special = True
-        if isinstance(piece, Special):
-            tokens.append(piece.id)
+        if isinstance(piece, Tokens):
+            tokens += piece.ids
         else:
             tokens += opened
             images.append(piece)
@@ -145,13 +145,13 @@ def is_file_name(text: str) -> bool:
     return " " not in stripped or Path(stripped).is_file()
 
 
-def _joined(parts: Iterable[Part] | Part, image_size: int) -> list[str | Special | np.ndarray]:
+def _joined(parts: Iterable[Part] | Part, image_size: int) -> list[str | Tokens | np.ndarray]:
     """Texts joined, files read."""
-    if isinstance(parts, str | os.PathLike | PIL.Image.Image | np.ndarray | Special):
+    if isinstance(parts, str | os.PathLike | PIL.Image.Image | np.ndarray | Tokens):
         parts = [parts]
-    pieces: list[str | Special | np.ndarray] = []
+    pieces: list[str | Tokens | np.ndarray] = []
     for part in parts:
-        if isinstance(part, Special):
+        if isinstance(part, Tokens):
             pieces.append(part)
         elif not isinstance(part, str) or is_file_name(part):
             pieces += load_images(part.strip() if isinstance(part, str) else part, image_size)
@@ -166,9 +166,7 @@ def _encode(text: str, tokenizer: Tokenizer, special_tokens: bool) -> list[int]:
     if not text:
         return []
     if special_tokens and IMAGE_TOKEN in text:
-        raise UserError(
-            f"{IMAGE_TOKEN} in a text has no image; pass the image itself ({BOI}...{EOI} come by themselves)."
-        )
+        raise UserError(f"{IMAGE_TOKEN} in a text has no image; pass the image itself ({BOI} and {EOI} come with it).")
     return tokenizer.encode(text, special_tokens=special_tokens)
 
 

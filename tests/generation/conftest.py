@@ -1,0 +1,70 @@
+"""A tiny Emu with random weights, and the reference models where they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import emu_jax
+from emu_jax.data.tokenizer import train_tokenizer
+from emu_jax.generation.pipeline import EmuPipeline
+from emu_jax.models.emu import Emu
+from emu_jax.models.presets import emu_tiny
+from emu_jax.sharding.specs import unbox
+
+LINES = ["a red circle on a blue ground", "what is this? a small green square.", "This is the first image of a dog"]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> EmuPipeline:
+    """32 x 32 pixels, N = 4, width 128, random weights."""
+    tokenizer = train_tokenizer(LINES * 4, tmp_path_factory.mktemp("tokenizer") / "tokenizer.model", vocab_size=300)
+    config = emu_tiny(vocab_size=tokenizer.vocab_size)
+    config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, max_length=128))
+    model = Emu(config, image_token_id=tokenizer.image_token_id)
+    init = jax.jit(model.init)
+    params = unbox(
+        init(jax.random.key(3), jnp.zeros((1, 8), jnp.int32), jnp.zeros((1, 1, 32, 32, 3), jnp.uint8))["params"]
+    )
+    return EmuPipeline(config, params, tokenizer=tokenizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A reference model, loaded as a user would, with what the release computed from it."""
+
+    emu: EmuPipeline
+    expected: dict[str, np.ndarray]
+    images: list[np.ndarray]  # normalised, [S, S, 3]
+
+    def prompt(self, index: int) -> list[str | np.ndarray]:
+        """The prompt of that number as parts."""
+        N = self.emu.config.causal_former.num_image_tokens
+        texts = str(self.expected["prompts"][index]).split("[IMG]" + "<image>" * N + "[/IMG]")
+        images = self.images[:1] if index == 0 else self.images[1:]
+        parts: list[str | np.ndarray] = [texts[0]]
+        for image, text in zip(images, texts[1:], strict=False):
+            parts += [image, text]
+        return parts
+
+
+def _reference(shared: Path, name: str) -> Reference:
+    folder = shared / "reference" / name
+    emu = emu_jax.load(folder, tokenizer=shared / "samples" / "llama_tokenizer.model")
+    expected = dict(np.load(folder / "expected.npz"))
+    return Reference(emu, expected, [image.transpose(1, 2, 0) for image in expected["images"]])
+
+
+@pytest.fixture(scope="session")
+def pretrained(shared_dir: Path) -> Reference:
+    return _reference(shared_dir, "emu_tiny")
+
+
+@pytest.fixture(scope="session")
+def instruct(shared_dir: Path) -> Reference:
+    return _reference(shared_dir, "emu_tiny_instruct")
