@@ -8,10 +8,13 @@ The letters, the same in annotations, einsums and comments:
     C channels         n images of a flat list
 """
 
+import numpy as np
 from beartype import beartype
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped, UInt8, jaxtyped
 
-__all__ = ["Array", "Bool", "Float", "Int", "PyTree", "Shaped", "UInt8", "typechecked"]
+__all__ = ["Array", "ArrayLike", "Bool", "Float", "Int", "PyTree", "Shaped", "UInt8", "typechecked"]
+
+ArrayLike = Array | np.ndarray  # what a user may hand to a model
 
 
 def typechecked(function):

@@ -63,7 +63,9 @@ class CausalFormer(nn.Module):
         config = self.config
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         length, width = config.num_image_tokens, config.width
-        query_init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (axes.QUERIES, axes.EMBED))
+        query_init = nn.with_logical_partitioning(
+            nn.initializers.normal(config.embedding_std), (axes.QUERIES, axes.EMBED)
+        )
         queries = jnp.asarray(self.param("causal_queries", query_init, (length, width), self.param_dtype), self.dtype)
         drop = nn.Dropout(config.dropout, deterministic=deterministic)
         x = drop(jnp.broadcast_to(queries, (image_features.shape[0], length, width)))

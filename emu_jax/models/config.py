@@ -19,6 +19,7 @@ class VisionConfig:
     num_heads: int
     mlp_dim: int
     norm_eps: float = 1e-6
+    embedding_std: float = 0.02  # of new positions and class token
     remat: Remat = Remat.NONE
 
     @property
@@ -40,6 +41,7 @@ class CausalFormerConfig:
     relpos_buckets: int = 32
     relpos_max_distance: int = 128
     dropout: float = 0.1
+    embedding_std: float = 0.02  # of new queries
     norm_eps: float = 1e-6
     remat: Remat = Remat.NONE
 
@@ -57,7 +59,7 @@ class DecoderConfig:
     max_length: int = 2048
     rope_theta: float = 10000.0
     norm_eps: float = 1e-6
-    embedding_std: float = 0.02
+    embedding_std: float = 0.02  # of a new token table
     remat: Remat = Remat.NONE
 
     @property

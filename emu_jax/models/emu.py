@@ -19,7 +19,7 @@ from emu_jax.models.fusion import place_visual_embeddings
 from emu_jax.models.heads import LanguageModelHead, RegressionHead
 from emu_jax.models.llama import LlamaDecoder
 from emu_jax.models.outputs import EmuOutput, KVCache
-from emu_jax.typing import Array, Bool, Float, Int, Shaped, typechecked
+from emu_jax.typing import Array, ArrayLike, Bool, Float, Int, Shaped, typechecked
 
 
 class Emu(nn.Module):
@@ -41,11 +41,11 @@ class Emu(nn.Module):
     @typechecked
     def __call__(
         self,
-        tokens: Int[Array, "B L"],
-        images: Shaped[Array, "B I H W C"] | None = None,
+        tokens: Int[ArrayLike, "B L"],
+        images: Shaped[ArrayLike, "B I H W C"] | None = None,
         *,
-        positions: Int[Array, "B L"] | None = None,
-        segment_ids: Int[Array, "B L"] | None = None,
+        positions: Int[ArrayLike, "B L"] | None = None,
+        segment_ids: Int[ArrayLike, "B L"] | None = None,
         deterministic: bool = True,
     ) -> EmuOutput:
         """A forward pass over rows of one document each, or packed ones when `segment_ids` tell them apart.
@@ -56,6 +56,7 @@ class Emu(nn.Module):
           positions: rotary positions; default 0, 1, 2, ...
           segment_ids: 0 = padding, documents count from 1; default: each row is one document.
         """
+        tokens = jnp.asarray(tokens)
         batch, length = tokens.shape
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
@@ -69,8 +70,8 @@ class Emu(nn.Module):
         embeddings = self.embed(tokens, visual_embeddings)
         hidden, _ = self.decoder(
             embeddings,
-            positions=positions,
-            mask=packed_causal_mask(segment_ids),
+            positions=jnp.asarray(positions),
+            mask=packed_causal_mask(jnp.asarray(segment_ids)),
             deterministic=deterministic,
         )
         return EmuOutput(
@@ -82,21 +83,24 @@ class Emu(nn.Module):
         )
 
     @typechecked
-    def image_features(self, images: Shaped[Array, "n H W C"]) -> Float[Array, "n P C2"]:
+    def image_features(self, images: Shaped[ArrayLike, "n H W C"]) -> Float[Array, "n P C2"]:
         """The vision encoder's tokens before any final norm, class token first."""
         return self.vision_encoder(normalize_pixels(images))
 
     @typechecked
-    def embed_images(self, images: Shaped[Array, "n H W C"], *, deterministic: bool = True) -> Float[Array, "n Q D"]:
+    def embed_images(
+        self, images: Shaped[ArrayLike, "n H W C"], *, deterministic: bool = True
+    ) -> Float[Array, "n Q D"]:
         """The `visual_embeddings` of a flat list of images."""
         features = self.visual_norm(self.image_features(images))
         return self.causal_former(features, deterministic=deterministic)
 
     @typechecked
     def embed(
-        self, tokens: Int[Array, "B L"], visual_embeddings: Float[Array, "B I Q D"] | None = None
+        self, tokens: Int[ArrayLike, "B L"], visual_embeddings: Float[Array, "B I Q D"] | None = None
     ) -> Float[Array, "B L D"]:
         """What the decoder reads: token embeddings, with `visual_embeddings` at the `<image>` places."""
+        tokens = jnp.asarray(tokens)
         embeddings = self.decoder.embed(tokens)
         if visual_embeddings is None:
             return embeddings

@@ -15,7 +15,7 @@ from emu_jax.layers.stack import stack
 from emu_jax.models.config import VisionConfig
 from emu_jax.sharding import axes
 from emu_jax.sharding.specs import logical_constraint
-from emu_jax.typing import Array, Float, Shaped, typechecked
+from emu_jax.typing import Array, ArrayLike, Float, Shaped, typechecked
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's, of pixels in [0, 1]
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -24,7 +24,7 @@ _TOKENS = (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_EMBED)
 
 
 @typechecked
-def normalize_pixels(images: Shaped[Array, "*n H W C"]) -> Float[Array, "*n H W C"]:
+def normalize_pixels(images: Shaped[ArrayLike, "*n H W C"]) -> Float[Array, "*n H W C"]:
     """uint8 pixels to CLIP's normalised float32; float images are taken as already normalised."""
     if images.dtype != jnp.uint8:
         return images.astype(jnp.float32)
@@ -83,7 +83,7 @@ class EvaVisionTransformer(nn.Module):
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         patches = _patches(images, config.patch_size)
         x = DenseGeneral((width,), (axes.PATCH,), (axes.EMBED,), use_bias=True, name="patch_embed", **kinds)(patches)
-        small = nn.initializers.normal(0.02)
+        small = nn.initializers.normal(config.embedding_std)
         class_init = nn.with_logical_partitioning(small, (axes.EMBED,))
         class_token = jnp.asarray(self.param("class_token", class_init, (width,), self.param_dtype), self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(class_token, (x.shape[0], 1, width)), x], axis=1)
