@@ -33,8 +33,9 @@ from emu_jax.errors import UserError
 from emu_jax.generation.api import load
 from emu_jax.generation.chat import SYSTEM_IMAGE, SYSTEM_VIDEO, Turn, chat_prompt
 from emu_jax.generation.mixed import OpenImage
+from emu_jax.generation.options import PictureOptions
 from emu_jax.generation.pictures import contact_sheet
-from emu_jax.generation.pipeline import EmuPipeline, PictureOptions
+from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.generation.prompt import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Part
 from emu_jax.generation.sampling import TextOptions
 
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> None:
         parts = chat_prompt([Turn(Role.USER, tuple(parts))], tokenizer=emu.tokenizer, system=SYSTEMS[arguments.system])
     special = {"special_tokens": arguments.special_tokens}
     if arguments.output == TEXT:
-        print(emu.generate_text(parts, **special, **dataclasses.asdict(text)).strip())
+        print(str(emu.generate_text(parts, **special, **dataclasses.asdict(text))).strip())
     elif arguments.output == STORY:
         _story(emu, parts, arguments, text, picture)
     else:

@@ -5,6 +5,7 @@ hypothesis, the first K others are the next beams. A row keeps its K best hypoth
 beats what the best beam could still reach.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -81,7 +82,9 @@ def beam_search(
         origins, tokens = places // vocabulary, places % vocabulary
         state, origins, tokens = _advance(state, best, origins, tokens, controls, search)
         rows = (jnp.arange(batch)[:, None] * beams + origins).reshape(-1)
-        return state.replace(embedding=embed_tokens(model, params, tokens.reshape(-1)), cache=_take_rows(cache, rows))
+        return dataclasses.replace(
+            state, embedding=embed_tokens(model, params, tokens.reshape(-1)), cache=_take_rows(cache, rows)
+        )
 
     blank = jnp.full(room, search.bos_id, jnp.int32)
     first = _State(
@@ -123,8 +126,8 @@ def _advance(
     sequences = jnp.take_along_axis(state.tokens, origins[:, :, None], axis=1)
     sequences = jax.lax.dynamic_update_slice_in_dim(sequences, tokens[:, :, None], state.length, axis=2)
     done = state.done | _finished(hypotheses, best[:, 0], state.length, controls, search)
-    state = state.replace(
-        tokens=sequences, scores=take(best), length=state.length + 1, done=done, hypotheses=hypotheses
+    state = dataclasses.replace(
+        state, tokens=sequences, scores=take(best), length=state.length + 1, done=done, hypotheses=hypotheses
     )
     return state, origins, tokens
 
@@ -164,8 +167,12 @@ def _length_factor(length: jax.Array, controls: Controls) -> jax.Array:
 
 
 def _take_rows(cache: KVCache, rows: jax.Array) -> KVCache:
-    return cache.replace(
-        key=cache.key[:, rows], value=cache.value[:, rows], valid=cache.valid[rows], positions=cache.positions[rows]
+    return dataclasses.replace(
+        cache,
+        key=cache.key[:, rows],
+        value=cache.value[:, rows],
+        valid=cache.valid[rows],
+        positions=cache.positions[rows],
     )
 
 

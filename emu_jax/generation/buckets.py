@@ -10,7 +10,8 @@ def bucket(size: int, *, smallest: int = 16, largest: int | None = None) -> int:
 
     bucket(5) -> 16    bucket(17) -> 24    bucket(33) -> 48    bucket(60, largest=56) -> 60
     """
-    sizes, doubled = [], smallest
+    sizes: list[int] = []
+    doubled = smallest
     while not sizes or sizes[-1] < size:
         sizes += [int(doubled * step) for step in _STEPS]
         doubled *= 2

@@ -18,8 +18,10 @@ from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.diffusion.decoder import VisualDecoder, load_visual_decoder
 from emu_jax.errors import UserError
 from emu_jax.generation.buckets import bucket, power_of_two
+from emu_jax.generation.forward import embed_images, forward_pass
 from emu_jax.generation.images import generate_embeddings
 from emu_jax.generation.mixed import ImageTokens, OpenImage, generate_mixed, interleave
+from emu_jax.generation.options import PictureOptions, picture_options, text_options
 from emu_jax.generation.pictures import SafetyCheck, screened, to_pictures
 from emu_jax.generation.prompt import Part, Prompt, PromptBatch, build_prompt, load_images, pad_prompts
 from emu_jax.generation.sampling import TextOptions, compile_options
@@ -33,18 +35,6 @@ _IMAGES_AT_ONCE = 64
 _CANDIDATES_AT_ONCE = 64
 
 Parts = Sequence[Part] | Part
-
-
-@dataclasses.dataclass(frozen=True)
-class PictureOptions:
-    """What a user may ask of the visual decoder; `height` and `width` in pixels, default: as it was trained."""
-
-    sampler: str = "pndm"
-    steps: int = 50
-    guidance_scale: float = 7.5
-    seed: int = 0
-    height: int | None = None
-    width: int | None = None
 
 
 class EmuPipeline:
@@ -145,7 +135,7 @@ class EmuPipeline:
         """What the causal former makes of images (a video counts as 8): float32 `[n, N, D]`."""
         if isinstance(images, np.ndarray) and images.ndim == 4:
             images = list(images)
-        parts = list(images) if isinstance(images, list | tuple) else [images]
+        parts: Any = images if isinstance(images, list | tuple) else [images]
         pixels = [pixels for part in parts for pixels in load_images(part, self.config.vision.image_size)]
         if not pixels:
             raise UserError("There is no image to embed.")
@@ -281,7 +271,7 @@ class EmuPipeline:
         tokens, length, embeddings = jax.device_get((output.tokens[0], output.lengths[0], output.embeddings[0]))
         found = interleave(tokens[1:length], embeddings, tokenizer=self.tokenizer)
         if not pictures:
-            return found
+            return list(found)
         picture = picture or PictureOptions()
         return [
             part
@@ -317,7 +307,7 @@ class EmuPipeline:
             if most > wanted:
                 raise UserError(f"A row has {most} <image> tokens, but {images.shape[1]} images fill only {wanted}.")
         with self._on_mesh():
-            return _forward(self.params, tokens, images, positions, segment_ids, model=self.model)
+            return forward_pass(self.params, tokens, images, positions, segment_ids, model=self.model)
 
     def build_prompt(self, prompt: Parts, *, special_tokens: bool = False, open_image: bool = False) -> Prompt:
         """The tokens and images of a prompt (see `generation.prompt.build_prompt`)."""
@@ -364,7 +354,7 @@ class EmuPipeline:
     def _batch(self, prompts: Sequence[Prompt]) -> PromptBatch:
         batch = pad_prompts(prompts, pad_id=self.tokenizer.pad_id, max_length=self._max_length)
         pixels = [pixels for prompt in prompts for pixels in prompt.images]
-        return batch.replace(visual_embeddings=self._embed(pixels)) if pixels else batch
+        return dataclasses.replace(batch, visual_embeddings=self._embed(pixels)) if pixels else batch
 
     def _embed(self, pixels: Sequence[np.ndarray]) -> jax.Array:
         """Visual embeddings, `[n rounded up, N, D]`."""
@@ -372,7 +362,7 @@ class EmuPipeline:
         for some in _chunks(pixels, _IMAGES_AT_ONCE):
             blank = [np.zeros_like(some[0])] * (power_of_two(len(some)) - len(some))
             with self._on_mesh():
-                found.append(_embed_images(self.params, np.stack([*some, *blank]), model=self.model))
+                found.append(embed_images(self.params, np.stack([*some, *blank]), model=self.model))
         embeddings = found[0] if len(found) == 1 else jnp.concatenate(found)
         missing = power_of_two(len(embeddings)) - len(embeddings)
         return jnp.pad(embeddings, ((0, missing), (0, 0), (0, 0))) if missing else embeddings
@@ -381,43 +371,6 @@ class EmuPipeline:
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
-def text_options(**options: Any) -> TextOptions:
-    """Raises UserError for an option that there is not."""
-    return _dataclass_of(TextOptions, options)
-
-
-def picture_options(**options: Any) -> PictureOptions:
-    """Raises UserError for an option that there is not."""
-    return _dataclass_of(PictureOptions, options)
-
-
-def _dataclass_of(cls: Any, options: dict[str, Any]) -> Any:
-    known = [field.name for field in dataclasses.fields(cls)]
-    for name in options:
-        if name not in known:
-            raise UserError(f"There is no option {name!r}; there are {', '.join(known)}.")
-    return cls(**options)
-
-
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for first in range(0, len(items), size):
         yield items[first : first + size]
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _embed_images(params: Any, images: jax.Array, *, model: Emu) -> jax.Array:
-    return model.apply({"params": params}, images, method=Emu.embed_images)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _forward(
-    params: Any,
-    tokens: jax.Array,
-    images: jax.Array | None,
-    positions: jax.Array | None,
-    segment_ids: jax.Array,
-    *,
-    model: Emu,
-) -> EmuOutput:
-    output = model.apply({"params": params}, tokens, images, positions=positions, segment_ids=segment_ids)
-    return output.replace(logits=output.logits[..., : model.config.decoder.vocab_size])

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import flax.struct
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
@@ -115,7 +116,12 @@ def pad_prompts(prompts: Sequence[Prompt], *, pad_id: int, max_length: int) -> P
         is_token[row, length - len(prompt.tokens) :] = True
         slots[row, : len(prompt.images)] = first + np.arange(len(prompt.images))
         first += len(prompt.images)
-    return PromptBatch(tokens=tokens, is_token=is_token, visual_embeddings=None, slots=slots if first else None)
+    return PromptBatch(
+        tokens=jnp.asarray(tokens),
+        is_token=jnp.asarray(is_token),
+        visual_embeddings=None,
+        slots=jnp.asarray(slots) if first else None,
+    )
 
 
 def load_images(part: Part, image_size: int) -> list[np.ndarray]:

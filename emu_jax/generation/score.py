@@ -1,5 +1,6 @@
 """How likely each of some answers is after a prompt: what ranks options without writing any."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -20,7 +21,8 @@ def score_candidates(
     count, length = candidates.shape
     embedding, cache = prefill(model, params, prompt, room=length)
     spread = lambda array, axis: jnp.repeat(array, count, axis=axis)
-    cache = cache.replace(
+    cache = dataclasses.replace(
+        cache,
         key=spread(cache.key, 1),
         value=spread(cache.value, 1),
         valid=spread(cache.valid, 0),

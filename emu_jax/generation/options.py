@@ -1,0 +1,37 @@
+"""Options as people write them, `num_beams=5`: checked by name and value before any work."""
+
+import dataclasses
+from typing import Any
+
+from emu_jax.errors import UserError
+from emu_jax.generation.sampling import TextOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureOptions:
+    """What a user may ask of the visual decoder; `height` and `width` in pixels, default: as it was trained."""
+
+    sampler: str = "pndm"
+    steps: int = 50
+    guidance_scale: float = 7.5
+    seed: int = 0
+    height: int | None = None
+    width: int | None = None
+
+
+def text_options(**options: Any) -> TextOptions:
+    """Raises UserError for an option that there is not."""
+    return _dataclass_of(TextOptions, options)
+
+
+def picture_options(**options: Any) -> PictureOptions:
+    """Raises UserError for an option that there is not."""
+    return _dataclass_of(PictureOptions, options)
+
+
+def _dataclass_of(cls: Any, options: dict[str, Any]) -> Any:
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name in options:
+        if name not in known:
+            raise UserError(f"There is no option {name!r}; there are {', '.join(known)}.")
+    return cls(**options)
