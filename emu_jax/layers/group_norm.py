@@ -1,4 +1,4 @@
-"""Group normalisation (Wu & He 2018), channels last: statistics and scale in float32, the result in the compute type."""
+"""Group normalisation (Wu & He 2018), channels last: statistics and scale in float32, the result in `dtype`."""
 
 import flax.linen as nn
 import jax
