@@ -17,7 +17,7 @@ import grain
 from emu_jax.data.batch import Batch, BatchConfig
 from emu_jax.data.mixture import Mixture, check_shards
 from emu_jax.data.prepared import PreparedSet
-from emu_jax.data.reading import FORMAT, Batches, Plan, Reading
+from emu_jax.data.reading import FORMAT, Batches, Plan, Reading, is_untouched
 from emu_jax.data.sequence import Regress, SequenceConfig, SystemMessage
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
@@ -229,13 +229,13 @@ def plans_from_states(states: Items[dict[str, Any]]) -> tuple[Plan, ...]:
     have, count = {s["process_index"] for s in states}, states[0]["process_count"]
     if have != set(range(count)) or len(states) != count:
         raise UserError(f"The run had {count} processes, and there are data states of {sorted(have)} only.")
-    readers = {r["shard"]: r for state in states for r in _readers(state["reader"])}
-    first = next(iter(readers.values()))
+    found = [reader for state in states for reader in _readers(state["reader"])]
+    readers = {reader["shard"]: reader for reader in found if not is_untouched(reader)}
+    first = next(iter(readers.values()), found[0])
     shards = first["shards"]
     plans = []
     for number, saved in enumerate(first["plans"]):
         plan = Plan(int(saved["base"]), tuple(saved["leftover"]))
-        # A worker that has not given a batch yet has no state: it has read nothing.
         read = [int(readers[s]["streams"][number]["read"]) if s in readers else 0 for s in range(shards)]
         waiting = [p for r in readers.values() for p in r["streams"][number]["waiting"]]
         end = max([len(plan.leftover), *(s + shards * (n - 1) + 1 for s, n in enumerate(read) if n)])

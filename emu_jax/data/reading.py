@@ -256,7 +256,8 @@ class BatchIterator(grain.DatasetIterator):
 
     def set_state(self, state: dict[str, Any]) -> None:
         check_state(state, self._reading)
-        if (state["shard"], state["shards"]) != (self._shard, self._shards):
+        # Grain saves a worker that has given nothing yet as if there were no workers.
+        if not is_untouched(state) and (state["shard"], state["shards"]) != (self._shard, self._shards):
             raise UserError(
                 f"The data's state is that of reader {state['shard']} of {state['shards']}, and this is "
                 f"{self._shard} of {self._shards}; go on with another number of processes or workers through "
@@ -272,6 +273,11 @@ class BatchIterator(grain.DatasetIterator):
                 assert found is not None, "only places that held a document wait"
                 stream.waiting.append(_Waiting(int(place), *found))
             self._streams.append(stream)
+
+
+def is_untouched(state: dict[str, Any]) -> bool:
+    """Whether a reader's state is that of one that has read nothing."""
+    return not any(stream["read"] for stream in state["streams"])
 
 
 def fingerprint(reading: Reading) -> list[Any]:

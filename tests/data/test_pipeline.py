@@ -122,6 +122,36 @@ def test_resume_gives_the_very_next_batch(config, small_tokenizer, mixing, prefe
         second.close()
 
 
+@pytest.mark.slow
+def test_two_workers_resume_to_the_very_next_batch(config, small_tokenizer):
+    """Also before the second worker has given anything, and on to no workers at all."""
+    config = dataclasses.replace(
+        config, workers=2, sets=tuple(dataclasses.replace(s, epochs=None) for s in config.sets)
+    )
+
+    def loader(**changes):
+        return make_loader(dataclasses.replace(config, **changes), tokenizer=small_tokenizer, seed=5)
+
+    straight, batches, states = loader(), [], []
+    for _ in range(6):
+        states.append(json.loads(json.dumps(straight.get_state())))
+        batches.append(next(straight))
+    straight.close()
+    for stop in (0, 1, 4):
+        resumed = loader()
+        resumed.set_state(states[stop])
+        assert all(equal(next(resumed), batch) for batch in batches[stop:])
+        resumed.close()
+    finite = dataclasses.replace(config, sets=tuple(dataclasses.replace(s, epochs=1) for s in config.sets))
+    first = make_loader(finite, tokenizer=small_tokenizer, seed=5)
+    found = [n for batch in itertools.islice(first, 3) for n in numbers(batch)]
+    plans = plans_from_states([first.get_state()])
+    first.close()
+    alone = make_loader(dataclasses.replace(finite, workers=0), tokenizer=small_tokenizer, seed=5, plans=plans)
+    found += [n for batch in alone for n in numbers(batch)]
+    assert len(found) == len(set(found)) == ALL
+
+
 def test_homogeneous_batches_hold_one_set_each(config, small_tokenizer):
     config = dataclasses.replace(
         config,

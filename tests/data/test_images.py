@@ -1,0 +1,190 @@
+"""Whatever people call an image becomes the right pixels, or one clear reason; pixels are the release's."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from emu_jax.data.images import MAX_SIDE, DecodeError, decode, encode_png, normalize, preprocess
+from emu_jax.errors import UserError
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def encoded(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def checker(width=24, height=16):
+    """Left half red, right half blue; a white dot top left."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2, 0] = 255
+    pixels[:, width // 2 :, 2] = 255
+    pixels[:2, :2] = 255
+    return pixels
+
+
+def test_pixels_are_the_release_s(shared_dir):
+    """Within the rounding of float16 (values up to 3: 0.001), a quarter of 1/255 of a standard deviation at most."""
+    expected = np.load(shared_dir / "reference" / "preprocessed_images.npz")
+    names = [name for name in expected if not name.startswith("video")]
+    assert len(names) >= 4
+    for name in names:
+        pixels = normalize(preprocess(shared_dir / "samples" / name, 224))
+        np.testing.assert_allclose(pixels.transpose(2, 0, 1), expected[name], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+def test_lossless_files_come_back_bit_for_bit(kind):
+    image = PIL.Image.fromarray(checker())
+    np.testing.assert_array_equal(decode(encoded(image, kind)), checker())
+    np.testing.assert_array_equal(decode(image), checker())
+    np.testing.assert_array_equal(decode(checker()), checker())
+
+
+def test_png_is_lossless():
+    noise = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    np.testing.assert_array_equal(decode(encode_png(noise)), noise)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_lossy_files_are_close(kind):
+    smooth = np.zeros((32, 32, 3), np.uint8) + np.arange(0, 160, 5, dtype=np.uint8)[:, None, None]
+    data = encoded(PIL.Image.fromarray(smooth), kind, quality=95)
+    assert np.abs(decode(data).astype(int) - smooth).max() < 12
+
+
+def test_paths(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encode_png(checker()))
+    np.testing.assert_array_equal(decode(path), checker())
+    np.testing.assert_array_equal(decode(str(path)), checker())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_camera_s_rotation_is_applied(orientation):
+    """A picture stored as the camera of this orientation would store it comes back upright."""
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL.Image.Transpose that such a camera did
+    stored = PIL.Image.fromarray(checker())
+    if orientation > 1:
+        stored = stored.transpose(PIL.Image.Transpose(undo[orientation]))
+    exif = PIL.Image.Exif()
+    exif[0x112] = orientation
+    np.testing.assert_array_equal(decode(encoded(stored, "PNG", exif=exif)), checker())
+
+
+def test_cmyk():
+    red = PIL.Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    assert np.abs(decode(encoded(red, "JPEG")).astype(int) - RED).max() < 30
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    grey = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    pixels = decode(encoded(PIL.Image.fromarray(grey), "PNG"))
+    np.testing.assert_array_equal(pixels[..., 0], (grey >> 8).astype(np.uint8))
+    np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
+
+
+def test_palettes_and_black_and_white():
+    image = PIL.Image.fromarray(checker())
+    np.testing.assert_array_equal(decode(encoded(image.quantize(8), "PNG")), checker())
+    one_bit = PIL.Image.new("1", (16, 16), 1)
+    assert (decode(encoded(one_bit, "PNG")) == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_lies_over_white(mode):
+    image = PIL.Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    image.paste((255, 0, 0, 255), (0, 0, 8, 16))
+    if mode == "P":
+        image = PIL.Image.new("P", (16, 16), 0)
+        image.putpalette([*RED, 0, 0, 0])
+        image.paste(1, (8, 0, 16, 16))
+        data = encoded(image, "PNG", transparency=1)
+    else:
+        data = encoded(image.convert(mode), "PNG")
+    pixels = decode(data)
+    assert tuple(pixels[3, 12]) == WHITE
+    assert tuple(pixels[3, 3]) != WHITE
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [PIL.Image.new("RGB", (16, 16), color) for color in ("red", "green", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (decode(data) == RED).all()
+
+
+def png_header(width, height):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [(20_000, 10), (10, 20_000), (16_000, 16_000), (8_000, 8_000), (9_500, 9_500)])
+def test_a_bomb_is_refused_before_it_is_unpacked(size):
+    with pytest.raises(DecodeError, match="pixels"):
+        decode(png_header(*size))
+
+
+def test_the_largest_side_is_read():
+    wide = np.zeros((2, MAX_SIDE, 3), np.uint8)
+    assert decode(encode_png(wide)).shape == (2, MAX_SIDE, 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"this is a text file named .jpg", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        (encoded(PIL.Image.fromarray(checker(640, 640)), "JPEG")[:-2000], "cannot be decoded"),
+        (encode_png(checker())[:60], "cannot be decoded"),
+        (np.zeros((4, 4), np.uint8), r"uint8 \[H, W, 3\]"),
+        (np.zeros((4, 4, 3), np.float32), r"uint8 \[H, W, 3\], not float32"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+        ("no/such/file.jpg", "cannot be read"),
+    ],
+)
+def test_what_is_no_image_is_told(data, reason):
+    with pytest.raises(DecodeError, match=reason) as caught:
+        decode(data)
+    assert isinstance(caught.value, UserError)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_a_thousand_broken_files_never_crash():
+    rng = np.random.default_rng(0)
+    image = PIL.Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 20, 3), np.uint8))
+    files = [encoded(image, kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")]
+    outcomes = {"image": 0, "refused": 0}
+    for i in range(1000):
+        data = bytearray(files[i % len(files)])
+        for place in rng.integers(0, len(data), rng.integers(1, 8)):
+            data[place] = rng.integers(0, 256)
+        if i % 3 == 0:
+            data = data[: rng.integers(0, len(data))]
+        try:
+            pixels = decode(bytes(data))
+            assert pixels.dtype == np.uint8
+            assert pixels.ndim == 3
+            outcomes["image"] += 1
+        except DecodeError:
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 100, outcomes
+
+
+def test_normalize():
+    pixels = np.full((2, 3, 4, 3), 255, np.uint8)
+    expected = (1 - np.array([0.48145466, 0.4578275, 0.40821073])) / [0.26862954, 0.26130258, 0.27577711]
+    out = normalize(pixels)
+    assert out.dtype == np.float32
+    np.testing.assert_allclose(out[1, 2, 3], expected, rtol=1e-6)
