@@ -149,7 +149,7 @@ def test_when_nothing_can_be_read_the_run_does_not_begin_anew_silently(tmp_path)
     checkpoints.close()
     shutil.rmtree(tmp_path / "run" / "1" / "params" / "d")
     shutil.rmtree(tmp_path / "run" / "1" / "params" / "ocdbt.process_0")
-    with pytest.raises(UserError, match="No checkpoint in .* can be read"):
+    with pytest.raises(UserError, match=r"No checkpoint in .* can be read"):
         newest(Checkpoints(tmp_path / "run"))
 
 
@@ -172,11 +172,15 @@ def test_a_full_disk_names_the_last_good_step(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, limits[1]))  # no file past half a megabyte
     try:
         with pytest.raises(UserError, match="the last good checkpoint is step 1"):
-            checkpoints.save(2, params=big, optimizer={"step": jnp.int32(2)}, data={}, config={})
-            checkpoints.wait()
+            _save_and_wait(checkpoints, big)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert newest(Checkpoints(tmp_path / "run")).step == 1
+
+
+def _save_and_wait(checkpoints, params):
+    checkpoints.save(2, params=params, optimizer={"step": jnp.int32(2)}, data={}, config={})
+    checkpoints.wait()
 
 
 def test_a_directory_that_cannot_be_written(tmp_path):

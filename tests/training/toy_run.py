@@ -1,0 +1,52 @@
+"""The toy as a program of its own, to be killed: `python -m tests.training.toy_run WORKDIR STEPS [--slow SECONDS]`."""
+
+import argparse
+import os
+import time
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from emu_jax.cli.train import start_processes
+from emu_jax.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
+from emu_jax.training.loop import train
+from tests.training.toy import ToyData, ToyStage
+
+
+class SlowData(ToyData):
+    """Waits a little before each batch, so that a kill falls into the run."""
+
+    seconds = 0.0
+
+    def __next__(self):
+        time.sleep(self.seconds)
+        return super().__next__()
+
+
+def config(steps: int, *, every: int = 5) -> TrainConfig:
+    return TrainConfig(
+        steps=steps,
+        log_every=1,
+        accumulation=2,
+        optimizer=OptimizerConfig(learning_rate=1e-2, ema_decay=0.9),
+        checkpoint=CheckpointConfig(every_steps=every),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("workdir")
+    parser.add_argument("steps", type=int)
+    parser.add_argument("--slow", type=float, default=0.0)
+    arguments = parser.parse_args()
+    start_processes()
+    import jax
+
+    stage = ToyStage()
+    data = SlowData(stage, shard=jax.process_index(), shards=jax.process_count())
+    data.seconds = arguments.slow
+    result = train(config(arguments.steps), stage=stage, data=data, workdir=arguments.workdir)
+    print(f"step {result.step} stopped_by {result.stopped_by}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
