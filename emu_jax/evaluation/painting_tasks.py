@@ -152,11 +152,11 @@ def nearest_scenes(emu: Reader, embeddings: np.ndarray, settings: Settings) -> l
 
 
 def describe(read: ReadScene) -> str:
-    """What the pixel reader sees, in words: `"large red circle at the top left, white"`."""
+    """What the pixel reader sees, in words: `"large red circle at the top left on white"`."""
     item = read.largest
     if item is None:
         return f"nothing on {read.background.value}"
-    return f"{name(item)} {where(item.place)}, {read.background.value}"  # type: ignore[arg-type]
+    return f"{name(item)} {where(item.place)} on {read.background.value}"  # type: ignore[arg-type]
 
 
 def _agree(found: Scene, scene: Scene) -> dict[str, bool]:

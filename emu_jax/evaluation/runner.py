@@ -118,7 +118,9 @@ def shown(name: str, value: float) -> str:
     """A score as people read it: shares as per cent, measures of embeddings as numbers."""
     if name.startswith("visual_embedding"):
         return f"{value:.3g}"
-    return f"{value:.1%}" if value >= 0.01 or value == 0 else f"{100 * value:.2g}%"
+    if 0 < value < 1e-4:
+        return "< 0.01%"
+    return f"{value:.1%}" if value >= 0.01 or value == 0 else f"{value:.2%}"
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

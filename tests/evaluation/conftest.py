@@ -125,7 +125,7 @@ class Oracle:
             (item,) = parsed.objects
             return Scene((Object(**dataclasses.asdict(item)),), parsed.background)
         first, second = map(seen, pictures)
-        if prompt[-1] == "the object of image 1 in the color of image 2":
+        if isinstance(prompt[-1], str):  # the object of image 1 in the color of image 2
             color = second.object.color
             return dataclasses.replace(first, objects=(dataclasses.replace(first.object, color=color),))
         return first  # of a blend, anything

@@ -1,0 +1,129 @@
+"""Curves as inline SVG: no library, no script, colours from the page's style so that they follow light and dark."""
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_WIDTH, _HEIGHT = 440, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 30
+_POINTS = 240  # drawn of each line; more are averaged
+_COLORS = 6  # .line-0 ... .line-5 in the page's style
+_LOG_FROM = 10.0  # values that span less than this factor need no logarithmic scale
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve: `values` at `steps`; None or NaN where nothing was measured."""
+
+    name: str
+    steps: Sequence[float]
+    values: Sequence[float | None]
+
+
+def line_chart(
+    title: str, lines: Sequence[Line], *, marks: Sequence[tuple[float, str]] = (), logarithmic: bool = False
+) -> str:
+    """A `<figure>` with the curves, their last values in the legend, and dashed marks (step, what happened).
+
+    `logarithmic` is followed where all values are positive and span much. Empty where no line has a value.
+    """
+    drawn = [(line, *_finite(line)) for line in lines]
+    drawn = [(line, x, y) for line, x, y in drawn if len(x)]
+    if not drawn:
+        return ""
+    low, high = min(y.min() for _, _, y in drawn), max(y.max() for _, _, y in drawn)
+    logarithmic = bool(logarithmic and low > 0 and high / low > _LOG_FROM)
+    ticks = log_ticks(low, high) if logarithmic else nice_ticks(low, high)
+    scale = np.log10 if logarithmic else np.asarray
+    bottom, top = float(scale(min(low, ticks[0]))), float(scale(max(high, ticks[-1])))
+    first, last = min(x.min() for _, x, _ in drawn), max(x.max() for _, x, _ in drawn)
+
+    def across(x: np.ndarray | float) -> np.ndarray:
+        return _LEFT + (np.asarray(x) - first) / max(last - first, 1e-9) * (_WIDTH - _LEFT - _RIGHT)
+
+    def up(y: np.ndarray | float) -> np.ndarray:
+        return _HEIGHT - _BOTTOM - (scale(y) - bottom) / max(top - bottom, 1e-12) * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}">']
+    for tick in ticks:
+        y = float(up(tick))
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
+    for tick in nice_ticks(first, last):
+        if first <= tick <= last:
+            x = float(across(tick))
+            parts.append(f'<text class="tick" x="{x:.1f}" y="{_HEIGHT - 9}" text-anchor="middle">{number(tick)}</text>')
+    for step, what in marks:
+        x = float(across(min(max(step, first), last)))
+        parts.append(
+            f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}">'
+            f"<title>{html.escape(what)}</title></line>"
+        )
+    legend = []
+    for i, (line, x, y) in enumerate(drawn):
+        kind = f"line-{i % _COLORS}"
+        if len(x) == 1:
+            parts.append(f'<circle class="{kind}" cx="{float(across(x[0])):.1f}" cy="{float(up(y[0])):.1f}" r="2.5"/>')
+        else:
+            points = " ".join(f"{px:.1f},{py:.1f}" for px, py in zip(across(x), up(y), strict=True))
+            parts.append(f'<polyline class="{kind}" points="{points}"/>')
+        legend.append(f'<li class="{kind}">{html.escape(line.name)} <b>{number(_last(line))}</b></li>')
+    scale_note = " <small>log scale</small>" if logarithmic else ""
+    return (
+        f'<figure class="chart"><figcaption>{html.escape(title)}{scale_note}</figcaption>'
+        f'{"".join(parts)}</svg><ul class="legend">{"".join(legend)}</ul></figure>'
+    )
+
+
+def nice_ticks(low: float, high: float, *, count: int = 4) -> list[float]:
+    """About `count` round numbers from at most `low` to at least `high`.
+
+    nice_ticks(0.13, 2.6) -> [0.0, 1.0, 2.0, 3.0]
+    """
+    span = max(high - low, abs(high) * 1e-3, 1e-12)
+    raw = span / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = power * next((m for m in (1, 2, 2.5, 5) if m * power >= raw * (1 - 1e-9)), 10)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten around [low, high], every second or third of them where they are many.
+
+    log_ticks(0.003, 2) -> [0.001, 0.01, 0.1, 1.0, 10.0]
+    """
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    stride = math.ceil((last - first + 1) / 6)
+    return [10.0**power for power in range(first, last + stride, stride)]
+
+
+def number(value: float) -> str:
+    """Short, as on an axis: 12500 -> "12.5k", 0.0003 -> "3e-4"."""
+    size = abs(value)
+    if size >= 1e6:
+        return f"{value / 1e6:.3g}M"
+    if size >= 1e4:
+        return f"{value / 1e3:.3g}k"
+    if size and size < 1e-3:
+        mantissa, power = f"{value:.1e}".split("e")
+        return f"{float(mantissa):g}e{int(power)}"
+    return f"{value:.4g}" if size >= 1000 else f"{value:.3g}"
+
+
+def _finite(line: Line) -> tuple[np.ndarray, np.ndarray]:
+    """The points there are, averaged down to `_POINTS`."""
+    x = np.asarray(line.steps, float)
+    y = np.asarray([math.nan if value is None else value for value in line.values], float)
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    if len(x) <= _POINTS:
+        return x, y
+    groups = np.array_split(np.arange(len(x)), _POINTS)
+    return np.array([x[g].mean() for g in groups]), np.array([y[g].mean() for g in groups])
+
+
+def _last(line: Line) -> float:
+    return float(next(value for value in reversed(line.values) if value is not None and math.isfinite(value)))
