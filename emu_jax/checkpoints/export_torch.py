@@ -167,14 +167,13 @@ class _Stack:
     """One stored parameter, held while its layers are written."""
 
     def __init__(self, read: Callable[[], np.ndarray], count: int) -> None:
-        self._read, self._left, self._array = read, count, None
+        self._read, self._left = read, count
+        self._array: np.ndarray | None = None
 
     def take(self) -> np.ndarray:
-        if self._array is None:
-            self._array = self._read()
-        array, self._left = self._array, self._left - 1
-        if self._left == 0:
-            self._array = None
+        array = self._read() if self._array is None else self._array
+        self._left -= 1
+        self._array = array if self._left else None
         return array
 
 

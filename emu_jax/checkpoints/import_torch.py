@@ -115,7 +115,8 @@ def prepare_import(
     if rank is not None and sizes.lora is None:
         sizes = dataclasses.replace(sizes, lora=LoraConfig(rank=rank))
     plan = plan_import(tensors, sizes, resize=image_size is not None, seed=seed)
-    sizes = dataclasses.replace(sizes, **_kinds(plan))
+    compute, kept = _dtypes(plan)
+    sizes = dataclasses.replace(sizes, dtype=compute, param_dtype=kept)
     found = next((path / TOKENIZER for path in sources if (path / TOKENIZER).is_file()), None)
     tokenizer = tokenizer or found
     if tokenizer is not None:
@@ -253,12 +254,12 @@ def _vision_sizes(tensors: Mapping[str, Tensor]) -> VisionConfig | None:
     )
 
 
-def _kinds(plan: Plan) -> dict[str, str]:
-    """Half-precision files compute in bfloat16 unless `load` is told otherwise; the types on disk are kept."""
+def _dtypes(plan: Plan) -> tuple[str, str]:
+    """What to compute in and to keep parameters in: half-precision files compute in bfloat16, all others in float32."""
     kinds = {np.dtype(parameter.dtype).name for parameter in plan.parameters.values()}
     if kinds <= {"float16", "bfloat16"}:
-        return {"dtype": "bfloat16", "param_dtype": kinds.pop() if len(kinds) == 1 else "bfloat16"}
-    return {"dtype": "float32", "param_dtype": "float32"}
+        return "bfloat16", kinds.pop() if len(kinds) == 1 else "bfloat16"
+    return "float32", "float32"
 
 
 def _check_tokenizer(path: Path, vocab_size: int) -> None:

@@ -20,7 +20,7 @@ from emu_jax.errors import UserError
 
 _CHUNK_BYTES = 32 * 2**20  # of the arrays on disk: what one host reads when it wants a shard of one layer
 _SMALL_BYTES = 2**20  # arrays up to this are written together
-_WRITE_BYTES = 256 * 2**20  # as many layers as fit in this are written at once; each write waits for the disk
+_WRITE_BYTES = 128 * 2**20  # as many layers as fit in this are written at once; each write waits for the disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +68,9 @@ def write_params(
       path: where the checkpoint itself goes; nothing may be there.
       parameters: by "/"-joined path.
       progress: called with the number of bytes just written.
+
+    Raises:
+      Whatever making or writing an array raised; nothing is left at `path` then.
     """
     handler = _LazyHandler(progress or (lambda _bytes: None))
     registry = type_handlers.create_type_handler_registry(
@@ -78,7 +81,10 @@ def write_params(
     with ocp.Checkpointer(
         ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
     ) as checkpointer:
-        checkpointer.save(path, args=ocp.args.PyTreeSave(tree, save_args=save_args))
+        try:
+            checkpointer.save(path, args=ocp.args.PyTreeSave(tree, save_args=save_args))
+        except Exception as error:  # Orbax misses the arrays that were not written
+            raise handler.failure or error from None
 
 
 class _LazyHandler(type_handlers.NumpyHandler):
@@ -88,8 +94,17 @@ class _LazyHandler(type_handlers.NumpyHandler):
         super().__init__(deepcopy_host_arrays=False)
         self._progress = progress
         self._turn: asyncio.Lock | None = None
+        self.failure: Exception | None = None
 
     async def _open_and_write(self, value: Any, tspec: dict[str, Any], ts_context: ts.Context) -> None:
+        # An exception in here would leave the writes beside it running while Orbax closes their event loop.
+        try:
+            if self.failure is None:
+                await self._write(value, tspec, ts_context)
+        except Exception as error:
+            self.failure = self.failure or error
+
+    async def _write(self, value: LazyParameter, tspec: dict[str, Any], ts_context: ts.Context) -> None:
         self._turn = self._turn or asyncio.Lock()
         if value.nbytes <= _SMALL_BYTES:
             store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
@@ -97,13 +112,16 @@ class _LazyHandler(type_handlers.NumpyHandler):
             self._progress(value.nbytes)
             return
         async with self._turn:
+            if self.failure is not None:
+                return
             store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
             if not value.stacked:
                 await store.write(value.materialize())
                 self._progress(value.nbytes)
                 return
-            chunk, layer_bytes = store.chunk_layout.write_chunk.shape[0], value.nbytes // value.count
-            step = max(1, _WRITE_BYTES // (chunk * layer_bytes)) * chunk
+            shape = store.chunk_layout.write_chunk.shape
+            chunk = shape[0] if shape and shape[0] else value.count
+            step = max(1, _WRITE_BYTES * value.count // (chunk * value.nbytes)) * chunk
             for start in range(0, value.count, step):
                 group = range(start, min(start + step, value.count))
                 block = np.empty((len(group), *value.shape[1:]), value.dtype)

@@ -5,6 +5,7 @@ smaller than the memory its libraries map, and a reader that seeks holds one ten
 """
 
 import dataclasses
+import functools
 import json
 import math
 import pickle
@@ -123,15 +124,13 @@ def _open_safetensors(file: Path) -> list[Tensor]:
         if stop - start != math.prod(shape) * dtype.itemsize:
             raise UserError(f"{file} is damaged: {name} is said to be {dtype} {list(shape)} in {stop - start} bytes.")
         offset = data + start
-        tensors.append(Tensor(name, shape, dtype, file, _safetensors_reader(file, offset, dtype, shape), offset))
+        read = functools.partial(_read_plain, file, offset, dtype, shape)
+        tensors.append(Tensor(name, shape, dtype, file, read, offset))
     return tensors
 
 
-def _safetensors_reader(file: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        return np.fromfile(file, dtype, count=math.prod(shape), offset=offset).reshape(shape)
-
-    return read
+def _read_plain(file: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    return np.fromfile(file, dtype, count=math.prod(shape), offset=offset).reshape(shape)
 
 
 def _open_torch(file: Path) -> list[Tensor]:
@@ -143,7 +142,7 @@ def _open_torch(file: Path) -> list[Tensor]:
         dtype = _NAMES_OF_TORCH.get(str(tensor.dtype))
         if dtype is None:
             raise UserError(f"{name} in {file} is of type {tensor.dtype}, which cannot be read; save it as float32.")
-        tensors.append(Tensor(name, tuple(tensor.shape), dtype, file, lambda name=name: mapping.read(name)))
+        tensors.append(Tensor(name, tuple(tensor.shape), dtype, file, functools.partial(mapping.read, name)))
     return tensors
 
 

@@ -4,6 +4,7 @@ All names and shapes are checked before the first tensor is read; then parameter
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,15 +116,14 @@ def plan_import(tensors: Mapping[str, Tensor], config: EmuConfig, *, resize: boo
     if problems:
         raise UserError(f"The checkpoint does not fit the model: {'; '.join(problems)}. Nothing was written.")
 
-    present = {name: t.dtype for row in needed for name in row.names for t in (tensors[name],)}
-    fresh_dtype = np.result_type(np.float16, *set(present.values())) if present else np.dtype(np.float32)
+    fresh_dtype = _common({tensors[name].dtype for row in needed for name in row.names} or {np.dtype(np.float32)})
     parameters: dict[str, LazyParameter] = {}
     for row in rows:
         if row in needed:
             parameters[row.path], note = _from_torch(row, [tensors[name] for name in row.names])
             notes += note
         else:
-            parameters[row.path] = _initialised(config, row, np.dtype(fresh_dtype), seed=seed)
+            parameters[row.path] = _initialised(config, row, fresh_dtype, seed=seed)
     fresh = tuple(row.path for row in rows if row not in needed)
     return Plan(parameters, unused, fresh, tuple(notes))
 
@@ -187,7 +187,7 @@ def _fits_unused(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 
 def _from_torch(row: Row, tensors: list[Tensor]) -> tuple[LazyParameter, list[str]]:
-    dtype = np.result_type(*{tensor.dtype for tensor in tensors})
+    dtype = _common({tensor.dtype for tensor in tensors})
     adapt: Callable[[np.ndarray], np.ndarray] = lambda array: array
     notes = []
     if tensors[0].shape != row.shape and row.path == _POSITIONS:
@@ -201,6 +201,11 @@ def _from_torch(row: Row, tensors: list[Tensor]) -> tuple[LazyParameter, list[st
         return to_ours(row, adapt(read_checked(tensors[i])))
 
     return LazyParameter(row.stacked, dtype, row.layers is not None, layer), notes
+
+
+def _common(dtypes: set[np.dtype]) -> np.dtype:
+    """The type that holds all of these exactly (float32 for float16 with bfloat16)."""
+    return np.dtype(functools.reduce(jnp.promote_types, dtypes))
 
 
 def _with_mean_rows(table: np.ndarray, rows: int) -> np.ndarray:

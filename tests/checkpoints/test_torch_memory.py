@@ -1,0 +1,68 @@
+"""Import and export of a model in less memory than the model takes: the bound that lets the 14B through."""
+
+import json
+import math
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from emu_jax.checkpoints.torch_config import to_release_config
+from emu_jax.checkpoints.torch_files import Planned, _safetensors_header
+from emu_jax.checkpoints.torch_maps import emu_rows, unused_shapes
+from emu_jax.models.config import CausalFormerConfig, DecoderConfig, EmuConfig, VisionConfig
+
+FLOAT32 = 4
+SLACK = 200e6  # bytes beside twice the largest parameter; the bound in use has 2 GB
+
+MANY_LAYERS = EmuConfig(
+    vision=VisionConfig(image_size=28, patch_size=14, width=512, num_layers=48, num_heads=8, mlp_dim=2048),
+    causal_former=CausalFormerConfig(
+        num_image_tokens=8, width=128, num_layers=4, num_heads=4, head_dim=32, mlp_dim=512
+    ),
+    decoder=DecoderConfig(vocab_size=4000, width=512, num_layers=48, num_heads=8, num_kv_heads=8, mlp_dim=1376),
+)
+
+# Runs a command and prints by how much it grew: peak memory less what was in use when all was imported.
+MEASURED = """
+    import resource, sys
+    import emu_jax.cli.import_torch, emu_jax.cli.export_torch
+    from emu_jax.__main__ import main
+    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak()
+    assert main(sys.argv[1:]) == 0
+    print("grown by", peak() - before)
+"""
+
+
+def grown_by(*words) -> int:
+    """Bytes, in a process of its own."""
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(MEASURED), *map(str, words)], capture_output=True, text=True, check=True
+    )
+    return int(result.stdout.splitlines()[-1].removeprefix("grown by "))
+
+
+@pytest.mark.e2e
+def test_peak_memory_depends_on_the_largest_parameter_and_not_on_the_model(tmp_path, monkeypatch):
+    rows = emu_rows(MANY_LAYERS)
+    shapes = {name: row.shape for row in rows for name in row.names} | unused_shapes(MANY_LAYERS)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "config.json").write_text(json.dumps(to_release_config(MANY_LAYERS)))
+    planned = [Planned(name, shape, np.dtype(np.float32), lambda: None) for name, shape in shapes.items()]
+    total = sum(tensor.nbytes for tensor in planned)
+    with (tmp_path / "source" / "model.safetensors").open("wb") as handle:  # sparse: zeros that take no disk
+        handle.write(_safetensors_header(planned))
+        handle.truncate(handle.tell() + total)
+    largest = FLOAT32 * max(math.prod(row.stacked) for row in rows)
+    bound = 2 * largest + SLACK
+    assert total > 1.9 * bound  # or the test could not fail
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    imported = grown_by("import-torch", tmp_path / "source", tmp_path / "model")
+    assert imported < bound, f"import: {imported / 1e6:.0f} MB, allowed {bound / 1e6:.0f} MB"
+    exported = grown_by("export-torch", tmp_path / "model", tmp_path / "out")
+    assert exported < bound, f"export: {exported / 1e6:.0f} MB, allowed {bound / 1e6:.0f} MB"
+    print(f"model {total / 1e6:.0f} MB, import {imported / 1e6:.0f} MB, export {exported / 1e6:.0f} MB")
