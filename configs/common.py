@@ -11,13 +11,16 @@ from emu_jax.data.batch import BatchConfig
 from emu_jax.data.pictures import PictureConfig
 from emu_jax.data.pipeline import DataConfig, SetConfig
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
+from emu_jax.errors import UserError
 from emu_jax.models.presets import PRESETS
 from emu_jax.training.config import TrainConfig
 from emu_jax.training.jobs import VAERun, VisualDecoderRun
 from emu_jax.training.run import RunConfig
 from emu_jax.training.stages.pretrain import LANGUAGE_SIDE, PretrainConfig
 
-__all__ = ["LANGUAGE_SIDE", "autoencoder", "base", "sets", "visual_decoder"]
+__all__ = ["LANGUAGE_SIDE", "autoencoder", "base", "from_scratch", "paper", "scratch", "sets", "visual_decoder"]
+
+LLAMA_VOCAB = 32004  # LLaMA's 32000 pieces and four special tokens
 
 
 def base(preset: str, *, steps: int, batch_size: int, length: int, max_images: int) -> ConfigDict:
@@ -28,6 +31,74 @@ def base(preset: str, *, steps: int, batch_size: int, length: int, max_images: i
     return fields_of(
         RunConfig(model=model, tokenizer="", data=data, train=TrainConfig(steps=steps), pretrain=PretrainConfig())
     )
+
+
+def paper(*, vocab_size: int = LLAMA_VOCAB) -> ConfigDict:
+    """Emu's pretraining (Sun et al., ICLR 2024) in packed rows; what the paper does not tell is said so beside it."""
+    config = base("emu_14b", steps=10_000, batch_size=512, length=1024, max_images=16)
+    config.model.decoder.vocab_size = vocab_size
+    config.model.dtype = "bfloat16"  # not published; parameters and moments are float32
+    config.model.vision.remat = config.model.decoder.remat = config.model.causal_former.remat = "full"
+    config.tokenizer = "data/llama/tokenizer.model"
+    # 82M samples in 10k steps: 8,192 a step, which is 512 rows of sixteen pairs. A set's weight is its batch size.
+    config.data.sets = sets(
+        {"path": "data/laion2b", "weight": 128.0},
+        {"path": "data/laion_coco", "weight": 128.0},
+        {"path": "data/mmc4", "weight": 64.0, "page_image_first": 0.5},
+        {"path": "data/webvid", "weight": 16.0},
+        {"path": "data/yt_storyboard", "weight": 16.0},
+    )
+    config.data.max_images_per_document = 8  # a video's frames; MMC4 pages: the first 5
+    config.data.workers = 8
+    config.train.optimizer.part_learning_rates = (
+        (r"^(vision_encoder|visual_norm)/", 4e-5),
+        (r"^causal_former/", 1e-4),
+    )
+    config.train.optimizer.learning_rate = 3e-5  # LLaMA and, not published, both heads
+    config.train.optimizer.b2 = 0.98
+    config.train.optimizer.warmup_steps = 0.2
+    config.train.optimizer.clip_norm = 5.0  # not published; Emu2's
+    config.train.checkpoint.every_steps = 500
+    config.train.checkpoint.keep_every_steps = 2500
+    return config
+
+
+def scratch(*, vision: dict, causal_former: dict, decoder: dict, tokens: float, phase: str) -> ConfigDict:
+    """A run of a scaling study: `tokens` decoder places in rows of 1024, every size but those given as in the paper."""
+    config = paper()
+    rows = 256
+    for part, sizes in (("vision", vision), ("causal_former", causal_former), ("decoder", decoder)):
+        config.model[part].update(sizes)
+        config.model[part].remat = "dots"
+    config.model.decoder.num_kv_heads = config.model.decoder.num_heads
+    config.data.batch.batch_size = rows
+    config.train.steps = round(tokens / (rows * config.data.batch.length))
+    config.train.optimizer.part_learning_rates = ()
+    config.train.optimizer.learning_rate = 1e-3 * (768 / config.model.decoder.width)  # 1e-3 at width 768, down with it
+    config.train.optimizer.b2 = 0.95
+    config.train.optimizer.warmup_steps = 0.02
+    config.train.optimizer.clip_norm = 1.0
+    config.train.optimizer.schedule = "wsd"  # every length of a study from one run and its cooldowns
+    return from_scratch(config, phase)
+
+
+def from_scratch(config: ConfigDict, phase: str) -> ConfigDict:
+    """The recipe that keeps a new causal former alive: `captions` first, then `both` losses, the vision side frozen.
+
+    With both losses at once from the first step the embeddings become constant, and nothing looks wrong. `both` wants
+    `--config.train.warm_start=WORKDIR/checkpoints/STEP` of the captions.
+    """
+    config.data.predict_boi = True  # the release never learns to begin an image; this does
+    if phase == "captions":
+        config.data.image_first = 1.0  # a caption before its picture teaches nothing yet
+        config.pretrain.regression_coefficient = 0.0
+    elif phase == "both":
+        config.data.image_first = 0.5
+        config.pretrain.normalize_targets = True
+        config.pretrain.trainable = LANGUAGE_SIDE
+    else:
+        raise UserError(f"The phases of this config are captions and both, not {phase!r}.")
+    return config
 
 
 def autoencoder(*, vae: dict, unet: dict, sets: tuple[str, ...], batch_size: int, steps: int) -> ConfigDict:
@@ -72,7 +143,8 @@ def fields_of(config: typing.Any) -> ConfigDict:
             fields[name] = fields_of(value)
         elif value is None:
             kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
-            fields[name] = config_dict.placeholder(kinds[0] if isinstance(kinds[0], type) else object)
+            kind = ConfigDict if dataclasses.is_dataclass(kinds[0]) else kinds[0]
+            fields[name] = config_dict.placeholder(kind if isinstance(kind, type) else object)
         else:
             fields[name] = to_dict(value) if not isinstance(value, tuple) else value
     return fields

@@ -1,7 +1,8 @@
-"""A minute of pretraining on a laptop, on sets that `prepare-data` made at 32 x 32 pixels.
+"""Minutes of pretraining on a laptop, on sets that the demo or `prepare-data` made at 32 x 32 pixels.
 
-    python -m emu_jax train --config=configs/tiny.py --workdir=runs/tiny \
-        --config.tokenizer=runs/demo/tokenizer.model --config.data.sets[0].path=runs/demo/data/pairs
+    python -m emu_jax train --config=configs/tiny.py --workdir=runs/tiny
+    python -m emu_jax train --config=configs/tiny.py:both --workdir=runs/tiny_both \
+        --config.train.warm_start=runs/tiny/checkpoints/1000
 """
 
 from ml_collections import ConfigDict
@@ -9,15 +10,13 @@ from ml_collections import ConfigDict
 from configs import common
 
 
-def get_config() -> ConfigDict:
-    """The run."""
-    config = common.base("emu_tiny", steps=1000, batch_size=64, length=64, max_images=2)
+def get_config(phase: str = "captions") -> ConfigDict:
+    """The run of a phase: captions, or both losses."""
+    config = common.base("emu_tiny", steps=1000, batch_size=64, length=64, max_images=4)
     config.tokenizer = "runs/demo/tokenizer.model"
-    config.data.sets = common.sets({"path": "runs/demo/data/pairs"})
-    config.data.predict_boi = True  # from scratch; the release never learns to begin an image
+    config.data.sets = common.sets({"path": "runs/demo/data/laion_coco"})
     config.train.optimizer.learning_rate = 2e-3
     config.train.optimizer.b2 = 0.95
     config.train.optimizer.warmup_steps = 0.05
     config.train.checkpoint.every_steps = 250
-    config.pretrain.normalize_targets = True
-    return config
+    return common.from_scratch(config, phase)

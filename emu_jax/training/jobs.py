@@ -95,7 +95,7 @@ def read_job(config: Mapping[str, Any] | Any) -> Job:
 
 def _pretrain(config: Any) -> Job:
     run = read_run_config(config)
-    tokenizer = Tokenizer.load(run.tokenizer)
+    tokenizer = Tokenizer.load(run.tokenizer, instruct=run.instruct)
     run = with_vocabulary(run, vocab_size=tokenizer.vocab_size)
     return Job(
         config=run,

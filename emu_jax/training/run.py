@@ -24,6 +24,7 @@ class RunConfig:
     Attributes:
       model: sizes; a `decoder.vocab_size` of 0 is taken from the tokenizer.
       tokenizer: path of a SentencePiece model.
+      instruct: the tokenizer has `[USER]` and `[ASSISTANT]`.
       data: sets, and the shape of a batch.
       stage: name of the stage.
       pretrain: settings of the stage `pretrain`.
@@ -36,6 +37,7 @@ class RunConfig:
     train: TrainConfig
     stage: str = "pretrain"
     pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
+    instruct: bool = False
 
 
 def read_run_config(config: Mapping[str, Any] | Any) -> RunConfig:

@@ -1,0 +1,108 @@
+"""Every file of configs/ is a run: its fields are known, and the pretraining step of its model has shapes that fit."""
+
+import dataclasses
+import importlib.util
+import math
+from pathlib import Path
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from emu_jax.config import from_config_dict, to_dict
+from emu_jax.errors import UserError
+from emu_jax.sharding.mesh import make_mesh
+from emu_jax.sharding.specs import unbox
+from emu_jax.training.jobs import VAERun, VisualDecoderRun
+from emu_jax.training.optimizer import make_optimizer
+from emu_jax.training.partition import flatten, split
+from emu_jax.training.run import RunConfig, make_stage, read_run_config, with_vocabulary
+from emu_jax.training.state import abstract_state
+from emu_jax.training.step import make_train_step
+
+ROOT = Path(__file__).resolve().parents[2]
+PHASES = {
+    "tiny": ("captions", "both"),
+    "demo": ("captions", "pretrain", "vae", "unet"),
+    **{f"scratch_{size}": ("captions", "both") for size in ("50m", "150m", "400m", "1b")},
+}
+FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "common"))
+RUNS = [(name, phase) for name in FILES for phase in PHASES.get(name, ("",))]
+
+
+def load(name: str, phase: str = "") -> ConfigDict:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(phase) if phase else module.get_config()
+
+
+@pytest.mark.parametrize(("name", "phase"), RUNS)
+def test_every_field_is_known_and_comes_back_from_json(name, phase):
+    config = load(name, phase)
+    kind = {"vae": VAERun, "visual_decoder": VisualDecoderRun}.get(config.stage, RunConfig)
+    run = from_config_dict(kind, config)
+    assert from_config_dict(kind, to_dict(run)) == run
+
+
+@pytest.mark.parametrize(
+    ("name", "phase"), [(n, p) for n, p in RUNS if not n.startswith("demo") or p in ("captions", "pretrain")]
+)
+def test_the_step_has_shapes_that_fit(name, phase):
+    run = read_run_config(load(name, phase))
+    run = with_vocabulary(run, vocab_size=run.model.decoder.vocab_size or 1000)
+    stage = make_stage(run, image_token_id=run.model.decoder.vocab_size - 1)
+    # Sixteen rows: shapes per row are what a mistake would be in, and tracing does not get slower with rows.
+    stage = dataclasses.replace(stage, batch=dataclasses.replace(stage.batch, batch_size=16))
+    mesh = make_mesh(run.train.mesh)
+    optimizer = make_optimizer(run.train.optimizer, steps=run.train.steps)
+    with jax.set_mesh(mesh):
+        state = abstract_state(stage, optimizer, config=run.train.optimizer, mesh=mesh)
+        step = make_train_step(stage, config=run.train.optimizer, steps=run.train.steps)
+        new_state, metrics = jax.eval_shape(step, state, stage.batch_spec())
+    same = jax.tree.map(lambda one, other: (one.shape, one.dtype) == (other.shape, other.dtype), state, new_state)
+    assert all(jax.tree.leaves(same))
+    assert {"loss", "loss/text", "loss/regression", "visual_embedding_rank"} <= set(metrics.names)
+    # A pattern of the learning rates that fits nothing would go unseen for a whole run.
+    trainable, _ = split(state.params, stage.trainable)
+    for pattern, _ in run.train.optimizer.part_learning_rates:
+        assert flatten(split(trainable, (pattern,))[0]), pattern
+
+
+@pytest.mark.parametrize(("name", "millions"), [("50m", 50), ("150m", 150), ("400m", 400), ("1b", 1000)])
+def test_scratch_sizes_are_what_they_are_called(name, millions):
+    config = load(f"scratch_{name}", "captions")
+    stage = make_stage(read_run_config(config), image_token_id=32003)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(unbox(jax.eval_shape(stage.init, jax.random.key(0))))]
+    tables = [shape for shape in shapes if max(shape) >= config.model.decoder.vocab_size]
+    assert len(tables) == 2  # of the decoder and of lm_head
+    counted = sum(math.prod(shape) for shape in shapes) - sum(math.prod(shape) for shape in tables)
+    assert abs(counted / 1e6 - millions) < 0.05 * millions
+    tokens = config.train.steps * config.data.batch.batch_size * config.data.batch.length
+    assert 18 * millions < tokens / 1e6 < 22 * millions
+
+
+def test_only_the_low_rank_factors_train_in_instruction_tuning():
+    run = read_run_config(load("instruct_14b"))
+    stage = make_stage(run, image_token_id=32003)
+    trainable, _ = split(unbox(jax.eval_shape(stage.init, jax.random.key(0))), stage.trainable)
+    leaves = flatten(trainable)
+    assert {path.rsplit("/", 1)[-1] for path in leaves} == {"lora_a", "lora_b"}
+    # q, k, v and o of forty layers, 5120 wide, rank 16, in and out.
+    assert sum(math.prod(leaf.shape) for leaf in leaves.values()) == 40 * 4 * 2 * 5120 * 16
+
+
+def test_parts_that_do_not_fit_together_are_told():
+    for path, value, message in (
+        ("data.num_image_tokens", 8, "the model makes 4 embeddings"),
+        ("data.batch.image_size", 64, "the model reads 32"),
+        ("data.batch.length", 4096, "more than the decoder's 512"),
+    ):
+        config = load("tiny", "captions")
+        config.update_from_flattened_dict({path: value})
+        with pytest.raises(UserError, match=message):
+            read_run_config(config)
+    with pytest.raises(UserError, match="captions and both"):
+        load("tiny", "capshuns")
+    with pytest.raises(UserError, match="give 0"):
+        with_vocabulary(read_run_config(load("pretrain_14b")), vocab_size=31999)
