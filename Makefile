@@ -63,6 +63,7 @@ test: test-fast
 	@$(MAKE) --no-print-directory test-e2e
 
 test-fast test-e2e parity: export JAX_PLATFORMS = cpu
+parity: export JAX_DISABLE_MOST_OPTIMIZATIONS = 0
 
 test-fast: setup
 	$(RUN) -m pytest $(TESTS) -m "not slow and not e2e" --durations=10

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,9 +13,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DEVICES = 8
 
-# Read once, when JAX first looks for devices: it must stand here, before any test module imports JAX.
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+AS_STARTED = dict(os.environ)
+# Read once, when JAX is imported or first looks for devices: they must stand here, before any test module imports JAX.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests compile much and run little: this halves the time of compiling. `make parity` runs fully optimised programs.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,3 +44,17 @@ def shared_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"the reference cases are not on this machine (no folder {path.name}/ beside the repository)")
     return path
+
+
+@pytest.fixture(scope="session")
+def run_command(root: Path) -> Command:
+    """Runs `python -m emu_jax WORDS...` as a user would: its own process, one device, optimised programs.
+
+    `run_command("generate", "--checkpoint", path, timeout=300)` gives the completed process, its output as text.
+    """
+
+    def run(*words: str | Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "emu_jax", *map(str, words)]
+        return subprocess.run(line, cwd=root, env=AS_STARTED, capture_output=True, text=True, timeout=timeout)
+
+    return run

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import types
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,9 +11,8 @@ from emu_jax import __main__, cli
 from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.errors import UserError
 
-
-def shell(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "emu_jax", *words], cwd=root, capture_output=True, text=True)
+if TYPE_CHECKING:
+    from tests.conftest import Command
 
 
 def becomes(monkeypatch: pytest.MonkeyPatch, main: object) -> None:
@@ -36,25 +33,25 @@ def test_every_command_imports_and_has_a_docstring_as_help() -> None:
         assert module.__doc__
 
 
-def test_help_lists_the_commands(root: Path) -> None:
-    done = shell(root, "--help")
+def test_help_lists_the_commands(run_command: Command) -> None:
+    done = run_command("--help")
     assert done.returncode == 0
     assert [name for name in cli.commands() if f"  {name} " not in done.stdout] == []
 
 
-def test_without_a_command_the_list_is_shown(root: Path) -> None:
-    done = shell(root)
+def test_without_a_command_the_list_is_shown(run_command: Command) -> None:
+    done = run_command()
     assert done.returncode == 2
     assert done.stdout.startswith("usage: python -m emu_jax COMMAND")
 
 
-def test_an_unknown_command_names_the_nearest(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_command_names_the_nearest(run_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "commands", lambda: {"prepare-data": "...", "chat": "..."})
     with pytest.raises(UserError, match="no command 'prepare_dta'; did you mean prepare-data"):
         cli.load("prepare_dta")
     with pytest.raises(UserError, match="the commands are prepare-data, chat"):
         cli.load("xyzzy")
-    done = shell(root, "nonsense")
+    done = run_command("nonsense")
     assert done.returncode == 2
     assert done.stderr.startswith("error: there is no command 'nonsense'")
     assert done.stderr.count("\n") == 1
