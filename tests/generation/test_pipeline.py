@@ -1,0 +1,179 @@
+"""The model in use, on random weights: batches, buckets, draws, images between texts, pictures, and clear errors."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+from emu_jax.diffusion.config import UNetConfig, VAEConfig
+from emu_jax.diffusion.decoder import VisualDecoder
+from emu_jax.errors import UserError
+from emu_jax.generation.mixed import interleave
+from emu_jax.generation.options import PictureOptions
+from emu_jax.generation.pictures import contact_sheet
+from emu_jax.generation.pipeline import EmuPipeline
+from emu_jax.generation.text import generate_tokens
+from emu_jax.sharding.mesh import MeshConfig, make_mesh
+
+N = 4
+RED = np.full((32, 32, 3), (200, 0, 0), np.uint8)
+BLUE = np.full((32, 32, 3), (0, 0, 200), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def painter(tiny: EmuPipeline) -> EmuPipeline:
+    """The tiny Emu with a tiny visual decoder."""
+    unet = UNetConfig(
+        sample_size=4,
+        block_out_channels=(16, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=2,
+        cross_attention_dim=tiny.config.decoder.width,
+        norm_num_groups=8,
+    )
+    vae = VAEConfig(block_out_channels=(16, 16), layers_per_block=1, norm_num_groups=8)
+    decoder = VisualDecoder.create(unet, vae)
+    return EmuPipeline(tiny.config, tiny.params, tokenizer=tiny.tokenizer, visual_decoder=decoder)
+
+
+def test_a_batch_is_its_prompts_alone_and_lengths_share_a_program(tiny: EmuPipeline) -> None:
+    prompts = [["a"], ["a red circle", RED], [RED, "and", BLUE, "what is this?"]]
+    together = tiny.generate_text_batch(prompts, return_ids=True, max_new_tokens=6)
+    alone = [tiny.generate_text(prompt, return_ids=True, max_new_tokens=6) for prompt in prompts]
+    assert together == alone
+    programs = generate_tokens._cache_size()
+    for text in ("a", "a small", "a small green square"):
+        assert len(tiny.build_prompt(text).tokens) <= 16
+        tiny.generate_text(text, max_new_tokens=5)
+    tiny.generate_text("a dog", max_new_tokens=11, length_penalty=1.0, min_length=3)
+    assert generate_tokens._cache_size() == programs
+
+
+def test_each_place_is_the_likeliest_of_a_plain_forward_pass(tiny: EmuPipeline) -> None:
+    prompt = [RED, "this is a"]
+    ids = tiny.generate_text(prompt, return_ids=True, max_new_tokens=6)
+    tokens = [*tiny.build_prompt(prompt).tokens.tolist(), *ids]
+    logits = np.asarray(tiny.forward([tokens], RED[None, None]).logits)
+    assert logits.shape[-1] == tiny.tokenizer.vocab_size
+    assert logits[0].argmax(-1)[-1 - len(ids) : -1].tolist() == ids
+
+
+def test_draws(tiny: EmuPipeline) -> None:
+    draw = lambda **options: tiny.generate_text(
+        "a", return_ids=True, max_new_tokens=8, top_p=0.9, **{"temperature": 5.0, "seed": 3, **options}
+    )
+    first = draw()
+    assert draw() == first
+    assert draw(seed=4) != first
+    assert draw(temperature=1e-4) == tiny.generate_text("a", return_ids=True, max_new_tokens=8)
+    assert draw(top_k=1) == tiny.generate_text("a", return_ids=True, max_new_tokens=8)
+
+
+def test_embeddings_are_each_read_back_in(tiny: EmuPipeline) -> None:
+    """N steps over a cache are what one pass over the whole sequence predicts, each from those before it."""
+    prompt = tiny.build_prompt(["a red circle"], open_image=True)
+    generated = tiny.generate_embeddings(["a red circle"])
+    assert generated.shape == (N, 128)
+
+    @jax.jit
+    def predictions(params: Any, inputs: jax.Array) -> jax.Array:
+        length = inputs.shape[1]
+        places = {"positions": jnp.arange(length)[None], "mask": jnp.tril(jnp.ones((1, length, length), bool))}
+        read = lambda model: model.next_embedding(model.decoder(inputs, **places)[0])
+        return tiny.model.apply({"params": params}, method=read)
+
+    read = tiny.forward(prompt.tokens[None]).input_embeddings
+    inputs = jnp.concatenate([read, generated[None, :-1]], axis=1)
+    expected = predictions(tiny.params, inputs)[0, -N:]
+    np.testing.assert_allclose(generated, expected, atol=1e-4 * float(jnp.abs(expected).max()))
+
+
+def test_an_image_first_and_then_text(tiny: EmuPipeline) -> None:
+    image, *rest = tiny.generate(["a red circle"], open_image="first", max_new_tokens=5)
+    np.testing.assert_allclose(image, tiny.generate_embeddings(["a red circle"]), atol=1e-5)
+    assert all(isinstance(part, str) for part in rest)
+
+
+def test_a_story_alternates(tiny: EmuPipeline) -> None:
+    """With `</s>` made the likeliest word from the fourth place on, each text ends, and an image follows it."""
+    head = tiny.params["lm_head"]["projection"]["kernel"]
+    hidden = jax.device_get(tiny.forward(tiny.build_prompt(["a red"]).tokens[None]).hidden)[0, -1]
+    ended = {"projection": {"kernel": head.at[:, tiny.tokenizer.eos_id].set(0.5 * hidden)}}
+    emu = EmuPipeline(tiny.config, {**tiny.params, "lm_head": ended}, tokenizer=tiny.tokenizer)
+    found = emu.generate(["a red"], open_image="alternate", max_images=2, max_new_tokens=10)
+    images = [part for part in found if not isinstance(part, str)]
+    assert len(images) == 2
+    assert all(image.shape == (N, 128) and np.abs(image).max() > 0 for image in images)
+    assert not np.allclose(images[0], images[1])
+
+
+def test_interleaving(tiny: EmuPipeline) -> None:
+    special, words = tiny.tokenizer, tiny.tokenizer.encode("a dog")
+    image = [special.boi_id, *[special.image_token_id] * 2, special.eoi_id]
+    embeddings = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
+    ids = np.array([*words, *image, *image, *words, special.boi_id, special.image_token_id])
+    found = interleave(ids, embeddings, tokenizer=special)
+    assert [part if isinstance(part, str) else part.tolist() for part in found] == [
+        "a dog", embeddings[0].tolist(), embeddings[1].tolist(), "a dog",
+    ]  # fmt: skip
+
+
+def test_on_a_mesh(tiny: EmuPipeline) -> None:
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=1), devices=jax.devices()[:2])
+    sharded = EmuPipeline(tiny.config, jax.device_get(tiny.params), tokenizer=tiny.tokenizer, mesh=mesh)
+    prompt = [RED, "a red circle"]
+    np.testing.assert_allclose(sharded.generate_embeddings(prompt), tiny.generate_embeddings(prompt), atol=1e-4)
+
+
+def test_pictures(painter: EmuPipeline) -> None:
+    """Same seed, same picture, however many are made; another seed, another; two images blend; safety blackens."""
+    few = {"steps": 2, "sampler": "ddim"}
+    one = painter.generate_image(["a red circle"], seed=5, **few)[0]
+    two = painter.generate_image(["a red circle"], seed=5, num_images=2, **few)
+    assert one.size == (8, 8)
+    assert np.abs(np.asarray(two[0], int) - np.asarray(one, int)).max() <= 1
+    assert two[0].tobytes() != two[1].tobytes()
+    assert painter.generate_image(["a red circle"], seed=6, **few)[0].tobytes() != one.tobytes()
+    blended = painter.generate_image([RED, BLUE], safety=lambda pictures: [True] * len(pictures), **few)[0]
+    assert not np.asarray(blended).any()
+    assert painter.autoencode_image(RED, **few).size == (8, 8)
+    story = painter.generate(["a red"], open_image="first", max_new_tokens=2, picture=PictureOptions(**few))
+    assert isinstance(story[0], PIL.Image.Image)
+
+
+def test_contact_sheet() -> None:
+    sheet = contact_sheet([PIL.Image.new("RGB", (8, 6), "black")] * 3, gap=2)
+    assert sheet.size == (18, 14)
+    assert sheet.getpixel((17, 13)) == (255, 255, 255)
+
+
+def test_what_cannot_be_done_is_said(tiny: EmuPipeline) -> None:
+    with pytest.raises(UserError, match="128"):
+        tiny.generate_text("a red circle " * 60)
+    with pytest.raises(UserError, match="num_beam"):
+        tiny.generate_text("a", num_beam=5)
+    with pytest.raises(UserError, match="visual_decoder"):
+        tiny.generate_image(["a red circle"])
+    with pytest.raises(UserError, match="candidate"):
+        tiny.score(["a"], [])
+    with pytest.raises(UserError, match="image"):
+        tiny.visual_embeddings([])
+    with pytest.raises(UserError, match="open_image"):
+        tiny.generate(["a"], open_image="never")
+    with pytest.raises(UserError, match="max_images"):
+        tiny.generate(["a"], max_images=0)
+    with pytest.raises(UserError, match="Beam search"):
+        tiny.generate(["a"], num_beams=2)
+    with pytest.raises(UserError, match="images fill only"):
+        tiny.forward([tiny.build_prompt([RED, BLUE]).tokens], RED[None, None])
+    other = dataclasses.replace(tiny.config, decoder=dataclasses.replace(tiny.config.decoder, max_length=16))
+    with pytest.raises(UserError, match="follow"):
+        EmuPipeline(other, tiny.params, tokenizer=tiny.tokenizer).generate_embeddings([RED, BLUE])
