@@ -186,6 +186,11 @@ def _torch() -> Any:
     return torch
 
 
+def _is_pickle(file: Path) -> bool:
+    with file.open("rb") as handle:
+        return handle.read(1) == b"\x80"
+
+
 def _load_torch(file: Path) -> Mapping[str, Any]:
     torch = _torch()
     try:
@@ -196,7 +201,7 @@ def _load_torch(file: Path) -> Mapping[str, Any]:
                 raise
             loaded = torch.load(file, map_location="cpu", weights_only=True)  # the format before torch 1.6
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error) or "weights_only" in str(error):
+        if "GLOBAL" in str(error) or _is_pickle(file):
             raise UserError(f"{file} holds more than tensors (a pickle with code in it) and was not opened.") from None
         raise UserError(f"{file} is not a PyTorch checkpoint, or it is damaged.") from None
     except Exception:
