@@ -119,7 +119,7 @@ def shown(name: str, value: float) -> str:
     if name.startswith("visual_embedding"):
         return f"{value:.3g}"
     if 0 < value < 1e-4:
-        return "< 0.01%"
+        return "<0.01%"
     return f"{value:.1%}" if value >= 0.01 or value == 0 else f"{value:.2%}"
 
 
