@@ -16,7 +16,7 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Formats read; PIL knows more (EPS starts another program, for one).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"]
 MAX_SIDE = 16_384
 MAX_PIXELS = 50_000_000  # 150 MB of pixels; a bomb of a few kB unpacks to gigabytes
 
@@ -72,30 +72,38 @@ def encode_png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
     return file.getvalue()
 
 
-def _rgb(image: ImageLike) -> PIL.Image.Image:
-    """Any failure of the decoders is the file's: PIL raises a dozen kinds of exception on broken ones."""
+def _rgb(image: bytes | str | os.PathLike | PIL.Image.Image) -> PIL.Image.Image:
+    opened = image if isinstance(image, PIL.Image.Image) else _open(image)
+    _check_size(*opened.size)
+    try:
+        opened.load()
+        return _to_rgb(PIL.ImageOps.exif_transpose(opened))
+    except Exception as error:  # PIL raises a dozen kinds of exception on broken files
+        raise DecodeError(f"the image cannot be decoded ({_reason(error)})") from None
+
+
+def _open(image: bytes | str | os.PathLike) -> PIL.Image.Image:
     if isinstance(image, str | os.PathLike):
         try:
-            image = Path(image).read_bytes()
+            data = Path(image).read_bytes()
         except OSError as error:
-            raise DecodeError(f"{image} cannot be read ({error.strerror})") from None
-    if isinstance(image, bytes | bytearray | memoryview):
-        if len(image) == 0:
-            raise DecodeError("the image file is empty")
-        try:
-            image = PIL.Image.open(io.BytesIO(image), formats=FORMATS)
-        except PIL.UnidentifiedImageError:
-            raise DecodeError("the file is not an image of a known format") from None
-        except PIL.Image.DecompressionBombError:
-            raise DecodeError(f"the image has more than {MAX_PIXELS} pixels") from None
-        except Exception as error:
-            raise DecodeError(f"the image cannot be opened ({type(error).__name__}: {error})") from None
-    _check_size(*image.size)
+            raise DecodeError(f"{os.fspath(image)} cannot be read ({error.strerror})") from None
+    else:
+        data = bytes(image)
+    if not data:
+        raise DecodeError("the image file is empty")
     try:
-        image.load()
-        return _to_rgb(PIL.ImageOps.exif_transpose(image))
+        return PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+    except PIL.UnidentifiedImageError:
+        raise DecodeError("the file is not an image of a known format") from None
+    except PIL.Image.DecompressionBombError:
+        raise DecodeError(f"the image has more than {MAX_PIXELS} pixels") from None
     except Exception as error:
-        raise DecodeError(f"the image cannot be decoded ({type(error).__name__}: {error})") from None
+        raise DecodeError(f"the image cannot be opened ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:

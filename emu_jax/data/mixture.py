@@ -77,7 +77,8 @@ class Mixture:
     def of_set(self, number: int, place: int) -> Place | None:
         """The document at a place in the stream of one set alone."""
         epoch, index = divmod(place, self.lengths[number])
-        if self.epochs[number] is not None and epoch >= self.epochs[number]:
+        epochs = self.epochs[number]
+        if epochs is not None and epoch >= epochs:
             return None
         if self.shuffle:
             index = _shuffled(index, self.lengths[number], _hash(self.seed, number, epoch))

@@ -159,8 +159,8 @@ def clean(document: Document, config: PrepareConfig) -> Document:
         elif isinstance(segment, Image):
             segments.append(Image(_image(segment.data, config), segment.role))
         elif isinstance(segment.data, bytes):
-            frames = take_frames(segment.data, frames=config.frames)
-            segments.append(Video(tuple(Image(_image(frame, config)) for frame in frames), segment.role))
+            taken = take_frames(segment.data, frames=config.frames)
+            segments.append(Video(tuple(Image(_image(frame, config)) for frame in taken), segment.role))
         else:
             frames = tuple(Image(_image(frame.data, config)) for frame in segment.data)
             segments.append(Video(frames, segment.role))

@@ -39,12 +39,16 @@ def features() -> dict[str, Any]:
 
 def to_example(document: Document) -> dict[str, Any]:
     """The document as the values of `features()`."""
-    kinds, roles, frames, texts, blobs, shapes = [], [], [], [], [], []
+    kinds: list[int] = []
+    roles: list[int] = []
+    frames: list[int] = []
+    texts: list[bytes] = []
+    blobs: list[bytes] = []
+    shapes: list[tuple[int, ...]] = []
 
     def add(data: bytes | np.ndarray) -> None:
-        raw = isinstance(data, np.ndarray)
-        blobs.append(data.tobytes() if raw else data)
-        shapes.append(data.shape if raw else (0, 0, 0))
+        blobs.append(data.tobytes() if isinstance(data, np.ndarray) else data)
+        shapes.append(data.shape if isinstance(data, np.ndarray) else (0, 0, 0))
 
     for segment in document.segments:
         roles.append(_ROLES[segment.role])
@@ -56,10 +60,13 @@ def to_example(document: Document) -> dict[str, Any]:
             add(segment.data)
         else:
             kinds.append(_VIDEO)
-            encoded = isinstance(segment.data, bytes)
-            frames.append(0 if encoded else len(segment.data))
-            for data in [segment.data] if encoded else [frame.data for frame in segment.data]:
-                add(data)
+            if isinstance(segment.data, bytes):
+                frames.append(0)
+                add(segment.data)
+            else:
+                frames.append(len(segment.data))
+                for frame in segment.data:
+                    add(frame.data)
     return {
         "key": document.key.encode(),
         "source": document.source.encode(),

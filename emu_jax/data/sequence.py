@@ -321,7 +321,8 @@ def _turn(role: Role, segments: list[doc.Segment], config: SequenceConfig, token
     opening = ":" if special is not None else ("[ASSISTANT]:" if answers else "[USER]:")
     opening_ids = tokenizer.encode(opening)
     pieces: list[_Piece] = [_Words([] if special is None else [special], loss=False)]
-    open_text, texts = True, []
+    open_text = True
+    texts: list[str] = []
 
     def flush() -> None:
         nonlocal open_text

@@ -38,6 +38,9 @@ class ReadOptions:
     split: str = "train"
 
 
+# Names that are not UTF-8 come as ValueError, impossible sizes as the others.
+_PARQUET_ERRORS = (OSError, pyarrow.ArrowException, ValueError, MemoryError, OverflowError)
+
 Found = Iterator[Document | Rejected]
 
 
@@ -67,11 +70,21 @@ def text_of(data: bytes) -> str:
 
 
 def json_of(data: bytes) -> Any:
-    """Parsed JSON, or ValueError with a reason."""
+    """Parsed JSON, or ValueError with a reason.
+
+    An object with a name twice is refused: two records of which the middle is lost look like that.
+    """
     try:
-        return json.loads(text_of(data))
+        return json.loads(text_of(data), object_pairs_hook=_unique)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"the json cannot be parsed ({error})") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        raise ValueError("the json has an object with the same name twice")
+    return record
 
 
 def field(record: Any, name: str, kind: type | tuple[type, ...]) -> Any:
@@ -137,16 +150,20 @@ def parquet_rows(path: Path, *, columns: tuple[str, ...]) -> Iterator[tuple[str,
             for record in table.to_pylist():
                 yield f"{path.name}:{row}", record
                 row += 1
-    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        yield f"{path.name}:{row}", ValueError(f"the parquet is damaged from here on ({reason})")
+    except _PARQUET_ERRORS as error:
+        yield f"{path.name}:{row}", ValueError(f"the parquet is damaged from here on ({_first_line(error)})")
 
 
 def _parquet(path: Path) -> pyarrow.parquet.ParquetFile:
     try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path} is not a parquet file ({str(error).splitlines()[0]}).") from None
+        # Without checksums (they are optional) a changed byte can give one row another's value: nothing else tells.
+        return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+    except _PARQUET_ERRORS as error:
+        raise UserError(f"{path} is not a parquet file ({_first_line(error)}).") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def open_file(path: Path):

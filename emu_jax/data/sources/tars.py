@@ -3,6 +3,7 @@
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from emu_jax.data.sources.base import open_file
 from emu_jax.errors import UserError
@@ -28,38 +29,51 @@ def samples(path: Path) -> Iterator[Sample]:
             archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (the file is closed; it holds no more)
         except (tarfile.TarError, EOFError, ValueError) as error:
             raise UserError(f"{path} is not a tar file ({error}).") from None
-        key, parts, twice = None, {}, False
-        while True:
-            damage = None
-            try:
-                member = archive.next()
-                if member is None:
-                    damage = _damage(file, archive.offset)
-                data = archive.extractfile(member).read() if member is not None and member.isfile() else None
-                if member is not None and data is not None and len(data) != member.size:
-                    damage = "the tar is cut"
-            except (tarfile.TarError, EOFError, ValueError, OverflowError, OSError, AttributeError) as error:
-                member, data, damage = None, None, f"the tar is damaged or cut ({error})"
-            if damage is not None:
-                yield key or "(start)", ValueError(f"{damage}; what follows is lost")
-                return
-            name = member.name if member is not None else ""
-            folder, slash, base = name.rpartition("/")
-            stem, _, extension = base.partition(".")
-            this = folder + slash + stem if member is not None else None
-            if member is not None and data is None:
-                continue  # a folder or link
-            if this != key:
-                if key is not None:
-                    yield key, ValueError("a file of the sample comes twice") if twice else parts
-                key, parts, twice = this, {}, False
-            if member is None:
-                return
-            twice = twice or extension.lower() in parts
-            parts[extension.lower()] = data
+        key: str | None = None
+        parts: dict[str, bytes] = {}
+        twice = False
+        try:
+            for name, data in _members(archive, file):
+                folder, slash, base = name.rpartition("/")
+                stem, _, extension = base.partition(".")
+                this = folder + slash + stem
+                if this != key:
+                    if key is not None:
+                        yield key, _sample(parts, twice=twice)
+                    key, parts, twice = this, {}, False
+                twice = twice or extension.lower() in parts
+                parts[extension.lower()] = data
+        except ValueError as damage:
+            yield key or "(start)", damage
+        else:
+            if key is not None:
+                yield key, _sample(parts, twice=twice)
 
 
-def _damage(file, offset: int) -> str | None:
+def _sample(parts: dict[str, bytes], *, twice: bool) -> dict[str, bytes] | ValueError:
+    return ValueError("a file of the sample comes twice") if twice else parts
+
+
+def _members(archive: tarfile.TarFile, file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each file. ValueError where the tar is damaged or cut."""
+    while True:
+        try:
+            member = archive.next()
+            content = archive.extractfile(member) if member is not None and member.isreg() else None
+            data = content.read() if content is not None else b""
+        except (tarfile.TarError, EOFError, ValueError, OverflowError, OSError) as error:
+            raise ValueError(f"the tar is damaged or cut ({error}); what follows is lost") from None
+        if member is None:
+            if reason := _damage(file, archive.offset):
+                raise ValueError(f"{reason}; what follows is lost")
+            return
+        if content is not None:
+            if len(data) != member.size:
+                raise ValueError("the tar is cut; what follows is lost")
+            yield member.name, data
+
+
+def _damage(file: IO[bytes], offset: int) -> str | None:
     """tarfile takes a broken header for the end of the archive; the true end is a block of zeros."""
     file.seek(offset)
     block = file.read(_BLOCK)

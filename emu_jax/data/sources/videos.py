@@ -24,7 +24,10 @@ def read_webvid(path: Path, options: ReadOptions) -> Found:
     with open_file(path) as file:
         header = file.readline()
         body = file.readlines()
-    names = next(csv.reader([header.decode("utf-8-sig", "replace")]), [])
+    try:
+        names = next(csv.reader([header.decode("utf-8-sig", "replace")]), [])
+    except csv.Error as error:
+        raise UserError(f"{path} does not begin with the names of its columns ({error}).") from None
     if not {"videoid", "page_dir", "name"} <= set(names):
         raise UserError(f"{path} needs the columns videoid, page_dir and name; it has {names}.")
     for number, row in _rows(body):
