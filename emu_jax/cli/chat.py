@@ -9,10 +9,9 @@ Type a question and press Enter; <photo.jpg> in it shows a picture. /reset begin
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from emu_jax.cli.arguments import ArgumentParser
-from emu_jax.cli.generate import SYSTEMS, add_model_arguments, add_text_arguments, check_text, options, parse_prompt
+from emu_jax.cli.generate import SYSTEMS, add_model_arguments, add_text_arguments, check_parts, options, parse_prompt
 from emu_jax.data.document import Role
 from emu_jax.errors import UserError
 from emu_jax.generation.api import load
@@ -56,11 +55,7 @@ def answer(emu: EmuPipeline, turns: list[Turn], line: str, text: TextOptions, *,
       UserError: a file that cannot be read, an image token in the text, or a conversation that is too long.
     """
     parts = parse_prompt(line)
-    for part in parts:
-        if isinstance(part, Path) and not part.is_file():
-            raise UserError(f"There is no file {part}.")
-        if isinstance(part, str):
-            check_text(part, special_tokens=False)
+    check_parts(parts)
     asked = [*turns, Turn(Role.USER, tuple(parts))]
     prompt = chat_prompt(asked, tokenizer=emu.tokenizer, system=system)
     said = emu.generate_text(prompt, **dataclasses.asdict(text))

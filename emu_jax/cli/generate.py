@@ -28,6 +28,7 @@ import PIL.Image
 
 from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.data.document import Role
+from emu_jax.data.images import DecodeError, decode
 from emu_jax.data.tokenizer import BOI, EOI, IMAGE_TOKEN
 from emu_jax.errors import UserError
 from emu_jax.generation.api import load
@@ -132,11 +133,7 @@ def prompt_parts(arguments: Any) -> list[Part]:
         parts = [Path(part) if _is_file(part) else part for part in arguments.parts]
     if not parts:
         raise UserError("There is no prompt; give text and files, as in: photo.jpg 'What is this?'")
-    for part in parts:
-        if isinstance(part, Path) and not part.is_file():
-            raise UserError(f"There is no file {part}.")
-        if isinstance(part, str):
-            check_text(part, special_tokens=arguments.special_tokens)
+    check_parts(parts, special_tokens=arguments.special_tokens)
     return parts
 
 
@@ -157,8 +154,25 @@ def parse_prompt(prompt: str) -> list[Part]:
     return parts
 
 
-def check_text(text: str, *, special_tokens: bool) -> None:
-    """Raises UserError where a user's text holds an image token."""
+def check_parts(parts: list[Part], *, special_tokens: bool = False) -> None:
+    """Finds mistakes before the model is read, which may take minutes.
+
+    Raises:
+      UserError: a file that is missing or no picture, or an image token in a text.
+    """
+    for part in parts:
+        if isinstance(part, str):
+            _check_text(part, special_tokens=special_tokens)
+        elif isinstance(part, Path) and not part.is_file():
+            raise UserError(f"There is no file {part}.")
+        elif isinstance(part, Path) and part.suffix.lower() not in VIDEO_SUFFIXES:
+            try:
+                decode(part)
+            except DecodeError as error:
+                raise UserError(f"{part}: {error}.") from None
+
+
+def _check_text(text: str, *, special_tokens: bool) -> None:
     refused = (IMAGE_TOKEN,) if special_tokens else (IMAGE_TOKEN, BOI, EOI)
     for token in refused:
         if token in text:
