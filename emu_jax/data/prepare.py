@@ -6,10 +6,12 @@ folder bears its name only when it is complete.
 """
 
 import collections
+import contextlib
 import dataclasses
 import enum
 import functools
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -274,15 +276,17 @@ def _write_set(
                 counts["written"] += 1
                 yield counts["written"], to_example(document)
 
+    read = sum(part.read for part in parts)
+    if read == len(rejects):
+        last = f" The last: {rejects[-1]['key']}: {rejects[-1]['reason']}" if rejects else ""
+        raise UserError(f"Nothing is left of the {read} documents of the input.{last}")
     built = _build(documents, partial / "build", split=split)
-    if not counts["written"]:
-        raise UserError(f"Nothing is left of the {sum(part.read for part in parts)} documents of the input.")
     fates: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for reject in rejects:
         fates[reject["fate"]][reject["reason"]] += 1
     summary = Summary(
         directory=output,
-        read=sum(part.read for part in parts),
+        read=read,
         written=counts["written"],
         fates={fate: dict(reasons.most_common(20)) for fate, reasons in fates.items()},
         images=counts["images"],
@@ -309,7 +313,8 @@ def _build(documents: Callable[[], Iterator[tuple[int, dict[str, Any]]]], direct
     tfds.disable_progress_bar()
     builder = _builder_class()(data_dir=directory, file_format="array_record")
     builder.given = {split: documents}
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(compute_stats="skip"))
+    with contextlib.redirect_stdout(io.StringIO()):  # it announces a download
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(compute_stats="skip"))
     return Path(os.fspath(builder.data_path))
 
 
