@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import pickle
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -193,25 +194,31 @@ def _is_pickle(file: Path) -> bool:
 
 def _load_torch(file: Path) -> Mapping[str, Any]:
     torch = _torch()
-    try:
-        try:
-            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            loaded = torch.load(file, map_location="cpu", weights_only=True)  # the format before torch 1.6
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error) or _is_pickle(file):
-            raise UserError(f"{file} holds more than tensors (a pickle with code in it) and was not opened.") from None
-        raise UserError(f"{file} is not a PyTorch checkpoint, or it is damaged.") from None
-    except Exception:
-        raise UserError(f"{file} is not a PyTorch checkpoint, or it is truncated; copy or download it again.") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # on strange pickles, of which the errors below tell
+        loaded = _loaded(torch, file)
     for wrapper in _WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
     if not isinstance(loaded, Mapping) or not loaded:
         raise UserError(f"{file} holds {type(loaded).__name__}, not a state dict of named tensors.")
     return loaded
+
+
+def _loaded(torch: Any, file: Path) -> Any:
+    try:
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            return torch.load(file, map_location="cpu", weights_only=True)  # the format before torch 1.6
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error) or _is_pickle(file):
+            raise UserError(f"{file} holds more than tensors (a pickle with code in it) and was not opened.") from None
+        raise UserError(f"{file} is not a PyTorch checkpoint, or it is damaged.") from None
+    except Exception:
+        raise UserError(f"{file} is not a PyTorch checkpoint, or it is truncated; copy or download it again.") from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,67 @@
+"""Linear maps and their low-rank adapters."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emu_jax.layers.linear import DenseGeneral, LoraConfig
+from emu_jax.sharding import axes
+from emu_jax.sharding.specs import unbox
+
+LORA = LoraConfig(rank=3, alpha=6.0, dropout=0.5)
+HEADS = {"features": (2, 5), "in_axes": (axes.EMBED,), "out_axes": (axes.HEADS, axes.KV)}
+
+
+def test_several_dimensions_in_and_out():
+    x = jax.random.normal(jax.random.key(0), (4, 7, 2, 5))
+    layer = DenseGeneral((6, 3), (axes.HEADS, axes.KV), (axes.EMBED, axes.MLP), use_bias=True)
+    params = unbox(layer.init(jax.random.key(1), x))["params"]
+    params["bias"] = jnp.arange(18.0).reshape(6, 3)
+    expected = np.einsum("blnh,nhdm->bldm", x, params["kernel"]) + np.arange(18.0).reshape(6, 3)
+    np.testing.assert_allclose(layer.apply({"params": params}, x), expected, atol=1e-5)
+
+
+def test_kernels_name_their_axes_and_count_their_whole_fan_in():
+    x = jnp.zeros((1, 40, 25))
+    layer = DenseGeneral((1000,), (axes.HEADS, axes.KV), (axes.EMBED,))
+    boxed = layer.init(jax.random.key(0), x)["params"]["kernel"]
+    assert isinstance(boxed, nn.LogicallyPartitioned)
+    assert boxed.names == (axes.HEADS, axes.KV, axes.EMBED)
+    assert float(boxed.value.std()) == pytest.approx(1000**-0.5, rel=0.02)
+
+
+def test_adapters_change_nothing_at_first():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 8))
+    adapted = DenseGeneral(**HEADS, lora=LORA)
+    params = unbox(adapted.init(jax.random.key(1), x))["params"]
+    assert np.abs(params["lora_a"]).min() > 0
+    assert not np.abs(params["lora_b"]).any()
+    plain = DenseGeneral(**HEADS).apply({"params": {"kernel": params["kernel"]}}, x)
+    np.testing.assert_array_equal(adapted.apply({"params": params}, x), plain)
+
+
+def test_merged_adapters_are_the_same_map():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 8))
+    adapted = DenseGeneral(**HEADS, lora=LORA)
+    params = unbox(adapted.init(jax.random.key(1), x))["params"]
+    params["lora_b"] = jax.random.normal(jax.random.key(2), (3, 2, 5))
+    merged = params["kernel"] + LORA.alpha / LORA.rank * jnp.einsum("dr,rnh->dnh", params["lora_a"], params["lora_b"])
+    expected = DenseGeneral(**HEADS).apply({"params": {"kernel": merged}}, x)
+    np.testing.assert_allclose(adapted.apply({"params": params}, x), expected, atol=1e-5)
+
+
+def test_dropout_is_on_the_adapter_alone_and_only_while_training():
+    x = jnp.ones((1, 1, 8))
+    adapted = DenseGeneral(**HEADS, lora=LORA)
+    params = unbox(adapted.init(jax.random.key(1), x))["params"]
+    params["lora_b"] = jnp.ones((3, 2, 5))
+    plain = DenseGeneral(**HEADS).apply({"params": {"kernel": params["kernel"]}}, x)
+    runs = [
+        adapted.apply({"params": params}, x, deterministic=False, rngs={"dropout": jax.random.key(i)}) for i in (0, 1)
+    ]
+    assert not np.allclose(runs[0], runs[1])
+    params["lora_b"] = jnp.zeros((3, 2, 5))
+    kept = adapted.apply({"params": params}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
+    np.testing.assert_array_equal(kept, plain)
