@@ -139,7 +139,7 @@ def prepare_export(checkpoint: Path, *, dtype: Any = None, merge_lora: bool = Fa
             f"{len(left)} left over {left[:3]}, {len(other)} of another shape {other[:3]}."
         )
     target = None if dtype is None else np.dtype(dtype)
-    unused = open_unused(stored_in)
+    unused = open_unused(checkpoint)
     scale = config.lora.scale if merge_lora and config.lora is not None else None
     if merge_lora:
         if config.lora is None:

@@ -147,16 +147,16 @@ def import_visual_decoder(source: Path, destination: Path, *, progress: Progress
         diffusers_folder.UNET: torch_layout.unet_table(unet),
         diffusers_folder.VAE: torch_layout.vae_table(vae),
     }
+    configs = {part: diffusers_folder.read_config(source, part) for part in diffusers_folder.CONFIG_NAME}
+    planned = {part: _checked_part(source, part, table) for part, table in tables.items()}
     with diffusers_folder.replacing_folder(target) as temporary:
-        for part in diffusers_folder.CONFIG_NAME:
-            config = diffusers_folder.read_config(source, part)
+        for part, config in configs.items():
             diffusers_folder.write_part(temporary, part, config)
-            if part in tables:
-                planned = list(_checked_part(source, part, tables[part]))
-                for tensor in write_safetensors(temporary / part, planned, stem=diffusers_folder.WEIGHTS):
-                    if progress is not None:
-                        progress(tensor.nbytes)
-    return tuple(diffusers_folder.CONFIG_NAME)
+        for part, tensors in planned.items():
+            for tensor in write_safetensors(temporary / part, tensors, stem=diffusers_folder.WEIGHTS):
+                if progress is not None:
+                    progress(tensor.nbytes)
+    return tuple(configs)
 
 
 def _checked_part(source: Path, part: str, table: torch_layout.Table) -> list[Planned]:

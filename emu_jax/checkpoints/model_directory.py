@@ -114,12 +114,15 @@ def save_unused(directory: Path, unused: Mapping[str, np.ndarray | Tensor]) -> N
     """Writes the tensors that Emu carries along to DIR/unused, under the release's names; no folder for none."""
     if not unused:
         return
-    (directory / UNUSED).mkdir()
+    folder = directory / f".{UNUSED}.writing"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     planned = [
         Planned(name, tuple(a.shape), np.dtype(a.dtype), functools.partial(_values, a)) for name, a in unused.items()
     ]
-    for _ in write_safetensors(directory / UNUSED, planned):
+    for _ in write_safetensors(folder, planned):
         pass
+    folder.rename(directory / UNUSED)
 
 
 def _values(array: np.ndarray | Tensor) -> np.ndarray:
@@ -127,9 +130,20 @@ def _values(array: np.ndarray | Tensor) -> np.ndarray:
 
 
 def open_unused(directory: Path) -> dict[str, Tensor]:
-    """The tensors that a model directory carries along, unread; empty where it has none."""
-    folder = directory / UNUSED
-    return open_tensors(folder) if folder.is_dir() else {}
+    """The tensors that a model directory, a run, or a step of one carries along, unread; empty where there are none."""
+    for folder in (directory, *Path(os.path.abspath(directory)).parents[:2]):  # RUN/checkpoints/STEP
+        if (folder / UNUSED).is_dir():
+            return open_tensors(folder / UNUSED)
+        if (folder / CONFIG).is_file():
+            break
+    return {}
+
+
+def carry_unused(start: Path, workdir: Path) -> None:
+    """Copies what the model that a run begins with carries along into the run's directory, for its export."""
+    unused = open_unused(start)
+    if unused and not (workdir / UNUSED).exists():
+        save_unused(workdir, unused)
 
 
 def load_model(directory: str | os.PathLike, *, mesh: Mesh | None = None, dtype: Any = None) -> ModelParts:

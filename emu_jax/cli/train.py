@@ -19,6 +19,7 @@ from pathlib import Path
 
 import jax
 
+from emu_jax.checkpoints.model_directory import carry_unused
 from emu_jax.cli.config_file import read_flags
 from emu_jax.config import to_dict
 from emu_jax.errors import UserError
@@ -67,5 +68,7 @@ def keep_config(job: Job, workdir: Path) -> None:
         if job.tokenizer is not None and not (target.exists() and target.samefile(job.tokenizer)):
             shutil.copyfile(job.tokenizer, workdir / "tokenizer.model.tmp")
             (workdir / "tokenizer.model.tmp").rename(target)
+        if job.train.warm_start is not None:
+            carry_unused(Path(job.train.warm_start), workdir)
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written ({error.strerror}).") from None

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from emu_jax.__main__ import main
-from emu_jax.checkpoints.model_directory import load_model, save_model
+from emu_jax.checkpoints.model_directory import carry_unused, load_model, save_model
+from emu_jax.checkpoints.params import save_params
 from emu_jax.checkpoints.torch_files import open_tensors
 from emu_jax.checkpoints.torch_maps import DECODER, unused_shapes
+from emu_jax.config import to_dict
 from emu_jax.models.emu import Emu
 from tests.checkpoints.release import random_state, small_config, write_release
 
@@ -102,6 +104,22 @@ def test_a_model_that_never_had_the_unused_tensors_exports_zeros(tmp_path, capsy
     for name, shape in unused_shapes(config).items():
         assert exported[name].shape == shape
         assert not exported[name].any()
+
+
+def test_a_run_and_each_of_its_steps_go_out(tmp_path):
+    """The newest step of a run that began with an imported model, what that carried along included."""
+    config, state = imported(tmp_path)
+    params = load_model(tmp_path / "model").params
+    workdir = tmp_path / "run"
+    for step, factor in ((5, 2), (40, 4)):
+        save_params(workdir / "checkpoints" / str(step), jax.tree.map(lambda a, f=factor: f * a, params))
+    (workdir / "config.json").write_text(json.dumps({"model": to_dict(config), "train": {"steps": 40}}))
+    carry_unused(tmp_path / "model", workdir)
+    for source, factor in ((workdir, 4), (workdir / "checkpoints" / "5", 2)):
+        out = tmp_path / f"out{factor}"
+        assert run("export-torch", source, out) == 0
+        unused = unused_shapes(config)
+        assert_same(values(out), {name: a if name in unused else factor * a for name, a in state.items()})
 
 
 def test_adapters_do_not_fit_a_llama_folder(tmp_path, capsys):
