@@ -2,9 +2,11 @@
 
 import json
 import math
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -45,24 +47,40 @@ def grown_by(*words) -> int:
     return int(result.stdout.splitlines()[-1].removeprefix("grown by "))
 
 
-@pytest.mark.e2e
-def test_peak_memory_depends_on_the_largest_parameter_and_not_on_the_model(tmp_path, monkeypatch):
-    rows = emu_rows(MANY_LAYERS)
-    shapes = {name: row.shape for row in rows for name in row.names} | unused_shapes(MANY_LAYERS)
-    (tmp_path / "source").mkdir()
-    (tmp_path / "source" / "config.json").write_text(json.dumps(to_release_config(MANY_LAYERS)))
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """The model as a sparse file: zeros that take no disk."""
+    folder = tmp_path_factory.mktemp("release")
+    shapes = {name: row.shape for row in emu_rows(MANY_LAYERS) for name in row.names} | unused_shapes(MANY_LAYERS)
+    (folder / "config.json").write_text(json.dumps(to_release_config(MANY_LAYERS)))
     planned = [Planned(name, shape, np.dtype(np.float32), lambda: None) for name, shape in shapes.items()]
-    total = sum(tensor.nbytes for tensor in planned)
-    with (tmp_path / "source" / "model.safetensors").open("wb") as handle:  # sparse: zeros that take no disk
+    with (folder / "model.safetensors").open("wb") as handle:
         handle.write(_safetensors_header(planned))
-        handle.truncate(handle.tell() + total)
-    largest = FLOAT32 * max(math.prod(row.stacked) for row in rows)
-    bound = 2 * largest + SLACK
-    assert total > 1.9 * bound  # or the test could not fail
+        handle.truncate(handle.tell() + sum(tensor.nbytes for tensor in planned))
+    return folder
 
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    imported = grown_by("import-torch", tmp_path / "source", tmp_path / "model")
+
+@pytest.mark.e2e
+def test_peak_memory_depends_on_the_largest_parameter_and_not_on_the_model(tmp_path, source):
+    total = (source / "model.safetensors").stat().st_size
+    bound = 2 * FLOAT32 * max(math.prod(row.stacked) for row in emu_rows(MANY_LAYERS)) + SLACK
+    assert total > 1.9 * bound  # or the test could not fail
+    imported = grown_by("import-torch", source, tmp_path / "model")
     assert imported < bound, f"import: {imported / 1e6:.0f} MB, allowed {bound / 1e6:.0f} MB"
     exported = grown_by("export-torch", tmp_path / "model", tmp_path / "out")
     assert exported < bound, f"export: {exported / 1e6:.0f} MB, allowed {bound / 1e6:.0f} MB"
     print(f"model {total / 1e6:.0f} MB, import {imported / 1e6:.0f} MB, export {exported / 1e6:.0f} MB")
+
+
+@pytest.mark.e2e
+def test_an_import_that_was_killed_starts_again(tmp_path, source):
+    words = [sys.executable, "-m", "emu_jax", "import-torch", str(source), str(tmp_path / "model")]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not list(tmp_path.glob(".model.writing-*/params*/*")):
+            time.sleep(0.02)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL  # it was at work
+    assert [path.name for path in tmp_path.iterdir() if path.name == "model"] == []
+    subprocess.run(words, check=True, capture_output=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "params", "unused"]
