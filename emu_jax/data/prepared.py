@@ -42,7 +42,11 @@ class PreparedSet:
 
     @functools.cached_property
     def _source(self) -> array_record_data_source.ArrayRecordDataSource:
-        return array_record_data_source.ArrayRecordDataSource([str(shard) for shard in self.shards])
+        # One record at a time: handing it to a pool of threads costs more than reading it.
+        options = {"max_parallelism": "0"}
+        return array_record_data_source.ArrayRecordDataSource(
+            [str(shard) for shard in self.shards], reader_options=options
+        )
 
     def __getstate__(self):
         return {name: value for name, value in self.__dict__.items() if name != "_source"}

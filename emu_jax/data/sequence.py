@@ -150,7 +150,8 @@ def build_sequence(
                     where only "answer </s>" counts in the text loss
 
     What is too long is cut, never within an image: a PAIR or VIDEO loses the end of its text; a PAGE or STORYBOARD
-    keeps a stretch that starts at a random segment; a CHAT keeps its first turns. What was cut does not end in `</s>`.
+    keeps a stretch that starts at a random segment; a CHAT keeps its first whole turns, or the
+    beginning of the first where not even that fits. But for whole turns, what was cut does not end in `</s>`.
 
     Raises:
       DecodeError: the document has no text and no image (there is nothing to lay out).
@@ -294,7 +295,11 @@ def _chat(
         turns[-1][1].append(segment)
     for role, segments in turns:
         pieces += _turn(role, segments, config, tokenizer)
-    return _cut(pieces, config)
+    kept, whole = _cut(pieces, config)
+    if not whole:
+        ends = [i for i, piece in enumerate(kept) if isinstance(piece, _Words) and piece.ids == [tokenizer.eos_id]]
+        kept = kept[: ends[-1] + 1] if ends else kept
+    return kept, whole
 
 
 def _system(document: Document, config: SequenceConfig, tokenizer: Tokenizer) -> list[_Piece]:

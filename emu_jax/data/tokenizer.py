@@ -117,6 +117,11 @@ class Tokenizer:
             pieces[0] = pieces[0][1:]
         return self._pieces.decode_pieces([piece for piece in pieces if piece])
 
+    def piece(self, token: int) -> str:
+        """How one id is written: "▁cat", "<0x0A>", "[IMG]"."""
+        names = {number: name for name, number in self._special.items()}
+        return names[token] if token in names else self._pieces.id_to_piece(token)
+
     @functools.cached_property
     def _splitter(self) -> re.Pattern:
         longest_first = sorted(self._special, key=len, reverse=True)

@@ -115,6 +115,18 @@ def test_chat_counts_answers_only(tokenizer):
     assert not sequence.regression_mask.any(), "what the user shows is not learnt by regression"
 
 
+def test_a_long_chat_keeps_whole_turns(tokenizer):
+    turns = [Text("a cat", Role.USER), Text("a dog", Role.ASSISTANT)] * 9
+    whole = build(document(*turns, layout=Layout.CHAT), tokenizer, dataclasses.replace(CONFIG, length=500))
+    one_turn = (len(whole.tokens) - 1) // 9
+    cut = build(document(*turns, layout=Layout.CHAT), tokenizer, dataclasses.replace(CONFIG, length=4 * one_turn - 1))
+    assert len(cut.tokens) == 1 + 3 * one_turn
+    assert cut.tokens.tolist() == whole.tokens[: len(cut.tokens)].tolist()
+    short = build(document(*turns, layout=Layout.CHAT), tokenizer, dataclasses.replace(CONFIG, length=one_turn))
+    assert len(short.tokens) == one_turn - 1, "the beginning of the first answer, with room kept for </s>"
+    assert short.learns
+
+
 def test_chat_ids_are_those_of_the_written_prompt(tokenizer):
     """What is trained on is what `encode(..., special_tokens=True)` gives for the prompt at inference."""
     chat = document(
