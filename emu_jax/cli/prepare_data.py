@@ -5,8 +5,9 @@
         --output=data/mmc4
 
 Every image is decoded, checked, resized and stored; what is broken or unwanted is listed in OUTPUT/rejects.jsonl, and
-what became of everything is told in OUTPUT/summary.json. Stopped and started again it goes on. OUTPUT is a TFDS folder
-of ArrayRecord shards: `tfds.builder_from_directory(OUTPUT).as_data_source("train")` reads it too.
+what became of everything is told in OUTPUT/summary.json; OUTPUT/samples.html shows some documents. Stopped and started
+again it goes on. OUTPUT is a TFDS folder of ArrayRecord shards, which
+`tfds.builder_from_directory(OUTPUT).as_data_source("train")` reads too.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--min-similarity", type=float, default=0.32, help="of an MMC4 image and its sentence")
     parser.add_argument("--source-split", default="train", help="split to take of coco_karpathy's one file")
     parser.add_argument("--max-rejected", type=float, default=0.01, help="share of broken documents that is borne")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read input files side by side")
     a = parser.parse_args(argv)
 
     config = PrepareConfig(
@@ -55,6 +57,8 @@ def main(argv: list[str]) -> None:
         max_rejected=a.max_rejected,
         options=ReadOptions(media=a.media, min_similarity=a.min_similarity, split=a.source_split),
     )
+    if a.workers < 0:
+        raise UserError(f"--workers must be 0 or more, not {a.workers}.")
     if a.media is not None and not a.media.is_dir():
         raise UserError(f"--media {a.media} is not a folder.")
     inputs = sorted({Path(name) for pattern in a.input for name in glob.glob(pattern, recursive=True)})
@@ -69,7 +73,7 @@ def main(argv: list[str]) -> None:
                 tasks[what] = bar.add_task(what, total=total)
             bar.update(tasks[what], completed=done)  # type: ignore[arg-type]
 
-        summary = prepare(inputs, a.output, config=config, split=a.split, progress=progress)
+        summary = prepare(inputs, a.output, config=config, split=a.split, workers=a.workers, progress=progress)
     print(report(summary))
 
 

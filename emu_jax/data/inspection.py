@@ -9,7 +9,8 @@ from collections.abc import Sequence as Items
 import numpy as np
 
 from emu_jax.data.batch import Batch, fill
-from emu_jax.data.images import encode_png
+from emu_jax.data.document import Document, Image, Text
+from emu_jax.data.images import decode, encode_png
 from emu_jax.data.tokenizer import Tokenizer
 
 _COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#9d755d", "#eeca3b")
@@ -80,6 +81,30 @@ def page(batches: Items[Batch], *, tokenizer: Tokenizer, source_names: Items[str
     )
 
 
+def contact_sheet(documents: Items[Document], *, title: str) -> str:
+    """A self-contained page of whole documents, as they are stored."""
+    blocks = []
+    for document in documents:
+        spans = []
+        for segment in document.segments:
+            role = f'<span class="set">{segment.role.value}</span>' if segment.role else ""
+            if isinstance(segment, Text):
+                spans.append(f"{role}{html.escape(segment.text)} ")
+            elif isinstance(segment, Image) or not isinstance(segment.data, bytes):
+                frames = [segment] if isinstance(segment, Image) else segment.data
+                spans.append(role + "".join(_picture(decode(frame.data)) for frame in frames))  # type: ignore[union-attr]
+        key = html.escape(f"{document.source} {document.key}")
+        blocks.append(f'<div class="document"><span class="set">{key}</span><br>{"".join(spans)}</div>')
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+    return "\n".join([head, f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>", *blocks, "</html>"])
+
+
+def _picture(pixels: np.ndarray, *, kind: str = "", title: str = "", alt: str = "") -> str:
+    data = base64.b64encode(encode_png(pixels)).decode()
+    image = f'<img alt="{alt}" src="data:image/png;base64,{data}">'
+    return f'<span class="picture{kind}" title="{title}">{image}</span>'
+
+
 @dataclasses.dataclass(frozen=True)
 class _Document:
     source: int
@@ -138,12 +163,9 @@ def _pieces(document: _Document, tokenizer: Tokenizer) -> list[str]:
             end = place
             while end < len(tokens) and tokens[end] == tokenizer.image_token_id:
                 end += 1
-            data = base64.b64encode(encode_png(document.images[image])).decode()
             regressed = " regressed" if document.regression[place] else ""
-            spans.append(
-                f'<span class="picture{regressed}" title="{end - place} x &lt;image&gt;">'
-                f'<img alt="image {image}" src="data:image/png;base64,{data}"></span>'
-            )
+            title = f"{end - place} x &lt;image&gt;"
+            spans.append(_picture(document.images[image], kind=regressed, title=title, alt=f"image {image}"))
             image += 1
             place = end
             continue

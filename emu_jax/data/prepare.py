@@ -6,14 +6,13 @@ folder bears its name only when it is complete.
 """
 
 import collections
-import contextlib
+import concurrent.futures
 import dataclasses
 import enum
 import functools
 import hashlib
-import io
 import json
-import os
+import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
@@ -23,53 +22,18 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module
 
-from emu_jax.data.document import Document, Image, Segment, Text, Video
-from emu_jax.data.images import DecodeError, decode, encode_png, resize
-from emu_jax.data.records import features, from_record, serialise, to_example
-from emu_jax.data.sources import SOURCES, ReadOptions, Rejected
-from emu_jax.data.video import take_frames
+from emu_jax.data.cleaning import Dropped, PrepareConfig, Store, clean
+from emu_jax.data.document import Document, Text, Video
+from emu_jax.data.folder import build_folder
+from emu_jax.data.images import DecodeError
+from emu_jax.data.inspection import contact_sheet
+from emu_jax.data.records import from_record, serialise, to_example
+from emu_jax.data.sources import SOURCES, Rejected
 from emu_jax.errors import UserError
 
+__all__ = ["Fate", "PrepareConfig", "Store", "Summary", "prepare"]
 
-class Store(enum.Enum):
-    """How the pixels of a prepared set are stored; both are lossless."""
-
-    PNG = "png"  # small on disk
-    RAW = "raw"  # uint8 pixels: nothing to decode, worth it up to some 64 x 64 pixels
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareConfig:
-    """What is kept of the documents and how.
-
-    Attributes:
-      source: layout of the input, a name of `emu_jax.data.sources.SOURCES`.
-      name: of the set, in its documents; the source's where left empty.
-      image_size: pixels; every image is stored at this size, resized as the release does. None stores the files as
-        they are (they are decoded all the same, to be sure that they can be).
-      store: how resized pixels are stored.
-      frames: frames kept of a video, evenly spread. The loader may take fewer of them.
-      min_side: images with a side below this are dropped.
-      max_aspect: and those with one side longer than this many times the other.
-      max_rejected: share of broken documents above which preparing stops.
-      options: for the reader.
-    """
-
-    source: str
-    name: str = ""
-    image_size: int | None = 224
-    store: Store = Store.PNG
-    frames: int = 8
-    min_side: int = 16
-    max_aspect: float = 8.0
-    max_rejected: float = 0.01
-    options: ReadOptions = dataclasses.field(default_factory=ReadOptions)
-
-    def __post_init__(self):
-        if self.source not in SOURCES:
-            raise UserError(f"There is no source {self.source!r}; the sources are {', '.join(SOURCES)}.")
-        if self.store is Store.RAW and self.image_size is None:
-            raise UserError("store=raw wants an image_size: pixels of any size would not fit a batch.")
+SAMPLES = 48  # documents on the contact sheet
 
 
 class Fate(enum.Enum):
@@ -101,10 +65,6 @@ class Summary:
     bytes: int
 
 
-class _Dropped(Exception):
-    """The document is whole and not wanted; the message says why."""
-
-
 Progress = Callable[[str, int, int], None]  # (what is being done, how much is done, of how much)
 
 
@@ -114,12 +74,17 @@ def prepare(
     *,
     config: PrepareConfig,
     split: str = "train",
+    workers: int = 0,
     progress: Progress | None = None,
 ) -> Summary:
     """Converts `inputs` into the prepared set `output`; what `emu_jax.data.prepared.PreparedSet` reads.
 
     A second call with the same arguments goes on after the last whole part; where `output` is complete already, its
-    summary is given back. Rejects are listed in `output/rejects.jsonl` with their source, key and reason.
+    summary is given back. Rejects are listed in `output/rejects.jsonl` with their source, key and reason, and
+    `output/samples.html` shows some documents as they were stored.
+
+    Args:
+      workers: processes that read input files side by side; 0 reads in this one.
 
     Raises:
       UserError: no input, not of this layout, more than `config.max_rejected` of it broken, nothing left, or `output`
@@ -136,61 +101,21 @@ def prepare(
         return _finished(output, settings)
     partial = output.with_name(f".{output.name}.partial")
     _claim(partial, settings)
-    parts = []
-    for number, (path, key) in enumerate(zip(inputs, keys, strict=True)):
-        if progress:
-            progress("reading", number, len(inputs))
-        parts.append(_write_part(path, partial / f"part-{number:05d}", key=key, config=config))
-        _check_rejects(parts, config)
-    if progress:
-        progress("reading", len(inputs), len(inputs))
+    wanted = [
+        (path, partial / f"part-{number:05d}", key) for number, (path, key) in enumerate(zip(inputs, keys, strict=True))
+    ]
+    parts: list[_Part] = []
+    with _executor(workers) as executor:
+        for part in _write_parts(wanted, config=config, executor=executor):
+            parts.append(part)
+            if progress:
+                progress("reading", len(parts), len(inputs))
+            try:
+                _check_rejects(parts, config)
+            except UserError:
+                executor.shutdown(cancel_futures=True)
+                raise
     return _write_set(parts, partial, output, split=split, settings=settings, progress=progress)
-
-
-def clean(document: Document, config: PrepareConfig) -> Document:
-    """The document as it is stored: videos as frames, every image decoded, resized, and encoded again if it changed.
-
-    Raises:
-      DecodeError: an image or a video cannot be decoded.
-      _Dropped: a rule leaves it out.
-    """
-    segments: list[Segment] = []
-    for segment in document.segments:
-        if isinstance(segment, Text):
-            segments.append(Text(_text(segment.text), segment.role))
-        elif isinstance(segment, Image):
-            segments.append(Image(_image(segment.data, config), segment.role))
-        elif isinstance(segment.data, bytes):
-            taken = take_frames(segment.data, frames=config.frames)
-            segments.append(Video(tuple(Image(_image(frame, config)) for frame in taken), segment.role))
-        else:
-            frames = tuple(Image(_image(frame.data, config)) for frame in segment.data)
-            segments.append(Video(frames, segment.role))
-    if not any(isinstance(s, Text) and s.text for s in segments):
-        raise _Dropped("no text")
-    return dataclasses.replace(document, source=config.name or document.source, segments=tuple(segments))
-
-
-def _text(text: str) -> str:
-    text = text.replace("\x00", "").strip()
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise DecodeError("the text holds half a surrogate pair, which is not Unicode") from None
-    return text
-
-
-def _image(data: bytes | np.ndarray, config: PrepareConfig) -> bytes | np.ndarray:
-    pixels = decode(data)
-    height, width = pixels.shape[:2]
-    if min(height, width) < config.min_side:
-        raise _Dropped("an image is too small")
-    if max(height, width) > config.max_aspect * min(height, width):
-        raise _Dropped("an image is too long")
-    if config.image_size is None:
-        return data if isinstance(data, bytes) else encode_png(pixels)
-    pixels = resize(pixels, config.image_size)
-    return pixels if config.store is Store.RAW else encode_png(pixels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +124,34 @@ class _Part:
     notes: Path
     rejects: list[dict[str, str]]
     read: int
+
+
+def _executor(workers: int) -> concurrent.futures.Executor:
+    if workers == 0:
+        return _Here()
+    # Forked children would hang in the threads that JAX and Grain have started.
+    return concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+class _Here(concurrent.futures.Executor):
+    """Runs each call when its result is asked for, in this process."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return _Later(functools.partial(fn, *args, **kwargs))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Later:
+    result: Callable[[], Any]
+
+
+def _write_parts(
+    wanted: Items[tuple[Path, Path, str]], *, config: PrepareConfig, executor: concurrent.futures.Executor
+) -> Iterator["_Part"]:
+    """The parts in the order of the input, whoever makes them."""
+    futures = [executor.submit(_write_part, path, stem, key=key, config=config) for path, stem, key in wanted]
+    for future in futures:
+        yield future.result()
 
 
 def _write_part(path: Path, stem: Path, *, key: str, config: PrepareConfig) -> _Part:
@@ -221,7 +174,7 @@ def _write_part(path: Path, stem: Path, *, key: str, config: PrepareConfig) -> _
                 writer.write(serialise(clean(found, config)))
             except DecodeError as error:
                 rejects.append(_reject(found.key, str(error), Fate.BROKEN, config))
-            except _Dropped as reason:
+            except Dropped as reason:
                 rejects.append(_reject(found.key, str(reason), Fate.DROPPED, config))
     finally:
         writer.close()
@@ -254,6 +207,9 @@ def _write_set(
 ) -> Summary:
     rejects = [reject for part in parts for reject in part.rejects]
     counts: collections.Counter[str] = collections.Counter()
+    samples: list[Document] = []
+
+    rng = np.random.default_rng(0)
 
     def documents() -> Iterator[tuple[int, dict[str, Any]]]:
         """All documents of all parts but duplicates, numbered. The builder may ask only once."""
@@ -274,13 +230,17 @@ def _write_set(
                     else:
                         counts["images"] += len(segment.data) if isinstance(segment, Video) else 1
                 counts["written"] += 1
+                if len(samples) < SAMPLES:
+                    samples.append(document)
+                elif (at := int(rng.integers(counts["written"]))) < SAMPLES:
+                    samples[at] = document
                 yield counts["written"], to_example(document)
 
     read = sum(part.read for part in parts)
     if read == len(rejects):
         last = f" The last: {rejects[-1]['key']}: {rejects[-1]['reason']}" if rejects else ""
         raise UserError(f"Nothing is left of the {read} documents of the input.{last}")
-    built = _build(documents, partial / "build", split=split)
+    built = build_folder(documents, partial / "build", split=split)
     fates: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for reject in rejects:
         fates[reject["fate"]][reject["reason"]] += 1
@@ -294,6 +254,7 @@ def _write_set(
         bytes=sum(file.stat().st_size for file in built.iterdir()),
     )
     write_whole(built / "rejects.jsonl", "".join(json.dumps(reject) + "\n" for reject in rejects))
+    write_whole(built / "samples.html", contact_sheet(samples, title=output.name))
     saved = dataclasses.asdict(summary) | {"settings": settings}
     del saved["directory"]
     write_whole(built / "summary.json", json.dumps(saved, indent=1))
@@ -303,49 +264,6 @@ def _write_set(
     if progress:
         progress("writing", len(parts), len(parts))
     return summary
-
-
-def _build(documents: Callable[[], Iterator[tuple[int, dict[str, Any]]]], directory: Path, *, split: str) -> Path:
-    """Runs a TFDS builder over `documents`; gives the folder with its shards and description."""
-    import tensorflow_datasets as tfds  # slow to import
-
-    shutil.rmtree(directory, ignore_errors=True)
-    tfds.disable_progress_bar()
-    builder = _builder_class()(data_dir=directory, file_format="array_record")
-    builder.given = {split: documents}
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces a download
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(compute_stats="skip"))
-    return Path(os.fspath(builder.data_path))
-
-
-@functools.cache
-def _builder_class():
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import registered
-
-    with registered.skip_registration():  # it is not to be found by name among the public sets
-
-        class Documents(tfds.core.GeneratorBasedBuilder):
-            """Interleaved text, images and videos; see emu_jax.data.records."""
-
-            VERSION = tfds.core.Version("1.0.0")
-            code_path = None  # nothing is downloaded, so there are no checksums to look for beside this file
-            given: dict[str, Callable[[], Iterator[tuple[int, dict[str, Any]]]]]
-
-            def _info(self) -> tfds.core.DatasetInfo:
-                # The loader shuffles; sorting by hash here would only cost a third pass.
-                return tfds.core.DatasetInfo(
-                    builder=self, features=tfds.features.FeaturesDict(features()), disable_shuffling=True
-                )
-
-            def _split_generators(self, dl_manager):
-                del dl_manager
-                return {split: self._generate_examples(split) for split in self.given}
-
-            def _generate_examples(self, split):
-                yield from self.given[split]()
-
-    return Documents
 
 
 def _records(path: Path) -> Iterator[Document]:

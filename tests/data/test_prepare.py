@@ -163,6 +163,24 @@ def test_going_on_does_not_read_again_what_was_read(tmp_path, monkeypatch):
     assert again == summary
 
 
+def test_workers_make_the_same_set(tmp_path):
+    paths = [raw(tmp_path / "in", count=3, start=10 * i, name=f"raw{i}") for i in range(3)]
+    alone = prepare(paths, tmp_path / "alone", config=CONFIG)
+    together = prepare(paths, tmp_path / "together", config=CONFIG, workers=2)
+    assert (together.read, together.written) == (alone.read, alone.written) == (9, 9)
+    assert texts(tmp_path / "together") == texts(tmp_path / "alone")
+
+
+def test_the_contact_sheet_shows_what_was_stored(tmp_path):
+    path = raw(tmp_path / "in", extra=[pair("x", text="<script>alert(1)</script>")], images={"x.png": picture(9)})
+    prepare([path], tmp_path / "out", config=CONFIG)
+    sheet = (tmp_path / "out" / "samples.html").read_text()
+    assert sheet.count("data:image/png") == 6
+    assert "number 3" in sheet
+    assert "&lt;script&gt;" in sheet
+    assert "<script>" not in sheet
+
+
 def test_another_input_or_setting_is_not_mixed_in(tmp_path):
     path = raw(tmp_path / "in")
     prepare([path], tmp_path / "out", config=CONFIG)
