@@ -48,7 +48,7 @@ def batch_shardings(spec: Mapping[str, jax.ShapeDtypeStruct], *, mesh: Mesh) -> 
     parts = math.prod(mesh.shape[name] for name in jax.tree.leaves(tuple(sharding.spec)))
     if rows % parts:
         raise UserError(f"The batch of {rows} rows does not divide over {parts} devices; choose a multiple of {parts}.")
-    own = {(index[0].start or 0) for index in sharding.addressable_devices_indices_map((rows,)).values()}
+    own = {index[0].start or 0 for index in sharding.addressable_devices_indices_map((rows,)).values() if index}
     if len(own) * (rows // parts) != rows // jax.process_count():
         raise UserError(
             f"On this mesh a process would read {len(own) * (rows // parts)} of {rows} rows, where "

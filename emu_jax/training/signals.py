@@ -1,5 +1,6 @@
 """Stopping with grace: SIGTERM (preemption) and Ctrl-C let the step finish and the run save itself."""
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -17,9 +18,12 @@ class StopSignal:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        # With several processes jax.distributed listens to SIGTERM itself, and tells the others.
+        several = jax.process_count() > 1
+        for number in (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._tell_all if several else self._note)
         return self
 
     def __exit__(
@@ -39,3 +43,7 @@ class StopSignal:
         if self.received == "SIGINT" and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
+
+    def _tell_all(self, number: int, frame: FrameType | None) -> None:
+        self._note(number, frame)
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -90,7 +90,8 @@ def _gradients(
             f"loss/{name}": Mean(value.astype(jnp.float32), parts[name].astype(jnp.float32))
             for name, value in output.sums.items()
         }
-        return sum(factors[name] * output.sums[name] for name in factors), metrics
+        total = sum((factors[name] * output.sums[name] for name in factors), jnp.float32(0.0))
+        return total, metrics
 
     grad_of = jax.value_and_grad(objective, has_aux=True)
     if accumulation == 1:

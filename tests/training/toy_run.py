@@ -6,6 +6,9 @@ import time
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax
+import optax
+
 from emu_jax.cli.train import start_processes
 from emu_jax.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
 from emu_jax.training.loop import train
@@ -39,12 +42,20 @@ def main() -> None:
     parser.add_argument("--slow", type=float, default=0.0)
     arguments = parser.parse_args()
     start_processes()
-    import jax
 
     stage = ToyStage()
-    data = SlowData(stage, shard=jax.process_index(), shards=jax.process_count())
-    data.seconds = arguments.slow
-    result = train(config(arguments.steps), stage=stage, data=data, workdir=arguments.workdir)
+
+    def data(states):
+        data = SlowData(stage, shard=jax.process_index(), shards=jax.process_count())
+        data.seconds = arguments.slow
+        if states:
+            data.set_state(states[0])  # the index of the global batch, the same for all
+        return data
+
+    def norm(step, params):
+        return {"norm": float(jax.jit(optax.global_norm)(params))}
+
+    result = train(config(arguments.steps), stage=stage, data=data, workdir=arguments.workdir, evaluations=[norm])
     print(f"step {result.step} stopped_by {result.stopped_by}", flush=True)
 
 

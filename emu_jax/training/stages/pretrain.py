@@ -112,6 +112,7 @@ class PretrainStage:
             predictions = self._forward(detached, batch, rng, deterministic=deterministic).visual_predictions
         regression = regression_losses(predictions, input_embeddings=inputs)
         if self.config.normalize_targets:
+            assert output.visual_embeddings is not None, "a batch has slots for images"
             regression = regression / self._target_variance(output.visual_embeddings, batch)
 
         metrics = self._metrics(text, regression, batch)

@@ -12,6 +12,7 @@ from emu_jax.diffusion.vae import VAE
 from emu_jax.layers.stack import Remat
 from emu_jax.losses import Mean
 from emu_jax.training.stage import Batch, LossOutput
+from emu_jax.typing import ArrayLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,6 @@ class VAEStage:
         )
 
 
-def to_unit_range(images: jax.Array) -> jax.Array:
+def to_unit_range(images: ArrayLike) -> jax.Array:
     """uint8 pixels as float32 in [-1, 1]."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
+    return jnp.asarray(images, jnp.float32) / 127.5 - 1.0

@@ -1,0 +1,90 @@
+"""Two real processes of four devices each, over jax.distributed on this machine."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from emu_jax.checkpoints.params import load_params
+from emu_jax.training.log import read_metrics
+
+pytestmark = pytest.mark.e2e
+
+
+def start(workdir: Path, *, steps: int, count: int, root: Path, slow: float = 0.0) -> list[subprocess.Popen]:
+    """`count` processes with eight devices between them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environ = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(root),
+    }
+    if count > 1:
+        environ |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+    words = [sys.executable, "-m", "tests.training.toy_run", str(workdir), str(steps), "--slow", str(slow)]
+    return [
+        subprocess.Popen(
+            words,
+            cwd=root,
+            env=environ | {"JAX_PROCESS_ID": str(i)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
+
+
+def finish(processes: list[subprocess.Popen]) -> list[str]:
+    ends = [process.communicate(timeout=400) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), [err[-3000:] for _, err in ends]
+    return [out for out, _ in ends]
+
+
+def parameters(workdir: Path, step: int):
+    return load_params(workdir / "checkpoints" / str(step))
+
+
+def test_two_processes_train_save_evaluate_and_go_on_as_one(tmp_path, root):
+    two, one = tmp_path / "two", tmp_path / "one"
+    finish(start(two, steps=20, count=2, root=root))
+    finish(start(one, steps=20, count=1, root=root))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), parameters(two, 20), parameters(one, 20)
+    )
+    records = [[r for r in read_metrics(path) if "loss" in r] for path in (two, one)]
+    np.testing.assert_allclose(*([r["loss"] for r in run] for run in records), rtol=1e-5)
+    ends = [next(r["eval/norm"] for r in reversed(read_metrics(path)) if "eval/norm" in r) for path in (two, one)]
+    np.testing.assert_allclose(*ends, rtol=1e-5)
+    states = sorted(path.name for path in (two / "checkpoints" / "20" / "data").glob("process_*"))
+    assert states == ["process_0-of-2.json", "process_1-of-2.json"]
+
+    # Saved by two, gone on with by one, and the other way round.
+    finish(start(two, steps=30, count=1, root=root))
+    finish(start(one, steps=30, count=2, root=root))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), parameters(two, 30), parameters(one, 30)
+    )
+    assert json.loads((one / "checkpoints" / "30" / "data" / "process_1-of-2.json").read_text()) == {"index": 30}
+
+
+def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path, root):
+    processes = start(tmp_path, steps=400, count=2, root=root, slow=0.1)
+    while all(p.poll() is None for p in processes) and not any("loss" in r for r in read_metrics(tmp_path)):
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)
+    outs = finish(processes)
+    stopped = {int(re.search(r"^step (\d+)", out, re.MULTILINE)[1]) for out in outs}  # gloo prints there too
+    assert len(stopped) == 1
+    assert stopped.pop() < 400
