@@ -67,7 +67,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             return None
         return _convert_union([a for a in arguments if a is not type(None)], value, path)
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else from_config_dict(hint, value, path=path)  # type: ignore[arg-type,type-var]
+        return value if isinstance(value, hint) else from_config_dict(hint, value, path=path)  # type: ignore[arg-type]
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         try:
             return hint(value)

@@ -221,7 +221,8 @@ def load_visual_decoder(
     schedule = NoiseSchedule.from_diffusers(folder.read_config(directory, folder.SCHEDULER))
     kinds = {"dtype": dtype, "param_dtype": param_dtype}
     unet, vae = UNet(unet_config, **kinds), VAE(vae_config, **kinds)
-    params, fresh = {}, ()
+    params: dict[str, Any] = {}
+    fresh: tuple[str, ...] = ()
     for part, module, table, inputs in (
         (folder.UNET, unet, torch_layout.unet_table(unet_config), unet_inputs(unet_config)),
         (folder.VAE, vae, torch_layout.vae_table(vae_config), vae_inputs(vae_config)),

@@ -7,6 +7,7 @@ last few model outputs. PNDM and DDIM keep the outputs themselves, DPM-Solver++ 
 import dataclasses
 import enum
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -214,12 +215,13 @@ def _table(
     def column(values: np.ndarray | float) -> np.ndarray:
         return np.broadcast_to(np.asarray(values, np.float32), timesteps.shape)
 
-    return SamplerTable(
-        timesteps=timesteps.astype(np.int32),
-        from_latents=column(from_latents),
-        from_output=column(from_output),
-        base=column(base),
-        outputs=outputs.astype(np.float32),
-        keep=column(keep),
-        restart=column(restart),
-    )
+    columns: dict[str, Any] = {  # NumPy: a table is made without a device
+        "timesteps": timesteps.astype(np.int32),
+        "from_latents": column(from_latents),
+        "from_output": column(from_output),
+        "base": column(base),
+        "outputs": outputs.astype(np.float32),
+        "keep": column(keep),
+        "restart": column(restart),
+    }
+    return SamplerTable(**columns)

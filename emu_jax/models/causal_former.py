@@ -4,6 +4,8 @@ Query i sees queries up to i and every image feature, so that the visual embeddi
 and the decoder can predict them one after the other.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -61,7 +63,7 @@ class CausalFormer(nn.Module):
     @typechecked
     def __call__(self, image_features: Float[Array, "n P C"], *, deterministic: bool = True) -> Float[Array, "n Q D"]:
         config = self.config
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         length, width = config.num_image_tokens, config.width
         query_init = nn.with_logical_partitioning(
             nn.initializers.normal(config.embedding_std), (axes.QUERIES, axes.EMBED)

@@ -6,6 +6,8 @@ tokens -> decoder's table ---------- placed at <image> -----------+-> decoder ->
                                                                               -> regression_head    next embedding
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -131,7 +133,7 @@ class Emu(nn.Module):
             embeddings,
             positions=positions,
             mask=cached_causal_mask(valid, cache.index, length),
-            cache=cache.replace(valid=valid, positions=cache.positions + count[:, -1]),
+            cache=dataclasses.replace(cache, valid=valid, positions=cache.positions + count[:, -1]),
         )
         return hidden, filled
 

@@ -3,6 +3,8 @@
 Its own final norm and projection are not used by Emu: the causal former reads the tokens before them.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -27,8 +29,8 @@ _TOKENS = (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_EMBED)
 def normalize_pixels(images: Shaped[ArrayLike, "*n H W C"]) -> Float[Array, "*n H W C"]:
     """uint8 pixels to CLIP's normalised float32; float images are taken as already normalised."""
     if images.dtype != jnp.uint8:
-        return images.astype(jnp.float32)
-    return (images.astype(jnp.float32) / 255.0 - jnp.asarray(PIXEL_MEAN)) / jnp.asarray(PIXEL_STD)
+        return jnp.asarray(images, jnp.float32)
+    return (jnp.asarray(images, jnp.float32) / 255.0 - jnp.asarray(PIXEL_MEAN)) / jnp.asarray(PIXEL_STD)
 
 
 class EvaAttention(nn.Module):
@@ -80,7 +82,7 @@ class EvaVisionTransformer(nn.Module):
     @typechecked
     def __call__(self, images: Float[Array, "n H W C"]) -> Float[Array, "n P D"]:
         config, width = self.config, self.config.width
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         patches = _patches(images, config.patch_size)
         x = DenseGeneral((width,), (axes.PATCH,), (axes.EMBED,), use_bias=True, name="patch_embed", **kinds)(patches)
         small = nn.initializers.normal(config.embedding_std)

@@ -1,5 +1,7 @@
 """The LLaMA decoder (Touvron et al. 2023): RMSNorm, rotary positions, SwiGLU. It reads embeddings, not tokens."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -105,7 +107,8 @@ class LlamaDecoder(nn.Module):
         )
         x, layers = blocks(x, _per_layer(cache), (rotary, mask))
         if cache is not None:
-            cache = cache.replace(key=layers.key, value=layers.value, index=cache.index + embeddings.shape[1])
+            index = cache.index + embeddings.shape[1]
+            cache = dataclasses.replace(cache, key=layers.key, value=layers.value, index=index)
         return self.final_norm(x), cache
 
 
