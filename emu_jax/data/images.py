@@ -72,6 +72,13 @@ def encode_png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
     return file.getvalue()
 
 
+def encode_jpeg(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
+    """Quality 95 in full colour resolution, for storing."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(image).save(file, "JPEG", quality=95, subsampling=0)
+    return file.getvalue()
+
+
 def _rgb(image: bytes | str | os.PathLike | PIL.Image.Image) -> PIL.Image.Image:
     opened = image if isinstance(image, PIL.Image.Image) else _open(image)
     _check_size(*opened.size)
