@@ -145,6 +145,17 @@ def test_layers_are_stacked_in_one_place() -> None:
     assert users == ["layers/stack.py"]
 
 
+def test_mesh_axes_are_named_in_one_place() -> None:
+    """Modules name logical axes; which mesh axis these lie on is for sharding/ and configs/ alone (DESIGN 4)."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if room(path) != "sharding" and isinstance(node, ast.Constant) and node.value in ("fsdp", "tensor")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_every_library_is_declared() -> None:
     """What a module imports is a dependency in pyproject.toml; what a function imports may be in an extra."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
