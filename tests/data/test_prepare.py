@@ -78,7 +78,8 @@ def test_documents_come_back_with_the_pixels_of_the_release_s_resize(tmp_path, s
     assert (summary.read, summary.written, summary.fates, summary.images) == (6, 6, {}, 6)
     document = PreparedSet(tmp_path / "out")[5]
     assert (document.source, document.key, document.layout) == ("mine", "raw.jsonl:6", Layout.PAIR)
-    np.testing.assert_array_equal(decode(document.segments[0].data), preprocess(noise, 8))
+    error = np.abs(decode(document.segments[0].data).astype(int) - preprocess(noise, 8)).mean()
+    assert error == 0 if store is not Store.JPEG else 0 < error < 4  # noise is the worst case of a JPEG
     assert isinstance(document.segments[0].data, np.ndarray if store is Store.RAW else bytes)
     assert texts(tmp_path / "out") == [*(f"number {n}" for n in range(5)), "number x"]
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
