@@ -23,6 +23,7 @@ def read_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "Path of a config file.", flag_values=values)
     flags.DEFINE_string("workdir", None, "Where the run lives.", flag_values=values)
+    flags.DEFINE_bool("profile", False, "Short for --config.train.profile=true.", flag_values=values)
     before, sys.argv = sys.argv, ["train", *argv]  # config_flags looks for overrides there and nowhere else
     try:
         rest = values(sys.argv)[1:]
@@ -46,6 +47,8 @@ def read_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
         raise UserError("--config is missing, as in --config=configs/tiny.py.")
     if not values["workdir"].value:
         raise UserError("--workdir is missing: the folder where the run lives.")
+    if values["profile"].value:
+        config.train.profile = True
     return config, Path(values["workdir"].value).absolute()
 
 

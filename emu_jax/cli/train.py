@@ -5,9 +5,10 @@
         --config.train.optimizer.learning_rate=1e-3
 
 Any field of the config can be set on the command line. WORKDIR takes config.json, tokenizer.model,
-checkpoints/STEP/{params, optimizer, data, config}, metrics.jsonl and tensorboard/; the stages `vae` and
-`visual_decoder` leave their result in WORKDIR/visual_decoder, a folder that diffusers opens. SIGTERM and Ctrl-C finish
-the step, save and exit with 0. On several hosts give the same command on each.
+checkpoints/STEP/{params, optimizer, data, config}, metrics.jsonl, tensorboard/ and report.html; --profile writes an XLA
+profile of steps 10 to 13 there. The stages `vae` and `visual_decoder` leave their result in WORKDIR/visual_decoder, a
+folder that diffusers opens. SIGTERM and Ctrl-C finish the step, save and exit with 0. On several hosts give the same
+command on each.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from emu_jax.checkpoints.model_directory import carry_unused
 from emu_jax.cli.config_file import read_flags
 from emu_jax.config import to_dict
 from emu_jax.errors import UserError
+from emu_jax.evaluation.report import write_run_report
 from emu_jax.training.jobs import Job, read_job
 from emu_jax.training.loop import train
 
@@ -36,6 +38,8 @@ def main(argv: list[str]) -> None:
     job = read_job(config)
     keep_config(job, workdir)
     result = train(job.train, stage=job.stage, data=job.data, workdir=workdir, run_config=to_dict(job.config))
+    if jax.process_index() == 0:
+        print(f"report: {write_run_report(workdir, config=to_dict(job.config))}")
     if result.stopped_by is None:
         job.finish(workdir, result)
 

@@ -26,6 +26,7 @@ from emu_jax.training.metrics import Accumulator, Metrics
 from emu_jax.training.optimizer import make_optimizer
 from emu_jax.training.partition import split
 from emu_jax.training.prefetch import Data, Prefetcher, batch_shardings
+from emu_jax.training.profile import Profiler
 from emu_jax.training.signals import StopSignal
 from emu_jax.training.stage import Stage
 from emu_jax.training.state import TrainState, abstract_state, create_state
@@ -90,7 +91,9 @@ def train(
         with jax.set_mesh(mesh), console, StopSignal() as stop:
             state, data = _start(config, stage, data, checkpoints, mesh, console)
             log = MetricsLog(workdir, step=int(state.step)) if lead else None
-            run = _Run(config, stage, checkpoints, console, log, stop, run_config or to_dict(config), evaluations, mesh)
+            profiler = Profiler(workdir, enabled=config.profile and lead)
+            kept = run_config or to_dict(config)
+            run = _Run(config, stage, checkpoints, console, log, stop, kept, evaluations, mesh, profiler)
             try:
                 return run.steps(state, data)
             finally:
@@ -172,6 +175,7 @@ class _Run:
     run_config: dict[str, Any]
     evaluations: Sequence[Evaluation]
     mesh: Mesh
+    profiler: Profiler
 
     def steps(self, state: TrainState, data: Data) -> TrainResult:
         """Steps from where `state` is to the end, or to a signal."""
@@ -184,13 +188,15 @@ class _Run:
         train_step = self._compile(state)
         watch = CollapseWatch(variance_share=config.collapse_variance, least_rank=config.collapse_rank)
         accumulated, in_flight = Accumulator(), deque[Metrics]()
-        throughput = Throughput(self.stage.batch_spec(), steps=config.steps)
+        throughput = Throughput(self.stage, steps=config.steps)
         prefetcher = Prefetcher(data, spec=self.stage.batch_spec(), mesh=self.mesh)
         try:
             while step < config.steps and not self.stop.stops_after(step):
                 with throughput.waiting():
                     batch, data_state = next(prefetcher)
+                self.profiler.before_step()
                 state, metrics = train_step(state, batch)
+                self.profiler.after_step(metrics)
                 del batch
                 step += 1
                 accumulated.add(metrics)
@@ -214,6 +220,7 @@ class _Run:
             self._save(state, data_state, last_metrics)
             self.checkpoints.wait()
         finally:
+            self.profiler.close()
             prefetcher.close()
         if step < config.steps:
             self.console.say(

@@ -10,6 +10,14 @@ from emu_jax.losses import Mean
 Batch = Mapping[str, jax.Array]
 
 
+@runtime_checkable
+class CountsFlops(Protocol):
+    """A stage that knows what its steps cost; its runs tell their MFU."""
+
+    def step_flops(self, *, tokens: float, images: float) -> float:
+        """Useful operations, forward and backward, of a step with so many token places and images in use."""
+
+
 class LossOutput(NamedTuple):
     """What one (micro)batch gave.
 

@@ -7,14 +7,18 @@ from collections.abc import Iterator, Mapping
 
 import jax
 
+from emu_jax.training.flops import device_peak
 from emu_jax.training.metrics import Metrics
+from emu_jax.training.stage import CountsFlops, Stage
 
 
 class Throughput:
     """Clocks of one run. Compilation, evaluations and the first step are left out of the rates."""
 
-    def __init__(self, spec: Mapping[str, jax.ShapeDtypeStruct], *, steps: int) -> None:
-        """`spec` of the global batch tells how many token places and image slots a step has."""
+    def __init__(self, stage: Stage, *, steps: int) -> None:
+        """The stage's batch tells how many token places and image slots a step has."""
+        spec = stage.batch_spec()
+        self._stage = stage
         self._places = {
             "tokens": spec["tokens"].size if "tokens" in spec else 0,
             "images": spec["images"].shape[0] * (spec["images"].shape[1] if spec["images"].ndim == 5 else 1)
@@ -68,8 +72,17 @@ class Throughput:
             for kind, places in self._places.items():
                 if places:
                     found[f"{kind}_per_second"] = rate * places * metrics.get(f"fill/{kind}", 1.0)
+            found |= self._mfu(found)
             assert self._first is not None
             overall = (step - self._first) / max(now - self._begun - self._paused_in_all, 1e-9)
             found["seconds_left"] = (self._steps - step) / overall
         self._since, self._last_step, self._waited, self._paused = now, step, 0.0, 0.0
         return found
+
+    def _mfu(self, rates: Mapping[str, float]) -> dict[str, float]:
+        peak = device_peak(jax.devices()[0])
+        if not isinstance(self._stage, CountsFlops) or "tokens_per_second" not in rates:
+            return {}
+        flops = self._stage.step_flops(tokens=rates["tokens_per_second"], images=rates.get("images_per_second", 0.0))
+        found = {"model_tflops_per_second": flops / 1e12}
+        return found if peak is None else found | {"mfu": flops / (peak * jax.device_count())}

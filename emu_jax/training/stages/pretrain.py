@@ -23,6 +23,8 @@ from emu_jax.losses import (
 from emu_jax.models.config import EmuConfig
 from emu_jax.models.emu import Emu
 from emu_jax.models.outputs import EmuOutput
+from emu_jax.training.flops import forward_flops
+from emu_jax.training.partition import matcher
 from emu_jax.training.stage import Batch, LossOutput
 
 EVERYTHING = (r".*",)
@@ -123,6 +125,18 @@ class PretrainStage:
             "regression": masked_mean(regression, batch["regression_mask"]).sum,
         }
         return LossOutput(sums, metrics)
+
+    def step_flops(self, *, tokens: float, images: float) -> float:
+        """Forward, and backward as far as gradients are wanted; a document is taken to be as long as a row."""
+        forward = forward_flops(self.model, context=self.batch.length / 2)
+        trains = matcher(self.trainable)
+        vision = trains("vision_encoder/layers/attention/query/kernel")
+        former = trains("causal_former/layers/self_attention/query/kernel")
+        decoder = trains("decoder/layers/attention/query/kernel")
+        factor = lambda own, below: 1 + own + (own or below)
+        return tokens * (forward.heads * 3 + forward.decoder * factor(decoder, True)) + images * (
+            forward.causal_former * factor(former, vision) + forward.vision * factor(vision, False)
+        )
 
     def _forward(self, params: Any, batch: Batch, rng: jax.Array, *, deterministic: bool) -> EmuOutput:
         return self.emu.apply(
