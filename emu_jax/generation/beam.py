@@ -12,7 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from emu_jax.generation.decode import embed_tokens, extend_step, next_logits
+from emu_jax.generation.decode import embed_tokens, make_step, next_logits, repeat_rows, take_rows
 from emu_jax.generation.sampling import Controls, Search, process_scores
 from emu_jax.models.emu import Emu
 from emu_jax.models.outputs import KVCache
@@ -68,12 +68,14 @@ def beam_search(
     """
     batch, beams = embedding.shape[0], search.num_beams
     room = (batch, beams, search.room + 1)
+    prompt = cache.valid.shape[1] - search.room
+    extend_step, cache = make_step(model, params, repeat_rows(cache, beams))
 
     def go_on(state: _State) -> jax.Array:
         return (state.length <= controls.max_new_tokens) & ~jnp.all(state.done)
 
     def step(state: _State) -> _State:
-        hidden, cache = extend_step(model, params, state.embedding, state.cache)
+        hidden, cache = extend_step(state.embedding, state.cache)
         log_probs = jax.nn.log_softmax(next_logits(model, params, hidden), axis=-1)
         scores = process_scores(log_probs, state.tokens.reshape(-1, room[2]), state.length, controls, search)
         vocabulary = scores.shape[-1]
@@ -82,9 +84,8 @@ def beam_search(
         origins, tokens = places // vocabulary, places % vocabulary
         state, origins, tokens = _advance(state, best, origins, tokens, controls, search)
         rows = (jnp.arange(batch)[:, None] * beams + origins).reshape(-1)
-        return dataclasses.replace(
-            state, embedding=embed_tokens(model, params, tokens.reshape(-1)), cache=_take_rows(cache, rows)
-        )
+        embedding = embed_tokens(model, params, tokens.reshape(-1))
+        return dataclasses.replace(state, embedding=embedding, cache=take_rows(cache, rows, first=prompt))
 
     blank = jnp.full(room, search.bos_id, jnp.int32)
     first = _State(
@@ -96,7 +97,7 @@ def beam_search(
             tokens=blank, lengths=jnp.ones((batch, beams), jnp.int32), scores=jnp.full((batch, beams), -jnp.inf)
         ),
         embedding=jnp.repeat(embedding, beams, axis=0),
-        cache=_take_rows(cache, jnp.repeat(jnp.arange(batch), beams)),
+        cache=cache,
     )
     return _best(jax.lax.while_loop(go_on, step, first), controls, search)
 
@@ -164,16 +165,6 @@ def _best(state: _State, controls: Controls, search: Search) -> tuple[jax.Array,
 
 def _length_factor(length: jax.Array, controls: Controls) -> jax.Array:
     return jnp.power(length.astype(jnp.float32), controls.length_penalty)
-
-
-def _take_rows(cache: KVCache, rows: jax.Array) -> KVCache:
-    return dataclasses.replace(
-        cache,
-        key=cache.key[:, rows],
-        value=cache.value[:, rows],
-        valid=cache.valid[rows],
-        positions=cache.positions[rows],
-    )
 
 
 def _as(flags: jax.Array, like: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emu_jax.generation.decode import extend_step, next_embedding, prefill
+from emu_jax.generation.decode import make_step, next_embedding, prefill
 from emu_jax.generation.prompt import PromptBatch
 from emu_jax.models.emu import Emu
 from emu_jax.models.outputs import KVCache
@@ -19,12 +19,13 @@ def generate_embeddings(params: Any, prompts: PromptBatch, *, model: Emu) -> jax
     The release reads the whole sequence again at each step; causal attention makes the cache give the same.
     """
     steps = model.config.causal_former.num_image_tokens
-    carry = prefill(model, params, prompts, room=steps)
+    embedding, cache = prefill(model, params, prompts, room=steps)
+    extend_step, cache = make_step(model, params, cache)
 
     def step(carry: tuple[jax.Array, KVCache], _: None) -> tuple[tuple[jax.Array, KVCache], jax.Array]:
-        hidden, cache = extend_step(model, params, *carry)
+        hidden, cache = extend_step(*carry)
         embedding = next_embedding(model, params, hidden)
         return (embedding, cache), embedding
 
-    _, embeddings = jax.lax.scan(step, carry, length=steps)
+    _, embeddings = jax.lax.scan(step, (embedding, cache), length=steps)
     return embeddings.swapaxes(0, 1).astype(jnp.float32)

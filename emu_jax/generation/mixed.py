@@ -12,7 +12,7 @@ import numpy as np
 
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
-from emu_jax.generation.decode import embed_tokens, extend_step, next_embedding, next_logits, prefill
+from emu_jax.generation.decode import embed_tokens, make_step, next_embedding, next_logits, prefill
 from emu_jax.generation.prompt import PromptBatch
 from emu_jax.generation.sampling import Controls, Search, choose, process_scores
 from emu_jax.models.emu import Emu
@@ -77,6 +77,7 @@ def generate_mixed(
     """
     N, ids = model.config.causal_former.num_image_tokens, image_tokens
     embedding, cache = prefill(model, params, prompts, room=search.room)
+    extend_step, cache = make_step(model, params, cache)
     batch, width = embedding.shape
     rows = jnp.arange(batch)
     never = jnp.zeros(model.config.decoder.vocab_size, bool).at[jnp.array([search.pad_id, ids.eoi_id])].set(True)
@@ -86,7 +87,7 @@ def generate_mixed(
         return (state.length <= search.room) & ~jnp.all(state.done)
 
     def step(state: _State) -> _State:
-        hidden, cache = extend_step(model, params, state.embedding, state.cache)
+        hidden, cache = extend_step(state.embedding, state.cache)
         predicted = next_embedding(model, params, hidden)
         enough = state.images >= ids.max_images
         scores = process_scores(next_logits(model, params, hidden), state.tokens, state.length, controls, search)

@@ -1,13 +1,12 @@
 """How likely each of some answers is after a prompt: what ranks options without writing any."""
 
-import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from emu_jax.generation.decode import prefill
+from emu_jax.generation.decode import prefill, repeat_rows
 from emu_jax.generation.prompt import PromptBatch
 from emu_jax.models.emu import Emu
 from emu_jax.typing import Array, Float, Int
@@ -20,16 +19,9 @@ def score_candidates(
     """Log-likelihood of each candidate's first `lengths` tokens after the one prompt, which is read once."""
     count, length = candidates.shape
     embedding, cache = prefill(model, params, prompt, room=length)
-    spread = lambda array, axis: jnp.repeat(array, count, axis=axis)
-    cache = dataclasses.replace(
-        cache,
-        key=spread(cache.key, 1),
-        value=spread(cache.value, 1),
-        valid=spread(cache.valid, 0),
-        positions=spread(cache.positions, 0),
-    )
+    cache = repeat_rows(cache, count)
     words = model.apply({"params": params}, candidates[:, :-1], method=Emu.embed)
-    inputs = jnp.concatenate([spread(embedding, 0)[:, None], words], axis=1)
+    inputs = jnp.concatenate([jnp.repeat(embedding, count, axis=0)[:, None], words], axis=1)
     hidden, _ = model.apply({"params": params}, inputs, cache, method=Emu.extend)
     logits = model.apply({"params": params}, hidden, method=Emu.next_logits).astype(jnp.float32)
     log_probs = jax.nn.log_softmax(logits[..., : model.config.decoder.vocab_size], axis=-1)

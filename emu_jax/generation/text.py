@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from emu_jax.generation.beam import beam_search
-from emu_jax.generation.decode import embed_tokens, extend_step, next_logits, prefill
+from emu_jax.generation.decode import embed_tokens, make_step, next_logits, prefill
 from emu_jax.generation.prompt import PromptBatch
 from emu_jax.generation.sampling import Controls, Search, choose, process_scores
 from emu_jax.models.emu import Emu
@@ -53,12 +53,13 @@ def _one_by_one(
     model: Emu, params: Any, embedding: jax.Array, cache: KVCache, done: jax.Array, controls: Controls, search: Search
 ) -> TextOutput:
     batch = embedding.shape[0]
+    extend_step, cache = make_step(model, params, cache)
 
     def go_on(state: _State) -> jax.Array:
         return (state.length <= controls.max_new_tokens) & ~jnp.all(state.done)
 
     def step(state: _State) -> _State:
-        hidden, cache = extend_step(model, params, state.embedding, state.cache)
+        hidden, cache = extend_step(state.embedding, state.cache)
         scores = next_logits(model, params, hidden)
         scores = process_scores(scores, state.tokens, state.length, controls, search)
         token = jnp.where(state.done, search.bos_id, choose(scores, state.length, controls, search))

@@ -29,6 +29,7 @@ class Chain:
     class config:
         class decoder:
             vocab_size = V
+            num_layers = 99  # too many to take apart, so that `apply` is asked
 
     def apply(self, variables: Any, *inputs: Any, method: Any) -> Any:
         table = variables["params"]
@@ -37,8 +38,8 @@ class Chain:
         if method is Emu.next_logits:
             return inputs[0] @ table
         embedding, cache = inputs
-        state = 0.7 * cache.key[0, :, 0, 0] + embedding[:, 0]
-        return state[:, None], dataclasses.replace(cache, key=state[None, :, None, None])
+        state = 0.7 * cache.key[0, :, 1, 0] + embedding[:, 0]
+        return state[:, None], dataclasses.replace(cache, key=cache.key.at[0, :, 1, 0].set(state))
 
 
 def _oracle(table: np.ndarray, start: np.ndarray, options: TextOptions) -> list[int]:
@@ -92,9 +93,9 @@ def _oracle(table: np.ndarray, start: np.ndarray, options: TextOptions) -> list[
 @functools.partial(jax.jit, static_argnames="search")
 def _search(table: jax.Array, start: jax.Array, controls: Any, search: Any) -> tuple[jax.Array, jax.Array]:
     cache = KVCache(
-        key=jnp.zeros((1, BATCH, 1, 1, V)),
-        value=jnp.zeros((1, BATCH, 1, 1, 1)),
-        valid=jnp.zeros((BATCH, 1), bool),
+        key=jnp.zeros((1, BATCH, 1 + ROOM, 1, V)),
+        value=jnp.zeros((1, BATCH, 1 + ROOM, 1, 1)),
+        valid=jnp.zeros((BATCH, 1 + ROOM), bool),
         index=jnp.int32(0),
         positions=jnp.zeros(BATCH, jnp.int32),
     )
