@@ -14,7 +14,7 @@ from flax.typing import Dtype
 from emu_jax.diffusion import folder, torch_layout
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.diffusion.samplers import Sampler, SamplerTable, Trajectory, guided, run_sampler, sampler_table
-from emu_jax.diffusion.schedule import NoiseSchedule
+from emu_jax.diffusion.schedule import NoiseSchedule, standard_noise
 from emu_jax.diffusion.unet import UNet
 from emu_jax.diffusion.vae import VAE, Posterior
 from emu_jax.errors import UserError
@@ -175,7 +175,7 @@ class VisualDecoder:
         _check_multiple("picture", size, factor * config.size_multiple)
         shape = (size[0] // factor, size[1] // factor, config.in_channels)
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(batch))
-        return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+        return jax.vmap(lambda key: standard_noise(key, shape))(keys)
 
     def _latents(self, latents: Any) -> Array:
         latents, config = _array(latents, "latents", 4), self.unet.config

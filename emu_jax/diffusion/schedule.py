@@ -3,9 +3,11 @@
 import dataclasses
 import enum
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -142,6 +144,12 @@ def signal_to_noise(schedule: NoiseSchedule, timesteps: Int[Array, "B"]) -> Floa
     """`a / (1 - a)` at each timestep."""
     a = schedule.alphas_cumprod
     return jnp.asarray(a / (1.0 - a), jnp.float32)[timesteps]
+
+
+@typechecked
+def standard_noise(rng: jax.Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Standard normal noise, drawn flat: XLA for CPUs takes seconds to compile a draw of four dimensions."""
+    return jax.random.normal(rng, (math.prod(shape),)).reshape(shape)
 
 
 def _amplitudes(schedule: NoiseSchedule, timesteps: Int[Array, "B"]) -> tuple[Array, Array]:

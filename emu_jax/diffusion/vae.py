@@ -9,6 +9,7 @@ from flax.typing import Dtype
 
 from emu_jax.diffusion.config import VAEConfig
 from emu_jax.diffusion.resnet import PICTURE, Downsample, ResnetBlock, Upsample, pointwise
+from emu_jax.diffusion.schedule import standard_noise
 from emu_jax.layers.attention import dot_product_attention
 from emu_jax.layers.conv import Conv
 from emu_jax.layers.group_norm import GroupNorm
@@ -31,7 +32,7 @@ class Posterior:
 
     def sample(self, rng: jax.Array) -> Float[Array, "B height width C"]:
         """Latents drawn from it."""
-        return self.mean + jnp.exp(0.5 * self.log_variance) * jax.random.normal(rng, self.mean.shape)
+        return self.mean + jnp.exp(0.5 * self.log_variance) * standard_noise(rng, self.mean.shape)
 
 
 class VAE(nn.Module):

@@ -9,7 +9,7 @@ import numpy as np
 
 from emu_jax.diffusion.config import UNetConfig
 from emu_jax.diffusion.losses import min_snr_weights, squared_errors
-from emu_jax.diffusion.schedule import NoiseSchedule, add_noise, prediction_target
+from emu_jax.diffusion.schedule import NoiseSchedule, add_noise, prediction_target, standard_noise
 from emu_jax.diffusion.unet import UNet
 from emu_jax.diffusion.vae import Posterior
 from emu_jax.errors import UserError
@@ -103,7 +103,7 @@ class VisualDecoderStage:
         draws, noises, times, drops = jax.random.split(rng, 4)
         posterior = Posterior(mean=batch["latent_mean"], log_variance=batch["latent_log_variance"])
         latents = self.scaling_factor * posterior.sample(draws)
-        noise = jax.random.normal(noises, latents.shape)
+        noise = standard_noise(noises, latents.shape)
         count = len(latents)
         timesteps = jax.random.randint(times, (count,), 0, self.schedule.num_train_timesteps)
         conditioning = batch["conditioning"]
