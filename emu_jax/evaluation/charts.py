@@ -63,12 +63,13 @@ def line_chart(
             f"<title>{html.escape(what)}</title></line>"
         )
     legend = []
-    for i, (line, x, y) in enumerate(drawn):
+    for i, (line, steps, values) in enumerate(drawn):
         kind = f"line-{i % _COLORS}"
-        if len(x) == 1:
-            parts.append(f'<circle class="{kind}" cx="{float(across(x[0])):.1f}" cy="{float(up(y[0])):.1f}" r="2.5"/>')
+        if len(steps) == 1:
+            center = f'cx="{float(across(steps[0])):.1f}" cy="{float(up(values[0])):.1f}"'
+            parts.append(f'<circle class="{kind}" {center} r="2.5"/>')
         else:
-            points = " ".join(f"{px:.1f},{py:.1f}" for px, py in zip(across(x), up(y), strict=True))
+            points = " ".join(f"{px:.1f},{py:.1f}" for px, py in zip(across(steps), up(values), strict=True))
             parts.append(f'<polyline class="{kind}" points="{points}"/>')
         legend.append(f'<li class="{kind}">{html.escape(line.name)} <b>{number(_last(line))}</b></li>')
     scale_note = " <small>log scale</small>" if logarithmic else ""

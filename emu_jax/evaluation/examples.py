@@ -1,7 +1,7 @@
 """What the tasks of the drawn world share: settings, fresh scenes with their pictures, scores by group, samples."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -117,7 +117,7 @@ def by_split(name: str, hits: Sequence[float], scenes: Sequence[Scene], *, chanc
     return {key: share(values, chance=chance) for key, values in groups.items() if values}
 
 
-def by_attribute(name: str, results: Iterable[dict[str, float]], *, chances: dict[str, float]) -> Scores:
+def by_attribute(name: str, results: Iterable[Mapping[str, float]], *, chances: Mapping[str, float]) -> Scores:
     """`name/shape`, `name/color`, ... of results that hold a share of each attribute."""
     rows = list(results)
     return {f"{name}/{kind}": share([row[kind] for row in rows], chance=chances[kind]) for kind in ATTRIBUTES}

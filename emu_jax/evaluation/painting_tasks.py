@@ -139,8 +139,8 @@ def embeddings(emu: Reader, settings: Settings) -> TaskResult:
 def nearest_scenes(emu: Reader, embeddings: np.ndarray, settings: Settings) -> list[Scene]:
     """The one-object scene whose plain drawing has the nearest embeddings, each dimension at its own scale."""
     catalog = [
-        Scene((Object(*kinds),), background)
-        for *kinds, background in product(SHAPES, COLORS, SIZES, PLACES, BACKGROUNDS)
+        Scene((Object(shape, color, size, place),), background)
+        for shape, color, size, place, background in product(SHAPES, COLORS, SIZES, PLACES, BACKGROUNDS)
     ]
     rng = settings.rng("catalog")  # without jitter it decides nothing
     drawn = [render(scene, rng, size=settings.image_size, jitter=NO_JITTER) for scene in catalog]

@@ -42,21 +42,22 @@ def tiny(tokenizer: Tokenizer) -> EmuPipeline:
     """Random weights, with a visual decoder of 32 x 32 pixels."""
     config = emu_tiny(vocab_size=tokenizer.vocab_size)
     model = Emu(config, image_token_id=tokenizer.image_token_id)
-    params = unbox(
-        jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32), jnp.zeros((1, 1, 32, 32, 3)))["params"]
-    )
     unet = UNetConfig(
         sample_size=8,
-        block_out_channels=(32, 32),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(32,),
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
         layers_per_block=1,
         cross_attention_dim=config.decoder.width,
         attention_head_dim=2,
         norm_num_groups=8,
     )
-    vae = VAEConfig(block_out_channels=(16, 16, 16), layers_per_block=1, norm_num_groups=8)
-    return EmuPipeline(config, params, tokenizer=tokenizer, visual_decoder=VisualDecoder.create(unet, vae))
+    vae = VAEConfig(block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=8)
+    with jax.default_prng_impl("unsafe_rbg"):  # compiles sooner
+        init = jax.jit(model.init)
+        params = init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32), jnp.zeros((1, 1, 32, 32, 3)))["params"]
+        decoder = VisualDecoder.create(unet, vae)
+    return EmuPipeline(config, unbox(params), tokenizer=tokenizer, visual_decoder=decoder)
 
 
 def seen(image: np.ndarray) -> Scene:

@@ -130,7 +130,7 @@ def test_embeddings_that_are_all_alike_have_no_variance(tokenizer):
             return np.stack([image.reshape(4, -1)[:, :64] / 255.0 for image in images]).astype(np.float32)
 
     blind = values(painting_tasks.embeddings(Blind(tokenizer), SETTINGS))
-    assert blind["visual_embedding_variance"] == 0
+    assert blind["visual_embedding_variance"] < 1e-12
     assert blind["visual_embedding_cosine"] == pytest.approx(1)
     sighted = values(painting_tasks.embeddings(Sighted(tokenizer), SETTINGS))
     assert sighted["visual_embedding_variance"] > 1e-3

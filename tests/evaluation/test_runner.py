@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -42,11 +43,14 @@ def assert_holds_all_scores(metrics, *, judge):
 @pytest.fixture(scope="module")
 def evaluation(tiny):
     settings = Settings(num_scenes=4, num_pictures=3, batch_size=4, max_new_tokens=8, num_frames=2)
+    fewer = dataclasses.replace(settings, num_scenes=3, num_pictures=1)
     models, other = (
         Models(emu, DiffusionPainter(emu, steps=2, batch_size=4)) for emu in (tiny, untrained_like(tiny, seed=1))
     )
     told = []
-    found = evaluate(models, settings=settings, untrained=other, progress=lambda *what: told.append(what))
+    found = evaluate(
+        models, settings=settings, untrained=other, untrained_settings=fewer, progress=lambda *what: told.append(what)
+    )
     return found, told
 
 
@@ -57,7 +61,8 @@ def test_an_untrained_emu_is_scored_whole(evaluation):
     assert_holds_all_scores(metrics["untrained"], judge=False)
     assert metrics["caption_exact"] == 0
     assert metrics["num_scenes"]["text_to_image_color_and_shape"] == 3
-    assert metrics["untrained"]["num_scenes"]["caption_exact"] == 1
+    assert metrics["untrained"]["num_scenes"]["caption_exact"] == 3
+    assert metrics["untrained"]["num_scenes"]["text_to_image_color_and_shape"] == 1
     assert metrics["chance"]["in_context_accuracy"] == pytest.approx(1 / 24)
     assert "visual_embedding_variance" not in metrics["chance"]
     assert metrics["seconds_total"] > 0
