@@ -109,12 +109,11 @@ def test_llama_alone_is_a_beginning(tmp_path, capsys):
     np.testing.assert_array_equal(params["visual_norm/scale"], np.ones(16))
 
 
-@pytest.mark.parametrize("prefix", ["visual.", ""])
-def test_llama_and_eva_together_with_larger_images(tmp_path, prefix, capsys):
-    """Sizes come from LLaMA's config.json and from the tower's shapes; positions are interpolated."""
+def test_llama_and_eva_together_with_larger_images(tmp_path, capsys):
+    """An EVA checkpoint without `visual.` names, and a LLaMA; positions are interpolated to the config's images."""
     config = with_layers(small_config(), vision={"width": 88, "num_heads": 1, "mlp_dim": 100})
     state = random_state(config)
-    eva = {n.replace("visual.", prefix): a for n, a in state.items() if n.startswith("visual.")}
+    eva = {n.removeprefix("visual."): a for n, a in state.items() if n.startswith("visual.")}
     eva["logit_scale"] = np.ones(1, np.float32)
     write_state(tmp_path / "eva", eva)
     write_state(tmp_path / "llama", {n.removeprefix("decoder.lm."): a for n, a in state.items() if n.startswith(LLAMA)})
