@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-CAPTION_STEPS = 1500
+CAPTION_STEPS = 1000
 
 # Share of the documents drawn from each set.
 SETS = {
@@ -46,7 +46,7 @@ def captions(demo: str) -> ConfigDict:
     config.data.predict_boi = True  # from scratch; the release never learns to begin an image
     config.data.image_first = 1.0  # a caption before its picture teaches nothing yet
     config.data.frames = 4
-    config.train.optimizer.learning_rate = 7e-4  # at 2e-3 places and shapes are not learnt in 1400 steps
+    config.train.optimizer.learning_rate = 7e-4  # at 2e-3 places and shapes are not learnt in 1000 steps
     config.train.optimizer.warmup_steps = 0.05
     config.train.optimizer.weight_decay = 0.02
     config.train.optimizer.final_share = 0.02
@@ -59,7 +59,7 @@ def pretrain(demo: str) -> ConfigDict:
     """Both losses with the vision side frozen: Emu learns to predict the pictures that it can read."""
     config = captions(demo)
     config.data.image_first = 0.4
-    config.train.steps = 900
+    config.train.steps = 500
     config.train.warm_start = f"{demo}/captions/checkpoints/{CAPTION_STEPS}"
     config.pretrain.regression_coefficient = 1.0
     config.pretrain.normalize_targets = True
@@ -70,9 +70,9 @@ def pretrain(demo: str) -> ConfigDict:
 def vae(demo: str) -> ConfigDict:
     """The autoencoder: 32 x 32 pixels to 8 x 8 latents of four channels."""
     config = common.autoencoder(
-        vae={"sample_size": 32, "block_out_channels": (16, 32, 64), "layers_per_block": 1, "norm_num_groups": 8},
+        vae={"sample_size": 32, "block_out_channels": (8, 16, 32), "layers_per_block": 1, "norm_num_groups": 8},
         unet={
-            "block_out_channels": (64, 128),
+            "block_out_channels": (32, 64),
             "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
             "layers_per_block": 1,
@@ -82,7 +82,7 @@ def vae(demo: str) -> ConfigDict:
         },
         sets=(f"{demo}/data/laion_coco",),
         batch_size=32,
-        steps=900,
+        steps=500,
     )
     config.train.optimizer.learning_rate = 2e-3
     config.train.optimizer.weight_decay = 0.0
@@ -94,11 +94,11 @@ def vae(demo: str) -> ConfigDict:
 def unet(demo: str) -> ConfigDict:
     """The U-Net: paints the latents of a picture from the embeddings that Emu predicts for its caption."""
     config = common.visual_decoder(
-        examples=f"{demo}/data/decoder", decoder=f"{demo}/vae/visual_decoder", batch_size=64, steps=2000
+        examples=f"{demo}/data/decoder", decoder=f"{demo}/vae/visual_decoder", batch_size=32, steps=1000
     )
     config.train.optimizer.learning_rate = 1e-3
     config.train.optimizer.weight_decay = 0.01
     config.train.optimizer.warmup_steps = 0.05
-    config.train.optimizer.ema_decay = 0.995
-    config.train.checkpoint.every_steps = 500
+    config.train.optimizer.ema_decay = 0.99
+    config.train.checkpoint.every_steps = 300
     return config
