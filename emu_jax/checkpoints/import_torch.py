@@ -30,7 +30,7 @@ from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.errors import UserError
 from emu_jax.layers.linear import LoraConfig
 from emu_jax.models.config import EmuConfig, VisionConfig
-from emu_jax.models.presets import PRESETS, emu_14b
+from emu_jax.models.presets import emu_14b
 
 EVA_HEAD_WIDTH = 88  # of EVA-01-CLIP-g; a checkpoint does not tell its number of heads
 _TABLE = "decoder.lm.model.embed_tokens.weight"
@@ -190,7 +190,7 @@ def _sizes(sources: Sequence[Path], tensors: Mapping[str, Tensor], option: str |
     if option is not None:
         path = Path(option)
         if option == "emu_14b":
-            return _preset(tensors)
+            return _published(tensors)
         if not path.is_file():
             raise UserError(f"--config {option} is neither a config.json nor the preset emu_14b.")
         return read_config(path)
@@ -204,29 +204,27 @@ def _sizes(sources: Sequence[Path], tensors: Mapping[str, Tensor], option: str |
             )
         elif "decoder" in values or "cformer" in values or isinstance(values.get("model"), dict):
             return read_config(folder / CONFIG)
-    sizes = _preset(tensors)
-    if not is_release(tensors):
-        vision = _vision_sizes(tensors) or sizes.vision
-        return dataclasses.replace(sizes, vision=vision, decoder=llama or sizes.decoder)
-    return sizes
+    sizes = _published(tensors) if llama is None else dataclasses.replace(emu_14b(), decoder=llama)
+    if is_release(tensors):
+        return sizes
+    return dataclasses.replace(sizes, vision=_vision_sizes(tensors) or sizes.vision)
 
 
 def _rows(tensors: Mapping[str, Tensor], default: int) -> int:
     return tensors[_TABLE].shape[0] if _TABLE in tensors else default
 
 
-def _preset(tensors: Mapping[str, Tensor]) -> EmuConfig:
-    """The published sizes, if these tensors have them."""
-    preset = emu_14b(vocab_size=_rows(tensors, 32004))
-    if _TABLE in tensors and not is_release(tensors):
-        preset = emu_14b(vocab_size=_rows(tensors, 32000) + SPECIAL_TOKENS)
-    width = tensors[_TABLE].shape[-1] if _TABLE in tensors else preset.decoder.width
-    if width != preset.decoder.width:
+def _published(tensors: Mapping[str, Tensor]) -> EmuConfig:
+    """The published sizes, where the decoder has their width (or there is none)."""
+    added = 0 if is_release(tensors) else SPECIAL_TOKENS
+    published = emu_14b(vocab_size=_rows(tensors, 32000 if added else 32004) + added)
+    width = tensors[_TABLE].shape[-1] if _TABLE in tensors else published.decoder.width
+    if width != published.decoder.width:
         raise UserError(
-            f"The decoder is {width} wide, not the published {preset.decoder.width}, and there is no {CONFIG} beside "
-            f"the checkpoint; name one with --config. (Presets: {', '.join(PRESETS)}.)"
+            f"The decoder is {width} wide, not the published {published.decoder.width}, and there is no {CONFIG} beside "
+            "the checkpoint; name one with --config."
         )
-    return preset
+    return published
 
 
 def _vision_sizes(tensors: Mapping[str, Tensor]) -> VisionConfig | None:

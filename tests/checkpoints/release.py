@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from emu_jax.checkpoints.torch_config import to_release_config
-from emu_jax.checkpoints.torch_files import Planned, write_safetensors
+from emu_jax.checkpoints.torch_files import Planned, _safetensors_header, write_safetensors
 from emu_jax.checkpoints.torch_maps import emu_rows, peft_name, unused_shapes
 from emu_jax.layers.linear import LoraConfig
 from emu_jax.models.config import CausalFormerConfig, DecoderConfig, EmuConfig, VisionConfig
@@ -30,9 +30,8 @@ def small_config(*, lora: bool = False, layers: int = 2, dim: int = 16) -> EmuCo
 def random_state(config: EmuConfig, *, seed: int = 0, dtype=np.float32) -> dict[str, np.ndarray]:
     """Every tensor that the release would have, by name."""
     rng = np.random.default_rng(seed)
-    shapes = {name: row.shape for row in emu_rows(config) for name in row.names} | unused_shapes(config)
-    rename = peft_name if config.lora is not None else (lambda name: name)
-    return {rename(name): rng.standard_normal(shape, np.float32).astype(dtype) for name, shape in shapes.items()}
+    shapes = released_shapes(config)
+    return {name: rng.standard_normal(shape, np.float32).astype(dtype) for name, shape in shapes.items()}
 
 
 def write_release(folder: Path, config: EmuConfig, state: dict[str, np.ndarray], *, shard_bytes: int = 10**12) -> Path:
@@ -50,6 +49,22 @@ def write_state(folder: Path, state: dict[str, np.ndarray], *, shard_bytes: int 
     planned = [Planned(name, a.shape, np.dtype(a.dtype), lambda a=a: a) for name, a in state.items()]
     for _ in write_safetensors(folder, planned, shard_bytes=shard_bytes):
         pass
+
+
+def write_sparse(file: Path, shapes: dict[str, tuple[int, ...]], *, dtype=np.float32) -> None:
+    """A safetensors file of zeros that takes no disk, however large it says it is."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    planned = [Planned(name, shape, np.dtype(dtype), lambda: None) for name, shape in shapes.items()]
+    with file.open("wb") as handle:
+        handle.write(_safetensors_header(planned))
+        handle.truncate(handle.tell() + sum(tensor.nbytes for tensor in planned))
+
+
+def released_shapes(config: EmuConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor that the release would have, by the name that a file of it has."""
+    shapes = {name: row.shape for row in emu_rows(config) for name in row.names} | unused_shapes(config)
+    rename = peft_name if config.lora is not None else (lambda name: name)
+    return {rename(name): shape for name, shape in shapes.items()}
 
 
 def with_layers(config: EmuConfig, **parts) -> EmuConfig:

@@ -8,13 +8,12 @@ import sys
 import textwrap
 import time
 
-import numpy as np
 import pytest
 
 from emu_jax.checkpoints.torch_config import to_release_config
-from emu_jax.checkpoints.torch_files import Planned, _safetensors_header
-from emu_jax.checkpoints.torch_maps import emu_rows, unused_shapes
+from emu_jax.checkpoints.torch_maps import emu_rows
 from emu_jax.models.config import CausalFormerConfig, DecoderConfig, EmuConfig, VisionConfig
+from tests.checkpoints.release import released_shapes, write_sparse
 
 FLOAT32 = 4
 SLACK = 200e6  # bytes beside twice the largest parameter; the bound in use has 2 GB
@@ -51,12 +50,8 @@ def grown_by(*words) -> int:
 def source(tmp_path_factory):
     """The model as a sparse file: zeros that take no disk."""
     folder = tmp_path_factory.mktemp("release")
-    shapes = {name: row.shape for row in emu_rows(MANY_LAYERS) for name in row.names} | unused_shapes(MANY_LAYERS)
     (folder / "config.json").write_text(json.dumps(to_release_config(MANY_LAYERS)))
-    planned = [Planned(name, shape, np.dtype(np.float32), lambda: None) for name, shape in shapes.items()]
-    with (folder / "model.safetensors").open("wb") as handle:
-        handle.write(_safetensors_header(planned))
-        handle.truncate(handle.tell() + sum(tensor.nbytes for tensor in planned))
+    write_sparse(folder / "model.safetensors", released_shapes(MANY_LAYERS))
     return folder
 
 
