@@ -221,8 +221,8 @@ def _published(tensors: Mapping[str, Tensor]) -> EmuConfig:
     width = tensors[_TABLE].shape[-1] if _TABLE in tensors else published.decoder.width
     if width != published.decoder.width:
         raise UserError(
-            f"The decoder is {width} wide, not the published {published.decoder.width}, and there is no {CONFIG} beside "
-            "the checkpoint; name one with --config."
+            f"The decoder is {width} wide, not the published {published.decoder.width}, and no {CONFIG} is beside the "
+            "checkpoint; name one with --config."
         )
     return published
 

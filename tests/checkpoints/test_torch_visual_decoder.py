@@ -38,6 +38,14 @@ def test_it_stands_beside_the_model(tmp_path, diffusers):
     assert load_visual_decoder(tmp_path / "model" / "visual_decoder").fresh == ()
 
 
+def test_the_releases_own_folder_holds_both(tmp_path, diffusers):
+    write_release(diffusers / "multimodal_encoder", small_config(), random_state(small_config()))
+    assert run(diffusers, tmp_path / "model") == 0
+    parts = load_model(tmp_path / "model")
+    assert parts.config.decoder == small_config().decoder
+    assert parts.visual_decoder is not None
+
+
 def test_the_model_can_come_after_it(tmp_path, diffusers):
     assert run(diffusers, tmp_path / "model") == 0
     assert (
