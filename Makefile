@@ -64,6 +64,8 @@ test: test-fast
 
 test-fast test-e2e parity: export JAX_PLATFORMS = cpu
 parity: export JAX_DISABLE_MOST_OPTIMIZATIONS = 0
+# torch beside JAX: small models gain nothing by threads that wait for a core
+parity: export OMP_NUM_THREADS = 1
 
 test-fast: setup
 	$(RUN) -m pytest $(TESTS) -m "not slow and not e2e" --durations=10
