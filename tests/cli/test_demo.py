@@ -1,0 +1,50 @@
+"""The whole demo in little, as `make demo FAST=1` runs it, and its second start."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCORES = (
+    "caption_exact", "vqa_accuracy", "text_to_image_color_and_shape", "pixel_reader_accuracy", "in_context_accuracy",
+    "video_direction_accuracy", "visual_embedding_variance",
+)  # fmt: skip
+
+
+def demo(*words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "emu_jax", "demo", *words]
+    environment = {
+        name: value for name, value in os.environ.items() if name != "XLA_FLAGS"
+    }  # one device, as a user has
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
+
+
+@pytest.mark.e2e
+def test_the_fast_demo_runs_from_first_to_last_and_then_has_nothing_left_to_do(tmp_path):
+    workdir = tmp_path / "demo"
+    first = demo("--fast", f"--workdir={workdir}")
+    assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
+    metrics = json.loads((workdir / "metrics.json").read_text())
+    for name in SCORES:
+        assert metrics[name] >= 0 and metrics["num_scenes"][name] > 0, name
+    assert set(metrics["caption_attributes"]) == {"shape", "color", "size", "place", "background"}
+    assert metrics["pixel_reader_accuracy"] >= 0.99
+    assert set(SCORES[:3]) <= set(metrics["untrained"])
+    assert metrics["seconds_total"] > 0
+    assert metrics["peak_rss_gb"] < 4
+    page = (workdir / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert (workdir / "visual_decoder" / "unet" / "config.json").is_file()
+
+    second = demo("--fast", f"--workdir={workdir}")
+    assert second.returncode == 0
+    assert second.stdout.count("done before") == 9
+    other = demo(f"--workdir={workdir}")
+    assert other.returncode == 2
+    assert "another scale" in other.stderr
+    assert len(other.stderr.splitlines()) == 1
