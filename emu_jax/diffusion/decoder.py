@@ -130,11 +130,12 @@ class VisualDecoder:
         Raises:
           UserError: a size, width of embeddings, number of steps or scale that does not fit.
         """
+        table = sampler_table(_sampler(sampler), self.schedule, steps)
+        if not guidance_scale >= 0:
+            raise UserError(f"guidance_scale must be 0 or more, not {guidance_scale}.")
         embeddings = self._embeddings(conditioning, "conditioning")
         noise = self._noise(len(embeddings), seed, height, width) if latents is None else self._latents(latents)
         embeddings = self._embeddings(conditioning, "conditioning", len(noise))
-        if not guidance_scale >= 0:
-            raise UserError(f"guidance_scale must be 0 or more, not {guidance_scale}.")
         if unconditional is not None:
             unconditional = self._embeddings(unconditional, "unconditional", len(noise))
             if unconditional.shape != embeddings.shape:
@@ -153,14 +154,21 @@ class VisualDecoder:
             embeddings,
             None if guidance_scale == 1 else unconditional,
             jnp.float32(guidance_scale),
-            sampler_table(_sampler(sampler), self.schedule, steps),
+            table,
             return_steps=return_trajectory,
         )
         return SampleOutput(latents=trajectory.latents, trajectory=trajectory.steps)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes a folder that diffusers' `from_pretrained` opens; an older one gives way once all is written."""
-        with folder.replacing_folder(Path(directory)) as work:
+        """Writes a folder that diffusers' `from_pretrained` opens; an older one gives way once all is written.
+
+        Raises:
+          UserError: `directory` holds something else.
+        """
+        directory = Path(directory)
+        if directory.is_file() or (directory.is_dir() and any(directory.iterdir()) and not folder.is_one(directory)):
+            raise UserError(f"{directory} is there and is no diffusers folder; choose another or remove it first.")
+        with folder.replacing_folder(directory) as work:
             for part, module, table in (
                 (folder.UNET, self.unet, torch_layout.unet_table(self.unet.config)),
                 (folder.VAE, self.vae, torch_layout.vae_table(self.vae.config)),

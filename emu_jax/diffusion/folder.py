@@ -36,6 +36,11 @@ class LazyArrays(Mapping[str, np.ndarray]):
         return len(self._names)
 
 
+def is_one(directory: Path) -> bool:
+    """Whether `directory` has the configs of all three parts."""
+    return all((directory / part / name).is_file() for part, name in CONFIG_NAME.items())
+
+
 def read_config(directory: Path, part: str) -> dict[str, Any]:
     """The config of one part.
 
