@@ -188,6 +188,9 @@ class _Run:
         train_step = self._compile(state)
         watch = CollapseWatch(variance_share=config.collapse_variance, least_rank=config.collapse_rank)
         accumulated, in_flight = Accumulator(), deque[Metrics]()
+        # Several CPU devices share one pool of threads: two programs with collectives in flight can wait for each other.
+        several_cpus = jax.default_backend() == "cpu" and jax.local_device_count() > 1
+        run_ahead = 0 if several_cpus else config.run_ahead
         throughput = Throughput(self.stage, steps=config.steps)
         prefetcher = Prefetcher(data, spec=self.stage.batch_spec(), mesh=self.mesh)
         try:
@@ -201,8 +204,8 @@ class _Run:
                 step += 1
                 accumulated.add(metrics)
                 in_flight.append(metrics)
-                if len(in_flight) > config.run_ahead:
-                    self._check_finite(in_flight.popleft(), step - config.run_ahead)
+                if len(in_flight) > run_ahead:
+                    self._check_finite(in_flight.popleft(), step - run_ahead)
                 throughput.step_done(step, first_metrics=metrics)
                 logs = step % config.log_every == 0 or step == config.steps
                 if logs:

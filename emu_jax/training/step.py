@@ -16,6 +16,7 @@ from emu_jax.training.optimizer import make_optimizer, make_schedule
 from emu_jax.training.partition import Tree, by_part, merge, split
 from emu_jax.training.stage import Batch, Stage
 from emu_jax.training.state import TrainState
+from emu_jax.typing import ArrayLike
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -70,8 +71,8 @@ def make_train_step(stage: Stage, *, config: OptimizerConfig, steps: int, accumu
     return train_step
 
 
-def _scalar(value: jax.Array) -> Mean:
-    return Mean(value.astype(jnp.float32), jnp.ones(()))
+def _scalar(value: ArrayLike) -> Mean:
+    return Mean(jnp.asarray(value, jnp.float32), jnp.ones(()))
 
 
 def _gradients(

@@ -23,7 +23,7 @@ def test_the_14b_costs_what_its_matrices_say():
     # The tower has 1.0e9 parameters; its attention over 257 tokens adds two products of 257 x 257 x 1408 a layer.
     layers = 40 * 257 * (2 * (4 * 1408**2 + 2 * 1408 * 6144) + 4 * 1408 * 257)
     assert found.vision == layers + 2 * 256 * 588 * 1408
-    # Twelve blocks: keys and values of 257 tokens, six 768 x 768 matrices and the MLP on 32 queries, attention over both.
+    # Twelve blocks: keys and values of 257 tokens; six 768 x 768 matrices, the MLP and attention of 32 queries.
     block = 257 * 2 * 2 * 1408 * 768 + 32 * (2 * (6 * 768**2 + 2 * 768 * 3072) + 4 * 768 * (16 + 257))
     assert found.causal_former == 12 * block + 2 * 32 * 768 * 5120
 
