@@ -12,6 +12,7 @@ JSON, --report a page to look at.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from rich.console import Console
@@ -47,6 +48,7 @@ def main(argv: list[str]) -> None:
     settings = Settings(a.num_scenes, pictures, a.seed, num_frames=a.num_frames, num_beams=a.num_beams)
     how = {"sampler": a.sampler, "steps": a.steps, "guidance_scale": a.guidance_scale, "seed": a.seed}
     emu = emu_jax.load(a.checkpoint)
+    settings = dataclasses.replace(settings, image_size=emu.config.vision.image_size)
     evaluation = run(emu, settings, how)
 
     Console().print(score_table(evaluation))

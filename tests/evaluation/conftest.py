@@ -1,4 +1,4 @@
-"""A tokenizer of the drawn world, a tiny untrained Emu with a visual decoder, and those who know every answer."""
+"""A tokenizer of the drawn world, and those who know every answer in it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,13 +17,7 @@ from emu_jax.data.synthetic.pixel_reader import read_scene
 from emu_jax.data.synthetic.questions import questions
 from emu_jax.data.synthetic.scenes import BACKGROUNDS, COLORS, PLACES, SHAPES, SIZES, Object, Scene
 from emu_jax.data.tokenizer import Tokenizer, train_tokenizer
-from emu_jax.diffusion.config import UNetConfig, VAEConfig
-from emu_jax.diffusion.decoder import VisualDecoder
-from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.generation.prompt import Tokens
-from emu_jax.models.emu import Emu
-from emu_jax.models.presets import emu_tiny
-from emu_jax.sharding.specs import unbox
 
 KINDS = (SHAPES, COLORS, SIZES, PLACES, BACKGROUNDS)
 Twist = Callable[[Scene], Scene]
@@ -35,29 +27,6 @@ Twist = Callable[[Scene], Scene]
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     lines = corpus(np.random.default_rng(0), 1500)
     return train_tokenizer(lines, tmp_path_factory.mktemp("tokenizer") / "tokenizer.model", vocab_size=420)
-
-
-@pytest.fixture(scope="session")
-def tiny(tokenizer: Tokenizer) -> EmuPipeline:
-    """Random weights, with a visual decoder of 32 x 32 pixels."""
-    config = emu_tiny(vocab_size=tokenizer.vocab_size)
-    model = Emu(config, image_token_id=tokenizer.image_token_id)
-    unet = UNetConfig(
-        sample_size=8,
-        block_out_channels=(32,),
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-        layers_per_block=1,
-        cross_attention_dim=config.decoder.width,
-        attention_head_dim=2,
-        norm_num_groups=8,
-    )
-    vae = VAEConfig(block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=8)
-    with jax.default_prng_impl("unsafe_rbg"):  # compiles sooner
-        init = jax.jit(model.init)
-        params = init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32), jnp.zeros((1, 1, 32, 32, 3)))["params"]
-        decoder = VisualDecoder.create(unet, vae)
-    return EmuPipeline(config, unbox(params), tokenizer=tokenizer, visual_decoder=decoder)
 
 
 def seen(image: np.ndarray) -> Scene:
