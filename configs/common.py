@@ -58,6 +58,8 @@ def paper(*, vocab_size: int = LLAMA_VOCAB) -> ConfigDict:
     config.train.optimizer.b2 = 0.98
     config.train.optimizer.warmup_steps = 0.2
     config.train.optimizer.clip_norm = 5.0  # not published; Emu2's
+    # 256 does not divide the vision encoder's width of 1408: on more than 128 chips the rest goes to `data`, as in
+    # --config.train.mesh.data=2 on 256.
     config.train.checkpoint.every_steps = 500
     config.train.checkpoint.keep_every_steps = 2500
     return config

@@ -188,7 +188,7 @@ class _Run:
         train_step = self._compile(state)
         watch = CollapseWatch(variance_share=config.collapse_variance, least_rank=config.collapse_rank)
         accumulated, in_flight = Accumulator(), deque[Metrics]()
-        # Several CPU devices share one pool of threads: two programs with collectives in flight can wait for each other.
+        # Several CPU devices share a pool of threads: two programs with collectives in flight can block each other.
         several_cpus = jax.default_backend() == "cpu" and jax.local_device_count() > 1
         run_ahead = 0 if several_cpus else config.run_ahead
         throughput = Throughput(self.stage, steps=config.steps)

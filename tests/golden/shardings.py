@@ -1,0 +1,56 @@
+"""Where every parameter of the 14B lies on named meshes: `python -m tests.golden.shardings` writes the golden file anew.
+
+Adam's moments lie as their parameters do (a test in tests/training holds that), so the parameters say it all.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import jax
+from jax.sharding import AbstractMesh
+
+from emu_jax.data.batch import BatchConfig
+from emu_jax.models.presets import emu_14b
+from emu_jax.sharding.rules import MESH_AXES
+from emu_jax.sharding.specs import shardings, unbox
+from emu_jax.training.partition import flatten
+from emu_jax.training.stages.pretrain import PretrainStage
+
+PATH = Path(__file__).with_name("shardings_14b.json")
+# Not fsdp:256: 256 does not divide the vision encoder's width of 1408, which would then be whole on every chip.
+MESHES = {
+    "v5p-64 chips": (1, 64, 1),
+    "v5e-256 chips": (2, 128, 1),
+    "v5p-512 chips": (4, 64, 2),
+    "v4-128 chips": (2, 16, 4),
+}
+
+
+def current() -> dict[str, dict[str, str]]:
+    """mesh -> path -> "shape as axes: bytes a device", and the whole under "all"."""
+    batch = BatchConfig(batch_size=1, length=64, max_images=1, image_size=224)
+    stage = PretrainStage(emu_14b(), batch, image_token_id=32003)
+    boxed = jax.eval_shape(stage.init, jax.random.key(0))
+    leaves = flatten(unbox(boxed))
+    found = {}
+    for name, sizes in MESHES.items():
+        mesh = AbstractMesh(sizes, MESH_AXES)
+        places = flatten(shardings(boxed, mesh))
+        rows, total = {}, 0
+        for path, leaf in sorted(leaves.items()):
+            local = places[path].shard_shape(leaf.shape)
+            size = math.prod(local) * leaf.dtype.itemsize
+            total += size
+            rows[path] = f"{list(leaf.shape)} {places[path].spec}: {size}"
+        found[name] = {"all": f"{total / 2**20:.1f} MiB a device", **rows}
+    return found
+
+
+def main() -> None:
+    PATH.write_text(json.dumps(current(), indent=1) + "\n")
+    print(f"wrote {PATH}")
+
+
+if __name__ == "__main__":
+    main()
