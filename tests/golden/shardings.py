@@ -1,4 +1,4 @@
-"""Where every parameter of the 14B lies on named meshes: `python -m tests.golden.shardings` writes the golden file anew.
+"""Where every parameter of the 14B lies on named meshes; `python -m tests.golden.shardings` writes the file anew.
 
 Adam's moments lie as their parameters do (a test in tests/training holds that), so the parameters say it all.
 """
