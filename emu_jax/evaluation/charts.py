@@ -10,7 +10,7 @@ import numpy as np
 _WIDTH, _HEIGHT = 440, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 30
 _POINTS = 240  # drawn of each line; more are averaged
-_COLORS = 6  # .line-0 ... .line-5 in the page's style
+_COLORS = 8  # .line-0 ... .line-7 in the page's style
 _LOG_FROM = 10.0  # values that span less than this factor need no logarithmic scale
 
 
