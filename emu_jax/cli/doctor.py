@@ -29,7 +29,7 @@ from emu_jax.errors import UserError
 from emu_jax.sharding.mesh import MeshConfig, make_mesh
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "libtpu")
-MEGABYTES = 64
+MEGABYTES = 16
 
 
 def main(argv: list[str]) -> None:

@@ -63,6 +63,7 @@ def losses(workdir):
     return {record["step"]: record["loss"] for record in read_metrics(workdir) if "loss" in record}
 
 
+@pytest.mark.e2e
 def test_a_run_explains_itself(whole):
     assert json.loads((whole / "config.json").read_text())["train"]["steps"] == 8
     assert (whole / "tokenizer.model").is_file()
@@ -74,6 +75,7 @@ def test_a_run_explains_itself(whole):
     assert "mfu" not in record  # a CPU has no known peak
 
 
+@pytest.mark.e2e
 def test_stopped_and_gone_on_with_it_is_the_same_run_bit_for_bit(whole, config_file, tmp_path):
     command = [f"--config={config_file}", f"--workdir={tmp_path / 'run'}"]
 
