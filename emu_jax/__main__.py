@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 from emu_jax import cli
 from emu_jax.errors import UserError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+GOODBYE = "\ninterrupted"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,14 +30,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not words or words[0] in ("-h", "--help", "help"):
             print(cli.overview())
             return 0 if words else 2
-        cli.load(words[0]).main(words[1:])
+        with leaving_at_once():
+            command = cli.load(words[0])
+        command.main(words[1:])
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print(GOODBYE, file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Ctrl-C ends the process on the spot: imports leave nothing to tidy, and one in C turns it into another error."""
+
+    def leave(signum: int, frame: object) -> None:
+        os.write(2, f"{GOODBYE}\n".encode())
+        os._exit(INTERRUPTED)
+
+    if threading.current_thread() is not threading.main_thread():  # only the main one may change handlers
+        yield
+        return
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":

@@ -47,14 +47,20 @@ def shared_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_command(root: Path) -> Command:
-    """Runs `python -m emu_jax WORDS...` as a user would: its own process, one device, optimised programs.
+def user_environment() -> dict[str, str]:
+    """The environment of a process that is no test: one device, optimised programs."""
+    return AS_STARTED
+
+
+@pytest.fixture(scope="session")
+def run_command(root: Path, user_environment: dict[str, str]) -> Command:
+    """Runs `python -m emu_jax WORDS...` in its own process, as a user would.
 
     `run_command("generate", "--checkpoint", path, timeout=300)` gives the completed process, its output as text.
     """
 
     def run(*words: str | Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "emu_jax", *map(str, words)]
-        return subprocess.run(line, cwd=root, env=AS_STARTED, capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(line, cwd=root, env=user_environment, capture_output=True, text=True, timeout=timeout)
 
     return run

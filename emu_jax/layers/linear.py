@@ -1,4 +1,4 @@
-"""Linear maps: kernels keep their natural shape (`[embed, heads, kv]`, not `[embed, heads * kv]`) and name their axes."""
+"""Linear maps: kernels keep their natural shape, `[embed, heads, kv]` not `[embed, heads * kv]`, and name its axes."""
 
 import dataclasses
 import math

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import types
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -82,6 +85,23 @@ def test_ctrl_c_is_one_line_and_code_130(monkeypatch: pytest.MonkeyPatch, capsys
     becomes(monkeypatch, main)
     assert __main__.main(["train"]) == 130
     assert capsys.readouterr().err.split("\n") == ["", "interrupted", ""]
+
+
+def test_ctrl_c_while_a_command_is_imported_is_as_clean(root: Path) -> None:
+    """In the import of an extension KeyboardInterrupt would come out as an ImportError."""
+    script = """
+import os, signal, sys
+from emu_jax import __main__, cli
+def load(name):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        raise ImportError("while initializing the extension")
+cli.load = load
+sys.exit(__main__.main(["train"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
 
 
 def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
