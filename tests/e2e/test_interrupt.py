@@ -1,0 +1,35 @@
+"""Ctrl-C in the middle of the demo: one clean end, and what was finished is kept for the next start."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_ctrl_c_ends_the_demo_cleanly(tmp_path: Path, root: Path, user_environment: dict[str, str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "emu_jax", "demo", "--fast", "--workdir", str(tmp_path / "demo")],
+        cwd=root,
+        env=user_environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("[3/"):
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the command and its children
+            break
+    else:
+        raise AssertionError(f"ended before its third phase: {process.communicate()[1]}")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert errors.strip().endswith("interrupted")
+    kept = json.loads((tmp_path / "demo" / "demo.json").read_text())["phases"]
+    assert list(kept) == ["Draw the world", "Prepare the data"]
