@@ -27,6 +27,7 @@ from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.cli.train import start_processes
 from emu_jax.errors import UserError
 from emu_jax.sharding.mesh import MeshConfig, make_mesh
+from emu_jax.sharding.rules import MESH_AXES
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "libtpu")
 MEGABYTES = 16
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> None:
 
 def parse_mesh(text: str) -> MeshConfig:
     """`"data:1,fsdp:-1,tensor:1"`; an axis left out is 1."""
-    sizes = {"data": 1, "fsdp": 1, "tensor": 1}
+    sizes = dict.fromkeys(MESH_AXES, 1)
     for part in text.split(","):
         name, _, size = part.partition(":")
         if name not in sizes or not size.lstrip("-").isdigit():
