@@ -1,7 +1,6 @@
 """The whole demo in little, as `make demo FAST=1` runs it, and its second start."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ SCORES = (
 )  # fmt: skip
 
 
-def demo(*words: str) -> subprocess.CompletedProcess:
+def demo(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "emu_jax", "demo", *words]
     environment = {
         name: value for name, value in os.environ.items() if name != "XLA_FLAGS"
@@ -24,9 +23,9 @@ def demo(*words: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.e2e
-def test_the_fast_demo_runs_from_first_to_last_and_then_has_nothing_left_to_do(tmp_path):
+def test_the_fast_demo_runs_from_first_to_last_and_then_has_nothing_left_to_do(tmp_path, user_environment):
     workdir = tmp_path / "demo"
-    first = demo("--fast", f"--workdir={workdir}")
+    first = demo(user_environment, "--fast", f"--workdir={workdir}")
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
     metrics = json.loads((workdir / "metrics.json").read_text())
     for name in SCORES:
@@ -42,10 +41,10 @@ def test_the_fast_demo_runs_from_first_to_last_and_then_has_nothing_left_to_do(t
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert (workdir / "visual_decoder" / "unet" / "config.json").is_file()
 
-    second = demo("--fast", f"--workdir={workdir}")
+    second = demo(user_environment, "--fast", f"--workdir={workdir}")
     assert second.returncode == 0
     assert second.stdout.count("done before") == 9
-    other = demo(f"--workdir={workdir}")
+    other = demo(user_environment, f"--workdir={workdir}")
     assert other.returncode == 2
     assert "another scale" in other.stderr
     assert len(other.stderr.splitlines()) == 1
