@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from emu_jax.config import from_config_dict, to_dict
+from emu_jax.config import from_config_dict
 from emu_jax.data.pipeline import DataConfig, Loader, make_loader, plans_from_states
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
@@ -114,8 +114,3 @@ def data_factory(run: RunConfig, *, tokenizer: Tokenizer) -> DataFactory:
         return load(plans=plans_from_states(states))
 
     return make
-
-
-def run_dict(run: RunConfig) -> dict[str, Any]:
-    """As JSON keeps it beside the checkpoints."""
-    return to_dict(run)
