@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from emu_jax.data.images import MAX_SIDE, DecodeError, decode, encode_png, normalize, preprocess
+from emu_jax.data.images import MAX_SIDE, DecodeError, decode, encode_png, normalize, preprocess, resize
 from emu_jax.errors import UserError
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -37,6 +37,22 @@ def test_pixels_are_the_release_s(shared_dir):
     for name in names:
         pixels = normalize(preprocess(shared_dir / "samples" / name, 224))
         np.testing.assert_allclose(pixels.transpose(2, 0, 1), expected[name], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "rows_first"), [(40, 60, False), (40, 64, False), (40, 65, True), (9, 30, True)]
+)
+def test_resized_in_the_same_order_by_every_pillow(width, height, rows_first):
+    """Rows first where the height falls by more than twice what the width does, in pixels; noise tells them apart."""
+    size, bicubic = 16, PIL.Image.Resampling.BICUBIC
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    by_rows, by_columns = (
+        np.asarray(PIL.Image.fromarray(noise).resize(first, bicubic).resize((size, size), bicubic))
+        for first in [(width, size), (size, height)]
+    )
+    assert (by_rows != by_columns).any()
+    np.testing.assert_array_equal(resize(noise, size), by_rows if rows_first else by_columns)
+    np.testing.assert_array_equal(preprocess(encode_png(noise), size), resize(noise, size))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])

@@ -98,7 +98,8 @@ def test_embeddings_are_each_read_back_in(tiny: EmuPipeline) -> None:
 
 def test_an_image_first_and_then_text(tiny: EmuPipeline) -> None:
     image, *rest = tiny.generate(["a red circle"], open_image="first", max_new_tokens=5)
-    np.testing.assert_allclose(image, tiny.generate_embeddings(["a red circle"]), atol=1e-5)
+    alone = tiny.generate_embeddings(["a red circle"])
+    np.testing.assert_allclose(image, alone, rtol=0, atol=1e-4 * float(np.abs(alone).max()))
     assert all(isinstance(part, str) for part in rest)
 
 
