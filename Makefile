@@ -8,7 +8,7 @@
 #   make lock      resolve pyproject.toml anew into requirements*.txt and constraints.txt
 #
 # PYTHON=python3.12 (a name or a path) picks the interpreter; its environment is then .venv-3.12. TESTS="tests/data -k pack"
-# narrows `make test` and `make test-fast`.
+# narrows `make test` and `make test-fast`; WORKERS=8 runs more of them at once where there are more than two cores.
 
 # First of these that is new enough and can make environments.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
@@ -25,6 +25,9 @@ endif
 PARITY_VENV = .venv-parity
 RUN = $(VENV)/bin/python
 TESTS ?= tests --ignore=tests/parity
+# Most of a test's time goes into compiling, on one core; each file stays in one process, with the fixtures it shares.
+PYTEST = -m pytest -n $(WORKERS) --dist loadfile --durations=10
+WORKERS ?= 2
 
 .PHONY: help setup demo test test-fast test-e2e parity lint lock
 .DEFAULT_GOAL := help
@@ -68,13 +71,13 @@ parity: export JAX_DISABLE_MOST_OPTIMIZATIONS = 0
 parity: export OMP_NUM_THREADS = 1
 
 test-fast: setup
-	$(RUN) -m pytest $(TESTS) -m "not slow and not e2e" --durations=10
+	$(RUN) $(PYTEST) $(TESTS) -m "not slow and not e2e"
 
 test-e2e: setup
-	$(RUN) -m pytest $(TESTS) -m "e2e and not slow" --durations=10
+	$(RUN) $(PYTEST) $(TESTS) -m "e2e and not slow"
 
 parity: $(PARITY_VENV)/.installed
-	$(PARITY_VENV)/bin/python -m pytest tests/parity -m "not slow" --durations=10
+	$(PARITY_VENV)/bin/python $(PYTEST) tests/parity -m "not slow"
 
 lint: setup
 	$(VENV)/bin/ruff check .

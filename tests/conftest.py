@@ -16,11 +16,21 @@ DEVICES = 8
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 AS_STARTED = dict(os.environ)
-# Read once, when JAX is imported or first looks for devices: they must stand here, before any test module imports JAX.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile much and run little: this halves the time of compiling. `make parity` runs fully optimised programs.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Sets what JAX reads when it is imported or first looks for devices; no test module has imported it yet.
+
+    Not in the process that only hands tests out (`-n 2`): its workers begin as it was started, and `AS_STARTED` is so.
+    """
+    if config.getoption("numprocesses", default=None) and not hasattr(config, "workerinput"):
+        return
+    os.environ["XLA_FLAGS"] = (
+        f"{AS_STARTED.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
+    )
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # Tests compile much and run little: this halves the time of compiling. `make parity` runs fully optimised programs.
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,9 +16,6 @@ SCORES = (
 
 def demo(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "emu_jax", "demo", *words]
-    environment = {
-        name: value for name, value in os.environ.items() if name != "XLA_FLAGS"
-    }  # one device, as a user has
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
 
 

@@ -95,7 +95,7 @@ def test_a_signal_finishes_the_step_saves_and_ends_well(undisturbed, tmp_path, r
     while process.poll() is None and max(losses(tmp_path), default=0) < 3:
         time.sleep(0.02)
     process.send_signal(getattr(signal, name))
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert f"stopped_by {name}" in out
     assert "the same command goes on" in err
