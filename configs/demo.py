@@ -10,19 +10,32 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-CAPTION_STEPS = 1600
+CAPTION_STEPS = 1000
 
-# Share of the documents drawn from each set.
-SETS = {
-    "laion_coco": 4.0,
+# Share of the documents drawn from each set while Emu learns to read, and then to predict.
+READING = {
+    "laion_coco": 6.0,
     "llava": 3.0,
-    "laion2b": 0.4,
-    "mmc4": 0.4,
+    "laion2b": 0.1,
+    "mmc4": 0.1,
+    "webvid": 0.15,
+    "storyboards": 0.1,
+    "in_context": 0.15,
+    "videochat": 0.15,
+}
+PREDICTING = {
+    "laion_coco": 4.0,
+    "llava": 2.0,
+    "laion2b": 0.3,
+    "mmc4": 0.3,
     "webvid": 0.4,
     "storyboards": 0.3,
-    "in_context": 0.6,
+    "in_context": 0.8,
     "videochat": 0.4,
 }
+
+
+MATRICES = (r"blocks/.*kernel$", r"^causal_former/projection/kernel$")
 
 
 def get_config(argument: str = "captions") -> ConfigDict:
@@ -37,16 +50,16 @@ def captions(demo: str) -> ConfigDict:
     Both losses at once would make a small causal former constant: the regression loss falls to zero, captions never
     come, and nothing looks wrong.
     """
-    config = common.base("emu_tiny", steps=CAPTION_STEPS, batch_size=20, length=128, max_images=5)
+    config = common.base("emu_tiny", steps=CAPTION_STEPS, batch_size=16, length=128, max_images=5)
     config.tokenizer = f"{demo}/tokenizer.model"
     config.instruct = True
-    config.data.sets = common.sets(
-        *({"path": f"{demo}/data/{name}", "name": name, "weight": weight} for name, weight in SETS.items())
-    )
+    config.data.sets = _sets(demo, READING)
     config.data.predict_boi = True  # from scratch; the release never learns to begin an image
     config.data.image_first = 1.0  # a caption before its picture teaches nothing yet
     config.data.frames = 4
-    config.train.optimizer.learning_rate = 5e-4  # at 2e-3 places and shapes were at chance after 600 steps
+    config.train.optimizer.learning_rate = 1e-3
+    config.train.optimizer.muon = MATRICES  # with Adam alone shapes stay at chance three times as long
+    config.train.optimizer.part_learning_rates = tuple((pattern, 4e-3) for pattern in MATRICES)
     config.train.optimizer.warmup_steps = 0.05
     config.train.optimizer.weight_decay = 0.02
     config.train.optimizer.final_share = 0.02
@@ -58,6 +71,7 @@ def captions(demo: str) -> ConfigDict:
 def pretrain(demo: str) -> ConfigDict:
     """Both losses with the vision side frozen: Emu learns to predict the pictures that it can read."""
     config = captions(demo)
+    config.data.sets = _sets(demo, PREDICTING)
     config.data.image_first = 0.4
     config.train.steps = 500
     config.train.warm_start = f"{demo}/captions/checkpoints/{CAPTION_STEPS}"
@@ -65,6 +79,12 @@ def pretrain(demo: str) -> ConfigDict:
     config.pretrain.normalize_targets = True
     config.pretrain.trainable = common.LANGUAGE_SIDE
     return config
+
+
+def _sets(demo: str, weights: dict[str, float]) -> tuple:
+    return common.sets(
+        *({"path": f"{demo}/data/{name}", "name": name, "weight": weight} for name, weight in weights.items())
+    )
 
 
 def vae(demo: str) -> ConfigDict:

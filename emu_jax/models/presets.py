@@ -19,8 +19,8 @@ def emu_14b(*, vocab_size: int = 32004) -> EmuConfig:
 def emu_tiny(*, vocab_size: int) -> EmuConfig:
     """The demo's Emu, on 32 x 32 pixels.
 
-    Positions, queries and tokens begin as large as what is added to them: at the released 0.02 a run of minutes ends
-    before the model knows where a patch lies.
+    Positions and queries begin as large as what is added to them: at the released 0.02 a run of minutes ends before the
+    model knows where a patch lies. Tokens begin smaller than the visual embeddings, which are to be seen beside them.
     """
     return EmuConfig(
         vision=VisionConfig(
@@ -44,7 +44,7 @@ def emu_tiny(*, vocab_size: int) -> EmuConfig:
             num_kv_heads=8,
             mlp_dim=352,
             max_length=512,
-            embedding_std=1.0,
+            embedding_std=0.2,
         ),
     )
 

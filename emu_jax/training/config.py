@@ -18,7 +18,7 @@ class Schedule(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a peak learning rate per part.
+    """AdamW with a peak learning rate per part, and Muon where it is asked for.
 
     Attributes:
       learning_rate: peak of every parameter that no pattern of `part_learning_rates` matches.
@@ -29,10 +29,11 @@ class OptimizerConfig:
       final_share: what is left of the peak at the end of COSINE and WSD.
       boundaries: steps at which PIECEWISE changes; `values` are the shares of the peak from each of them on.
       values: as many as `boundaries`. Before the first boundary the share is 1.
+      muon: regexes on paths of kernels that Muon steps instead of Adam (`training/muon.py`); default: none.
       weight_decay: decoupled; on the parameters that `no_decay` does not match.
       no_decay: regexes on paths. Default: norms, biases, embeddings, and learned positions and queries.
       clip_norm: global norm of the gradient of all that trains is cut to this; None leaves it.
-      moment_dtype: dtype in which both Adam moments are kept; None means each parameter's own.
+      moment_dtype: dtype in which the moments are kept; None means each parameter's own.
       ema_decay: decay of an exponential moving average of the trainable parameters; None keeps none.
     """
 
@@ -47,6 +48,7 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.98
     eps: float = 1e-6
+    muon: tuple[str, ...] = ()
     weight_decay: float = 0.05
     no_decay: tuple[str, ...] = (r"norm[^/]*(/|$)", r"bias", r"embed[^/]*$", r"positions$", r"queries$")
     clip_norm: float | None = 1.0

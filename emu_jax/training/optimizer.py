@@ -1,4 +1,4 @@
-"""AdamW out of optax pieces: a learning rate per part, a decay mask by path, moments in a chosen dtype.
+"""AdamW out of optax pieces: a learning rate per part, a decay mask by path, moments in a chosen dtype, Muon by path.
 
 Clipping is not here: the step needs the gradient's norm anyway, to find non-finite values, and clips with it.
 """
@@ -12,6 +12,7 @@ import optax
 
 from emu_jax.errors import UserError
 from emu_jax.training.config import OptimizerConfig, Schedule
+from emu_jax.training.muon import muon
 from emu_jax.training.partition import matcher, path_name
 
 
@@ -64,10 +65,23 @@ def make_optimizer(config: OptimizerConfig, *, steps: int) -> optax.GradientTran
         )
 
     return optax.chain(
-        _adam(config),
+        _direction(config),
         optax.stateless(add_decay),
         optax.stateless(to_peaks),
         optax.scale_by_schedule(schedule),
+    )
+
+
+def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Adam's, or, where some path is to be stepped by Muon, each parameter's own."""
+    if not config.muon:
+        return _adam(config)
+    by_muon = matcher(config.muon)
+    return optax.partition(
+        {"muon": muon(moment_dtype=config.moment_dtype), "adam": _adam(config)},
+        lambda params: jax.tree_util.tree_map_with_path(
+            lambda path, _: "muon" if by_muon(path_name(path)) else "adam", params
+        ),
     )
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,3 +106,34 @@ def test_mistakes_in_the_config():
         make_schedule(OptimizerConfig(warmup_steps=10), steps=10)
     with pytest.raises(UserError, match="float16"):
         OptimizerConfig(moment_dtype="float16")
+
+
+def test_muon_makes_each_layers_matrix_orthogonal_and_leaves_the_rest_to_adam():
+    config = OptimizerConfig(learning_rate=1.0, schedule=Schedule.CONSTANT, warmup_steps=0, weight_decay=0.0)
+    layers, width, heads, features = 2, 12, 3, 4
+    shapes = {
+        "blocks/attention/query/kernel": (layers, width, heads, features),
+        "blocks/attention/qkv/kernel": (layers, width, 3, heads, features),
+        "blocks/attention/out/kernel": (layers, heads, features, width),
+        "blocks/mlp/up/kernel": (layers, width, 30),
+        "blocks/mlp/up/bias": (layers, 30),
+        "lm_head/projection/kernel": (width, 30),
+    }
+    rng = np.random.default_rng(0)
+    grads = traverse_util.unflatten_dict({k: jnp.asarray(rng.normal(size=s)) for k, s in shapes.items()}, sep="/")
+    updates = {}
+    for muon in ((), (r"blocks/.*kernel$",)):
+        optimizer = make_optimizer(dataclasses.replace(config, muon=muon), steps=10)
+        updates[muon], _ = optimizer.update(grads, optimizer.init(grads), jax.tree.map(jnp.zeros_like, grads))
+        updates[muon] = {path: np.asarray(value) for path, value in flatten(updates[muon]).items()}
+    by_adam, by_muon = updates.values()
+    for path in ("blocks/mlp/up/bias", "lm_head/projection/kernel"):
+        np.testing.assert_array_equal(by_muon[path], by_adam[path])
+    fused = by_muon["blocks/attention/qkv/kernel"]
+    matrices = [*by_muon["blocks/mlp/up/kernel"], *by_muon["blocks/attention/query/kernel"].reshape(layers, width, -1)]
+    matrices += [*by_muon["blocks/attention/out/kernel"].reshape(layers, -1, width)]
+    matrices += [fused[layer, :, kind].reshape(width, -1) for layer in range(layers) for kind in range(3)]
+    for matrix in matrices:
+        assert 0.1 < np.sqrt(np.mean(matrix**2)) < 0.3
+        values = np.linalg.svd(matrix, compute_uv=False)
+        assert values.max() < 2 * values.min()  # five iterations bring them near to each other, not to one number

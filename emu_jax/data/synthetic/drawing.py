@@ -1,8 +1,8 @@
 """Scenes become pixels: signed distances, supersampled, with the small differences of a photographed thing.
 
-Lengths are fractions of the picture's side, so one drawing serves every size. At 32 pixels a large object is about 14
-pixels wide and a small one 8. Each drawing moves its objects by up to a pixel, scales them by up to 8%, tints them, and
-adds pixel noise.
+Lengths are fractions of the picture's side, so one drawing serves every size. At 32 pixels a large object is about 15
+pixels wide and a small one 10. Each drawing moves its objects by up to a pixel, scales them by up to 8%, tints them,
+and adds pixel noise.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ CENTERS = {
     Place.BOTTOM_RIGHT: (0.745, 0.745),
     Place.CENTER: (0.5, 0.5),
 }
-RADII = {Size.SMALL: 0.125, Size.LARGE: 0.215}
+RADII = {Size.SMALL: 0.15, Size.LARGE: 0.23}
 COLOR_VALUES = {
     Color.RED: (220, 35, 40),
     Color.GREEN: (45, 165, 55),
@@ -33,8 +33,8 @@ BACKGROUND_VALUES = {Background.WHITE: 242, Background.BLACK: 14, Background.GRA
 
 _SUPERSAMPLES = 2
 _TRIANGLE_HALF_BASE = 1.08  # its height is that of its box, 2
-_SQUARE_HALF = 0.90
-_CROSS_ARM = 0.36  # half the width of an arm; the arm reaches out to 1
+_SQUARE_HALF = 1.0
+_CROSS_ARM = 0.30  # half the width of an arm; the arm reaches out to 1
 
 
 @dataclass(frozen=True)

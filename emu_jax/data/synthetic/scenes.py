@@ -139,11 +139,11 @@ def _sample_object(rng: np.random.Generator, *, places: Sequence[Place], held_ou
 
 
 def sample_scene(rng: np.random.Generator, *, split: Split = Split.TRAIN, num_objects: int | None = None) -> Scene:
-    """A random scene of `split`; without `num_objects` one, two or three objects with chances 0.6, 0.25, 0.15.
+    """A random scene of `split`; without `num_objects` one, two or three objects with chances 0.7, 0.2, 0.1.
 
     A held-out scene has one held-out object (any of its objects), the others are combinations seen in training.
     """
-    count = num_objects or 1 + int(np.searchsorted([0.6, 0.85], rng.random(), side="right"))
+    count = num_objects or 1 + int(np.searchsorted([0.7, 0.9], rng.random(), side="right"))
     held_out = split is Split.HELD_OUT or (split is Split.TEST and rng.random() < 0.5)
     free = list(PLACES if count == 1 else QUADRANTS)
     objects: list[Object] = []
