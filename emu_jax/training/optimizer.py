@@ -13,7 +13,7 @@ import optax
 from emu_jax.errors import UserError
 from emu_jax.training.config import OptimizerConfig, Schedule
 from emu_jax.training.muon import muon
-from emu_jax.training.partition import matcher, path_name
+from emu_jax.training.partition import matcher, merge, path_name, split
 
 
 def make_schedule(config: OptimizerConfig, *, steps: int) -> Callable[[jax.Array], jax.Array]:
@@ -73,16 +73,24 @@ def make_optimizer(config: OptimizerConfig, *, steps: int) -> optax.GradientTran
 
 
 def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Adam's, or, where some path is to be stepped by Muon, each parameter's own."""
+    """Adam's, and Muon's for the parameters that it steps."""
+    adam = _adam(config)
     if not config.muon:
-        return _adam(config)
-    by_muon = matcher(config.muon)
-    return optax.partition(
-        {"muon": muon(moment_dtype=config.moment_dtype), "adam": _adam(config)},
-        lambda params: jax.tree_util.tree_map_with_path(
-            lambda path, _: "muon" if by_muon(path_name(path)) else "adam", params
-        ),
-    )
+        return adam
+    orthogonal = muon(moment_dtype=config.moment_dtype)
+
+    def init(params: Any) -> dict[str, Any]:
+        matrices, rest = split(params, config.muon)
+        return {"muon": orthogonal.init(matrices), "adam": adam.init(rest)}
+
+    def update(updates: Any, state: dict[str, Any], params: Any = None) -> tuple[Any, dict[str, Any]]:
+        del params  # neither looks at them
+        matrices, rest = split(updates, config.muon)
+        matrices, of_muon = orthogonal.update(matrices, state["muon"])
+        rest, of_adam = adam.update(rest, state["adam"])
+        return merge(matrices, rest), {"muon": of_muon, "adam": of_adam}
+
+    return optax.GradientTransformation(init, update)
 
 
 def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
