@@ -7,6 +7,7 @@ with shape [0, 0, 0] is an encoded file, another one is raw uint8 pixels of that
 """
 
 import functools
+import threading
 from typing import Any
 
 import numpy as np
@@ -124,8 +125,14 @@ def from_record(record: bytes) -> Document:
     )
 
 
+_importing = threading.Lock()
+
+
 @functools.cache
 def _example_class():
-    from tensorflow_datasets.proto import tf_example_pb2  # `import emu_jax.data` stays quick
+    # `import emu_jax.data` stays quick. TFDS imports its own parts when they are first asked for, and a loader's
+    # threads that all begin with it at once wait for each other for ever.
+    with _importing:
+        from tensorflow_datasets.proto import tf_example_pb2
 
     return tf_example_pb2.Example
