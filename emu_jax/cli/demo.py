@@ -34,14 +34,14 @@ from emu_jax.evaluation.runner import peak_rss_gb, score_table, write_json
 from emu_jax.generation.api import load
 
 WORLD = WorldSizes(
-    laion2b=4_000,
-    laion_coco=16_000,
-    mmc4=2_000,
-    webvid=700,
-    storyboards=1_500,
-    in_context=3_000,
-    llava=12_000,
-    videochat=500,
+    laion2b=1_500,
+    laion_coco=14_000,
+    mmc4=1_000,
+    webvid=400,
+    storyboards=800,
+    in_context=2_000,
+    llava=10_000,
+    videochat=250,
 )
 CONFIG = "configs/demo.py"
 
