@@ -27,18 +27,24 @@ class DecodeError(UserError):
     """An image or video that cannot be read; the message is the reason, without the name of the file."""
 
 
-def decode(image: ImageLike) -> UInt8[np.ndarray, "H W 3"]:
+def decode(image: ImageLike, *, at_least: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
     """The pixels of an encoded image (bytes or path), an array or a PIL image, as RGB.
 
     The camera's rotation (EXIF) is applied, transparency is laid over white, 16-bit grey scaled to 8 bits, CMYK and
     palettes converted, and of an animation the first frame is taken.
+
+    Args:
+      at_least: pixels of a side that are enough: a JPEG is then decoded at 1/2, 1/4 or 1/8 of its size, the smallest
+        of which both sides have as many. Resized to that, photographs take less than half the time, and are off by 0.3
+        to 2.3 of 255 on average from those decoded whole (most at letters on paper): libjpeg leaves out frequencies
+        where bicubic resizing weighs neighbours.
 
     Raises:
       DecodeError: not an image, a truncated one, or one of more than `MAX_SIDE` or `MAX_PIXELS` pixels.
     """
     if isinstance(image, np.ndarray):
         return _checked_array(image)
-    return np.asarray(_rgb(image))
+    return np.asarray(_rgb(image, at_least=at_least))
 
 
 def resize(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
@@ -48,11 +54,15 @@ def resize(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S
     return np.asarray(_bicubic(PIL.Image.fromarray(image), size))
 
 
-def preprocess(image: ImageLike, size: int) -> UInt8[np.ndarray, "S S 3"]:
-    """`decode` and `resize`: pixels as a batch holds them, before `normalize`."""
+def preprocess(image: ImageLike, size: int, *, exact: bool = True) -> UInt8[np.ndarray, "S S 3"]:
+    """`decode` and `resize`: pixels as a batch holds them, before `normalize`.
+
+    Args:
+      exact: the release's pixels to the bit; False decodes large JPEGs at a reduced scale (see `decode`).
+    """
     if isinstance(image, np.ndarray):
         return resize(_checked_array(image), size)
-    return np.asarray(_bicubic(_rgb(image), size))
+    return np.asarray(_bicubic(_rgb(image, at_least=None if exact else size), size))
 
 
 @typechecked
@@ -76,10 +86,12 @@ def encode_jpeg(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
     return file.getvalue()
 
 
-def _rgb(image: bytes | str | os.PathLike | PIL.Image.Image) -> PIL.Image.Image:
+def _rgb(image: bytes | str | os.PathLike | PIL.Image.Image, *, at_least: int | None) -> PIL.Image.Image:
     opened = image if isinstance(image, PIL.Image.Image) else _open(image)
     _check_size(*opened.size)
     try:
+        if at_least is not None and opened is not image:
+            opened.draft(None, (at_least, at_least))  # only JPEGs know what to do with it
         opened.load()
         return _to_rgb(PIL.ImageOps.exif_transpose(opened))
     except Exception as error:  # PIL raises a dozen kinds of exception on broken files

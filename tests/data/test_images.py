@@ -82,6 +82,54 @@ def test_paths(tmp_path):
     np.testing.assert_array_equal(decode(str(path)), checker())
 
 
+def photograph(width, height, seed=0):
+    """Detail of several scales."""
+    rng, picture = np.random.default_rng(seed), np.zeros((height, width, 3), np.float32)
+    for side in (4, 8, 16):
+        coarse = rng.normal(0, 60 / np.log2(side), (side, side, 3)).astype(np.float32)
+        layers = [PIL.Image.fromarray(coarse[..., c]).resize((width, height)) for c in range(3)]
+        picture += np.stack([np.asarray(layer) for layer in layers], axis=-1)
+    return PIL.Image.fromarray(np.clip(picture + 128, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(64, 80), (65, 130), (127, 99), (300, 260), (640, 480)])
+def test_a_reduced_decode_is_close_and_only_of_what_is_twice_as_large(size):
+    data = encoded(photograph(*size), "JPEG", quality=95)
+    exact, reduced = preprocess(data, 32), preprocess(data, 32, exact=False)
+    error = np.abs(exact.astype(int) - reduced)
+    assert 0 < error.mean() < 3
+    assert decode(data, at_least=32).shape[0] < size[1] / 1.9
+    assert min(decode(data, at_least=32).shape[:2]) >= 32
+    small = encoded(photograph(63, 200), "JPEG", quality=95)
+    np.testing.assert_array_equal(preprocess(small, 32), preprocess(small, 32, exact=False))
+
+
+def test_only_jpegs_are_decoded_reduced():
+    picture = photograph(200, 160)
+    for kind in ("PNG", "GIF", "BMP", "TIFF"):
+        data = encoded(picture, kind)
+        np.testing.assert_array_equal(preprocess(data, 32), preprocess(data, 32, exact=False))
+    np.testing.assert_array_equal(preprocess(picture, 32), preprocess(picture, 32, exact=False))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_a_reduced_decode_knows_all_jpegs(mode):
+    data = encoded(photograph(200, 160).convert(mode), "JPEG", quality=95)
+    assert np.abs(preprocess(data, 32).astype(int) - preprocess(data, 32, exact=False)).mean() < 3
+
+
+def test_a_reduced_decode_stands_upright_and_sees_the_cut():
+    stored = PIL.Image.fromarray(np.repeat(np.repeat(checker(), 16, 0), 16, 1)).transpose(PIL.Image.Transpose(3))
+    exif = PIL.Image.Exif()
+    exif[0x112] = 3
+    data = encoded(stored, "JPEG", quality=95, exif=exif)
+    pixels = preprocess(data, 32, exact=False)
+    assert pixels[16, 4].tolist() == pytest.approx(RED, abs=12)
+    assert pixels[16, 28].tolist() == pytest.approx((0, 0, 255), abs=12)
+    with pytest.raises(DecodeError, match="cannot be decoded"):
+        preprocess(data[: len(data) // 2], 32, exact=False)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_camera_s_rotation_is_applied(orientation):
     """A picture stored as the camera of this orientation would store it comes back upright."""
