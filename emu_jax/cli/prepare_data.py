@@ -6,19 +6,22 @@
 
 Every image is decoded, checked, resized and stored; what is broken or unwanted is listed in OUTPUT/rejects.jsonl, and
 what became of everything is told in OUTPUT/summary.json; OUTPUT/samples.html shows some documents. Stopped and started
-again it goes on. OUTPUT is a TFDS folder of ArrayRecord shards, which
-`tfds.builder_from_directory(OUTPUT).as_data_source("train")` reads too.
+again it goes on. --workers shares the work among this machine's cores, --runner among many machines (docs/data.md).
+OUTPUT is a TFDS folder of ArrayRecord shards, which `tfds.builder_from_directory(OUTPUT).as_data_source("train")` reads
+too.
 """
 
 from __future__ import annotations
 
 import glob
+import shlex
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress, TimeRemainingColumn
 
 from emu_jax.cli.arguments import ArgumentParser
+from emu_jax.data.beam import Runner
 from emu_jax.data.prepare import PrepareConfig, Store, Summary, prepare
 from emu_jax.data.sources import SOURCES, ReadOptions
 from emu_jax.errors import UserError
@@ -32,10 +35,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder to write; must not exist yet")
     parser.add_argument("--name", default="", help="of the set, for metrics (default: the source's)")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--media", type=Path, help="folder of the images or films that the files name")
+    parser.add_argument("--media", type=Path, help="folder, or .tar, of the images or films that the files name")
     parser.add_argument("--image-size", type=int, default=224, help="pixels; 0 keeps the files as they are")
     parser.add_argument(
         "--store", choices=[s.value for s in Store], default="png", help="raw: quickest for tiny images"
+    )
+    parser.add_argument(
+        "--exact", action="store_true", help="the release's pixels to the bit: decode large JPEGs whole (half as fast)"
     )
     parser.add_argument("--frames", type=int, default=8, help="frames kept of a film, evenly spread")
     parser.add_argument("--min-side", type=int, default=16, help="drop images smaller than this many pixels")
@@ -44,12 +50,19 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--source-split", default="train", help="split to take of coco_karpathy's one file")
     parser.add_argument("--max-rejected", type=float, default=0.01, help="share of broken documents that is borne")
     parser.add_argument("--workers", type=int, default=0, help="processes that read input files side by side")
+    parser.add_argument(
+        "--runner", help="let Apache Beam do it: DirectRunner, DataflowRunner, FlinkRunner, SparkRunner"
+    )
+    parser.add_argument(
+        "--runner-options", default="", metavar="WORDS", help="for it, as in '--region=us-east5 --project=mine'"
+    )
     a = parser.parse_args(argv)
 
     config = PrepareConfig(
         source=a.source,
         name=a.name,
         image_size=a.image_size or None,
+        exact=a.exact,
         store=Store(a.store),
         frames=a.frames,
         min_side=a.min_side,
@@ -59,8 +72,11 @@ def main(argv: list[str]) -> None:
     )
     if a.workers < 0:
         raise UserError(f"--workers must be 0 or more, not {a.workers}.")
-    if a.media is not None and not a.media.is_dir():
-        raise UserError(f"--media {a.media} is not a folder.")
+    if a.runner_options and not a.runner:
+        raise UserError("--runner-options are for --runner, and there is none.")
+    runner = Runner(a.runner, tuple(shlex.split(a.runner_options))) if a.runner else None
+    if a.media is not None and not (a.media.is_dir() or (a.media.suffix == ".tar" and a.media.is_file())):
+        raise UserError(f"--media {a.media} is neither a folder nor a .tar.")
     inputs = sorted({Path(name) for pattern in a.input for name in glob.glob(pattern, recursive=True)})
     if not inputs:
         raise UserError(f"No file matches {' '.join(a.input)}; {a.source} wants {SOURCES[a.source].files}.")
@@ -73,7 +89,9 @@ def main(argv: list[str]) -> None:
                 tasks[what] = bar.add_task(what, total=total)
             bar.update(tasks[what], completed=done)  # type: ignore[arg-type]
 
-        summary = prepare(inputs, a.output, config=config, split=a.split, workers=a.workers, progress=progress)
+        summary = prepare(
+            inputs, a.output, config=config, split=a.split, workers=a.workers, runner=runner, progress=progress
+        )
     print(report(summary))
 
 

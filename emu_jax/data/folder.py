@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from emu_jax.data.beam import Runner
 from emu_jax.data.records import features
 
-Examples = Callable[[], Iterator[tuple[int, dict[str, Any]]]]
+# Gives numbered examples; with a Beam runner, the PTransform that gives them.
+Examples = Callable[[], Iterator[tuple[int, dict[str, Any]]] | Any]
 
 
-def build_folder(examples: Examples, directory: Path, *, split: str) -> Path:
+def build_folder(examples: Examples, directory: Path, *, split: str, runner: Runner | None = None) -> Path:
     """Writes all numbered `examples` (values of `records.features`) under `directory`, which is emptied first.
 
     Gives the folder with the shards, features.json and dataset_info.json.
@@ -25,8 +27,9 @@ def build_folder(examples: Examples, directory: Path, *, split: str) -> Path:
     tfds.disable_progress_bar()
     builder = _builder_class()(data_dir=directory, file_format="array_record")
     builder.given = {split: examples}
+    engine = {"beam_runner": runner.name, "beam_options": runner.pipeline_options()} if runner else {}
     with contextlib.redirect_stdout(io.StringIO()):  # it announces a download
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(compute_stats="skip"))
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(compute_stats="skip", **engine))
     return Path(os.fspath(builder.data_path))
 
 
@@ -55,6 +58,6 @@ def _builder_class():
                 return {split: self._generate_examples(split) for split in self.given}
 
             def _generate_examples(self, split):
-                yield from self.given[split]()
+                return self.given[split]()
 
     return Documents

@@ -1,47 +1,36 @@
 """From the files of a set to ArrayRecord shards that Grain and `tfds.data_source` read.
 
-Two passes, so that a run that was stopped goes on: each input file becomes one part (decoded, checked, resized; written
-whole or not at all), then a TFDS builder writes all parts, duplicates dropped, as shards with their description. The
-folder bears its name only when it is complete.
+Two steps, so that a run that was stopped goes on: each input file becomes one part (decoded, checked, resized; written
+whole or not at all), then a TFDS builder writes all parts, duplicates left out, as shards with their description. The
+folder bears its name only when it is complete. Apache Beam does both steps where a runner is given.
 """
 
 import collections
 import concurrent.futures
 import dataclasses
-import enum
 import functools
 import hashlib
+import heapq
 import json
 import multiprocessing
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from array_record.python import array_record_module
-
-from emu_jax.data.cleaning import Dropped, PrepareConfig, Store, clean
-from emu_jax.data.document import Document, Text, Video
+from emu_jax.data import beam
+from emu_jax.data.cleaning import PrepareConfig, Store
 from emu_jax.data.folder import build_folder
-from emu_jax.data.images import DecodeError
 from emu_jax.data.inspection import contact_sheet
-from emu_jax.data.records import from_record, serialise, to_example
-from emu_jax.data.sources import SOURCES, Rejected
+from emu_jax.data.parts import SAMPLES, Fate, Part, Task, digests, documents, make_part, pick, picked, write_whole
+from emu_jax.data.sources import SOURCES
 from emu_jax.errors import UserError
 
 __all__ = ["Fate", "PrepareConfig", "Store", "Summary", "prepare"]
 
-SAMPLES = 48  # documents on the contact sheet
-
-
-class Fate(enum.Enum):
-    """Why a document is not in the prepared set."""
-
-    BROKEN = "broken"  # counts towards max_rejected
-    DROPPED = "dropped"  # whole, but not wanted: too small, no text, ...
-    DUPLICATE = "duplicate"
+_ENOUGH_TO_JUDGE = 1000  # documents before a share of broken ones means anything
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +42,7 @@ class Summary:
       written: documents in the output.
       fates: how many ended otherwise, by `Fate` and reason.
       images, characters: images in the output, and characters of its text.
-      bytes: of the output.
+      bytes: of the shards.
     """
 
     directory: Path
@@ -75,6 +64,7 @@ def prepare(
     config: PrepareConfig,
     split: str = "train",
     workers: int = 0,
+    runner: beam.Runner | None = None,
     progress: Progress | None = None,
 ) -> Summary:
     """Converts `inputs` into the prepared set `output`; what `emu_jax.data.prepared.PreparedSet` reads.
@@ -85,6 +75,7 @@ def prepare(
 
     Args:
       workers: processes that read input files side by side; 0 reads in this one.
+      runner: Beam's, which then does the work; the records and the summary are the same.
 
     Raises:
       UserError: no input, not of this layout, more than `config.max_rejected` of it broken, nothing left, or `output`
@@ -92,38 +83,36 @@ def prepare(
     """
     if not inputs:
         raise UserError(f"No input files; {config.source} wants {SOURCES[config.source].files}.")
-    if len({path.name for path in inputs}) != len(inputs):
-        keys = [f"{path.parent.name}/{path.name}" for path in inputs]
-    else:
-        keys = [path.name for path in inputs]
     settings = _settings(inputs, config, split)
     if output.exists():
         return _finished(output, settings)
     partial = output.with_name(f".{output.name}.partial")
     _claim(partial, settings)
-    wanted = [
-        (path, partial / f"part-{number:05d}", key) for number, (path, key) in enumerate(zip(inputs, keys, strict=True))
-    ]
-    parts: list[_Part] = []
-    with _executor(workers) as executor:
-        for part in _write_parts(wanted, config=config, executor=executor):
+    stems = (partial / f"part-{number:05d}" for number in range(len(inputs)))
+    tasks = [Task(*task) for task in zip(inputs, stems, _names(inputs), strict=True)]
+    if runner is not None:
+        beam.make_parts(tasks, config=config, runner=runner)
+    parts: list[Part] = []
+    with _executor(0 if runner else workers) as executor:
+        for part in _make_parts(tasks, config=config, executor=executor):
             parts.append(part)
             if progress:
                 progress("reading", len(parts), len(inputs))
-            try:
-                _check_rejects(parts, config)
-            except UserError:
-                executor.shutdown(cancel_futures=True)
-                raise
-    return _write_set(parts, partial, output, split=split, settings=settings, progress=progress)
+            if part.broken or len(parts) == len(tasks):
+                try:
+                    _check_rejects(parts, config, last=len(parts) == len(tasks))
+                except UserError:
+                    executor.shutdown(cancel_futures=True)
+                    raise
+    return _write_set(parts, partial, output, split=split, settings=settings, runner=runner, progress=progress)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    records: Path
-    notes: Path
-    rejects: list[dict[str, str]]
-    read: int
+def _names(inputs: Items[Path]) -> list[str]:
+    """What keys call the files: their names, or as much of their paths as tells them apart."""
+    if len({path.name for path in inputs}) == len(inputs):
+        return [path.name for path in inputs]
+    common = os.path.commonpath([path.absolute() for path in inputs])
+    return [os.path.relpath(path.absolute(), common) for path in inputs]
 
 
 def _executor(workers: int) -> concurrent.futures.Executor:
@@ -145,145 +134,104 @@ class _Later:
     result: Callable[[], Any]
 
 
-def _write_parts(
-    wanted: Items[tuple[Path, Path, str]], *, config: PrepareConfig, executor: concurrent.futures.Executor
-) -> Iterator["_Part"]:
+def _make_parts(tasks: Items[Task], *, config: PrepareConfig, executor: concurrent.futures.Executor) -> Iterator[Part]:
     """The parts in the order of the input, whoever makes them."""
-    futures = [executor.submit(_write_part, path, stem, key=key, config=config) for path, stem, key in wanted]
+    futures = [executor.submit(make_part, task, config=config) for task in tasks]
     for future in futures:
         yield future.result()
 
 
-def _write_part(path: Path, stem: Path, *, key: str, config: PrepareConfig) -> _Part:
-    """One input file's documents, as records; found whole from an earlier run, they are not made again."""
-    records, notes = stem.with_suffix(".records"), stem.with_suffix(".json")
-    if notes.exists():
-        saved = json.loads(notes.read_text())
-        return _Part(records, notes, saved["rejects"], saved["read"])
-    rejects: list[dict[str, str]] = []
-    read = 0
-    temporary = stem.with_suffix(".records.tmp")
-    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
-    try:
-        for found in SOURCES[config.source].read(path, config.options):
-            read += 1
-            if isinstance(found, Rejected):
-                rejects.append(_reject(found.key, found.reason, Fate.BROKEN, config))
-                continue
-            try:
-                writer.write(serialise(clean(found, config)))
-            except DecodeError as error:
-                rejects.append(_reject(found.key, str(error), Fate.BROKEN, config))
-            except Dropped as reason:
-                rejects.append(_reject(found.key, str(reason), Fate.DROPPED, config))
-    finally:
-        writer.close()
-    temporary.replace(records)
-    write_whole(notes, json.dumps({"input": key, "read": read, "rejects": rejects}))
-    return _Part(records, notes, rejects, read)
+def _check_rejects(parts: Items[Part], config: PrepareConfig, *, last: bool) -> None:
+    """Stops where too much is broken, once there is enough to judge by or all has been read.
 
-
-def _reject(key: str, reason: str, fate: Fate, config: PrepareConfig) -> dict[str, str]:
-    return {"source": config.name or config.source, "key": key, "fate": fate.value, "reason": reason}
-
-
-def _check_rejects(parts: Items[_Part], config: PrepareConfig) -> None:
-    """Stops where too much is broken, once there is enough to judge by (or all has been read)."""
-    read = sum(part.read for part in parts)
-    broken = [r for part in parts for r in part.rejects if r["fate"] == Fate.BROKEN.value]
-    if len(broken) > max(config.max_rejected * read, 1):
-        last = broken[-1]
-        for part in parts:  # what was mended in the meantime shall be read again
-            if any(r["fate"] == Fate.BROKEN.value for r in part.rejects):
-                part.notes.unlink(missing_ok=True)
+    A single broken document is borne however few there are, but for a share of 0.
+    """
+    read, broken = sum(part.read for part in parts), sum(part.broken for part in parts)
+    if not last and read < _ENOUGH_TO_JUDGE and config.max_rejected > 0:
+        return
+    if broken > (max(config.max_rejected * read, 1) if config.max_rejected else 0):
+        guilty = [part for part in parts if part.broken]
+        found = [reject for reject in guilty[-1].rejects() if reject["fate"] == Fate.BROKEN.value][-1]
+        for part in guilty:  # what was mended in the meantime shall be read again
+            part.forget()
         raise UserError(
-            f"{len(broken)} of {read} documents are broken, more than the share of {config.max_rejected} that "
-            f"--max-rejected allows. The last: {last['key']}: {last['reason']}"
+            f"{broken} of {read} documents are broken, more than the share of {config.max_rejected} that "
+            f"--max-rejected allows. The last: {found['key']}: {found['reason']}"
         )
 
 
 def _write_set(
-    parts: Items[_Part], partial: Path, output: Path, *, split: str, settings: dict, progress: Progress | None
+    parts: Items[Part],
+    partial: Path,
+    output: Path,
+    *,
+    split: str,
+    settings: dict,
+    runner: beam.Runner | None,
+    progress: Progress | None,
 ) -> Summary:
-    rejects = [reject for part in parts for reject in part.rejects]
-    counts: collections.Counter[str] = collections.Counter()
-    samples: list[Document] = []
-
-    rng = np.random.default_rng(0)
-
-    def documents() -> Iterator[tuple[int, dict[str, Any]]]:
-        """All documents of all parts but duplicates, numbered. The builder may ask only once."""
-        seen: set[bytes] = set()
-        for number, part in enumerate(parts):
-            if progress:
-                progress("writing", number, len(parts))
-            for document in _records(part.records):
-                digest = _digest(document)
-                if digest in seen:
-                    duplicate = {"source": document.source, "key": document.key}
-                    rejects.append({**duplicate, "fate": Fate.DUPLICATE.value, "reason": "the same as one before"})
-                    continue
-                seen.add(digest)
-                for segment in document.segments:
-                    if isinstance(segment, Text):
-                        counts["characters"] += len(segment.text)
-                    else:
-                        counts["images"] += len(segment.data) if isinstance(segment, Video) else 1
-                counts["written"] += 1
-                if len(samples) < SAMPLES:
-                    samples.append(document)
-                elif (at := int(rng.integers(counts["written"]))) < SAMPLES:
-                    samples[at] = document
-                yield counts["written"], to_example(document)
-
     read = sum(part.read for part in parts)
-    if read == len(rejects):
+    if not any(part.records for part in parts):
+        rejects = next((of_part for part in reversed(parts) if (of_part := part.rejects())), [])
         last = f" The last: {rejects[-1]['key']}: {rejects[-1]['reason']}" if rejects else ""
         raise UserError(f"Nothing is left of the {read} documents of the input.{last}")
-    built = build_folder(documents, partial / "build", split=split)
+    numbered = list(zip(parts, _firsts(parts), strict=True))
+
+    def examples() -> Any:
+        """All documents of all parts but duplicates, numbered. The builder may ask only once."""
+        if runner is not None:
+            return beam.examples([(part.stem, first) for part, first in numbered])
+        return _examples(numbered, progress)
+
+    built = build_folder(examples, partial / "build", split=split, runner=runner)
+    total: collections.Counter[str] = collections.Counter()
     fates: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for reject in rejects:
-        fates[reject["fate"]][reject["reason"]] += 1
+    samples: list[tuple[str, int, int]] = []
+    with open(built / "rejects.jsonl", "w", encoding="utf-8") as file:
+        for i, part in enumerate(parts):
+            told = picked(part.stem)
+            total.update(written=told.written, images=told.images, characters=told.characters)
+            samples = heapq.nsmallest(SAMPLES, [*samples, *((digest, i, at) for digest, at in told.samples)])
+            for reject in [*part.rejects(), *told.duplicates]:
+                fates[reject["fate"]][reject["reason"]] += 1
+                file.write(json.dumps(reject) + "\n")
     summary = Summary(
         directory=output,
         read=read,
-        written=counts["written"],
         fates={fate: dict(reasons.most_common(20)) for fate, reasons in fates.items()},
-        images=counts["images"],
-        characters=counts["characters"],
-        bytes=sum(file.stat().st_size for file in built.iterdir()),
+        bytes=sum(file.stat().st_size for file in built.glob("*.array_record-*")),
+        **total,
     )
-    write_whole(built / "rejects.jsonl", "".join(json.dumps(reject) + "\n" for reject in rejects))
-    write_whole(built / "samples.html", contact_sheet(samples, title=output.name))
+    shown = [document for _, i, at in samples for document in documents(parts[i].stem, [at])]
+    write_whole(built / "samples.html", contact_sheet(shown, title=output.name))
     saved = dataclasses.asdict(summary) | {"settings": settings}
     del saved["directory"]
     write_whole(built / "summary.json", json.dumps(saved, indent=1))
     output.parent.mkdir(parents=True, exist_ok=True)
     built.replace(output)
     shutil.rmtree(partial)
-    if progress:
-        progress("writing", len(parts), len(parts))
     return summary
 
 
-def _records(path: Path) -> Iterator[Document]:
-    reader = array_record_module.ArrayRecordReader(str(path))
-    try:
-        for i in range(reader.num_records()):
-            yield from_record(reader.read([i])[0])
-    finally:
-        reader.close()
+def _firsts(parts: Items[Part]) -> Iterator[int]:
+    """For each part the number of its first record in the set, duplicates counted."""
+    first = 0
+    for part in parts:
+        yield first
+        first += part.records
 
 
-def _digest(document: Document) -> bytes:
-    """The same for documents with the same segments, whatever their keys."""
-    digest = hashlib.blake2b(document.layout.value.encode(), digest_size=16)
-    example = to_example(document)
-    for name in ("kinds", "roles", "frames"):
-        digest.update(np.asarray(example[name], np.int32).tobytes() + b"|")
-    for blob in [*example["texts"], *example["blobs"]]:
-        digest.update(len(blob).to_bytes(8, "little") + blob)
-    return digest.digest()
+def _examples(numbered: Items[tuple[Part, int]], progress: Progress | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    seen: set[bytes] = set()
+    for done, (part, first) in enumerate(numbered, start=1):
+        chosen = []
+        for number, digest in enumerate(digests(part.stem)):
+            if digest not in seen:
+                seen.add(digest)
+                chosen.append(number)
+        yield from pick(part.stem, chosen, first=first)
+        if progress:
+            progress("writing", done, len(numbered))
 
 
 def _settings(inputs: Items[Path], config: PrepareConfig, split: str) -> dict[str, Any]:
@@ -310,10 +258,3 @@ def _finished(output: Path, settings: dict[str, Any]) -> Summary:
     if saved.pop("settings") != settings:
         raise UserError(f"{output} was made from other input or with other settings; delete it, or use another output.")
     return Summary(directory=output, **saved)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file under its name only when it is complete."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

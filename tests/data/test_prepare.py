@@ -15,7 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import emu_jax.data.prepare as module
 from emu_jax.cli.prepare_data import main
+from emu_jax.data import parts
 from emu_jax.data.document import Document, Image, Layout, Role, Text, Video
 from emu_jax.data.images import decode, preprocess
 from emu_jax.data.prepare import PrepareConfig, Store, prepare
@@ -138,25 +140,23 @@ def test_too_much_broken_stops_and_what_is_mended_is_read_again(tmp_path):
 
 def test_going_on_does_not_read_again_what_was_read(tmp_path, monkeypatch):
     paths = [raw(tmp_path / "in", start=10 * i, name=f"raw{i}") for i in range(3)]
-    import emu_jax.data.prepare as module
+    done, real = [], module.make_part
 
-    done, real = [], module._write_part
-
-    def stops_at_the_third(path, *args, **keywords):
+    def stops_at_the_third(task, **keywords):
         if len(done) == 2:
             raise KeyboardInterrupt
-        done.append(path)
-        return real(path, *args, **keywords)
+        done.append(task)
+        return real(task, **keywords)
 
-    monkeypatch.setattr(module, "_write_part", stops_at_the_third)
+    monkeypatch.setattr(module, "make_part", stops_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         prepare(paths, tmp_path / "out", config=CONFIG)
     monkeypatch.undo()
     with pytest.raises(UserError, match="is not a prepared set"):
         PreparedSet(tmp_path / "out")
     cleaned = []
-    real_clean = module.clean
-    monkeypatch.setattr(module, "clean", lambda d, c: cleaned.append(d.key) or real_clean(d, c))
+    real_clean = parts.clean
+    monkeypatch.setattr(parts, "clean", lambda d, c: cleaned.append(d.key) or real_clean(d, c))
     summary = prepare(paths, tmp_path / "out", config=CONFIG)
     assert summary.written == 15
     assert len(cleaned) == 5, "only the third file was read"
@@ -170,6 +170,26 @@ def test_workers_make_the_same_set(tmp_path):
     together = prepare(paths, tmp_path / "together", config=CONFIG, workers=2)
     assert (together.read, together.written) == (alone.read, alone.written) == (9, 9)
     assert texts(tmp_path / "together") == texts(tmp_path / "alone")
+
+
+def test_a_share_is_judged_once_there_is_enough(tmp_path):
+    """Two broken of the first three are no reason to stop where the rest is whole; a share of 0 bears not even one."""
+    first = raw(tmp_path / "in", count=1, extra=[pair("gone"), pair("lost")], name="raw0")
+    second = raw(tmp_path / "in", count=40, start=1, name="raw1")
+    few = dataclasses.replace(CONFIG, max_rejected=0.05)
+    assert prepare([first, second], tmp_path / "out", config=few).written == 41
+    third = raw(tmp_path / "in", count=40, start=50, extra=[pair("gone")], name="raw2")
+    with pytest.raises(UserError, match="1 of 41 documents are broken"):
+        prepare([third], tmp_path / "none", config=dataclasses.replace(CONFIG, max_rejected=0.0))
+
+
+def test_files_of_one_name_are_told_apart(tmp_path):
+    paths = [raw(tmp_path / "in" / f"{i}" / "deep", count=0, extra=[pair("gone")]) for i in range(2)]
+    paths.append(raw(tmp_path / "in", start=5))
+    summary = prepare(paths, tmp_path / "out", config=dataclasses.replace(CONFIG, max_rejected=0.5))
+    assert summary.written == 5
+    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    assert [reject["key"] for reject in rejects] == ["0/deep/raw.jsonl:1", "1/deep/raw.jsonl:1"]
 
 
 def test_the_contact_sheet_shows_what_was_stored(tmp_path):
@@ -231,7 +251,7 @@ def test_the_command(tmp_path, capsys):
     for arguments, reason in [
         (["--source=jsonl", "--input=nothing*", "--output=x"], "No file matches nothing"),
         (["--source=nope", f"--input={tmp_path}/in/*.jsonl", "--output=x"], "no source 'nope'"),
-        (["--source=jsonl", f"--input={tmp_path}/in/*.jsonl", "--output=x", "--media=nowhere"], "is not a folder"),
+        (["--source=jsonl", f"--input={tmp_path}/in/*.jsonl", "--output=x", "--media=nowhere"], "is neither a folder nor a"),
     ]:
         with pytest.raises(UserError, match=reason):
             main(arguments)
