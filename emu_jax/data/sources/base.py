@@ -27,7 +27,8 @@ class ReadOptions:
     """What the user may say about the files.
 
     Attributes:
-      media: folder of the images or videos that the files name; by default beside the file (each source says where).
+      media: folder, or tar, of the images or videos that the files name; by default beside the file (each source says
+        where).
       min_similarity: MMC4 pages keep images whose CLIP similarity with their sentence is at least this (the paper:
       0.32).
       split: which split to take of a file that holds several (coco_karpathy).
@@ -41,6 +42,8 @@ class ReadOptions:
 # Names that are not UTF-8 come as ValueError, impossible sizes as the others.
 _PARQUET_ERRORS = (OSError, pyarrow.ArrowException, ValueError, MemoryError, OverflowError)
 
+_PARQUET_BUFFER = 2**16  # bytes
+
 Found = Iterator[Document | Rejected]
 
 
@@ -51,9 +54,8 @@ class Source:
     Attributes:
       name: as given to `--source`.
       files: which files `--input` should match, for help and errors.
-      read: the documents and rejects of one such file, in its order. It raises nothing for broken data, and UserError
-      for
-        a file that is not of this layout at all.
+      read: the documents and rejects of one such file, in its order, a few of them in memory at a time. It raises
+        nothing for broken data, and UserError for a file that is not of this layout at all.
     """
 
     name: str
@@ -146,7 +148,7 @@ def parquet_rows(path: Path, *, columns: tuple[str, ...]) -> Iterator[tuple[str,
         raise UserError(f"{path} lacks the columns {missing}; it has {file.schema_arrow.names}.")
     row = 0
     try:
-        for table in file.iter_batches(batch_size=64, columns=list(columns)):
+        for table in file.iter_batches(batch_size=16, columns=list(columns), use_threads=False):
             for record in table.to_pylist():
                 yield f"{path.name}:{row}", record
                 row += 1
@@ -157,7 +159,10 @@ def parquet_rows(path: Path, *, columns: tuple[str, ...]) -> Iterator[tuple[str,
 def _parquet(path: Path) -> pyarrow.parquet.ParquetFile:
     try:
         # Without checksums (they are optional) a changed byte can give one row another's value: nothing else tells.
-        return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        # Buffered, a row group of any size is read page by page; else whole, and twice over.
+        return pyarrow.parquet.ParquetFile(
+            path, page_checksum_verification=True, pre_buffer=False, buffer_size=_PARQUET_BUFFER
+        )
     except _PARQUET_ERRORS as error:
         raise UserError(f"{path} is not a parquet file ({_first_line(error)}).") from None
 
@@ -171,20 +176,3 @@ def open_file(path: Path):
         return open(path, "rb")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
-
-
-def media_file(path: Path, name: str, options: ReadOptions, *folders: str) -> bytes:
-    """The bytes of the file `name`, in `options.media` or in `folders` beside `path`; ValueError where there is none.
-
-    Names with `..` or from the root are refused: they come from strangers.
-    """
-    relative = Path(name)
-    if not name or "\x00" in name or relative.is_absolute() or ".." in relative.parts:
-        raise ValueError(f"the file name {name!r} is not taken")
-    places = [options.media] if options.media else [path.parent / folder for folder in folders]
-    for place in places:
-        try:
-            return (place / relative).read_bytes()
-        except OSError:
-            continue
-    raise ValueError(f"the file {name!r} is not there")

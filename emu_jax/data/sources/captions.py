@@ -8,7 +8,8 @@ FILEPATH/ beside the file (or `--media`).
 from pathlib import Path
 
 from emu_jax.data.document import Document, Image, Layout, Text
-from emu_jax.data.sources.base import Found, ReadOptions, Rejected, Source, field, json_object, media_file
+from emu_jax.data.sources.base import Found, ReadOptions, Rejected, Source, field, json_object
+from emu_jax.data.sources.media import media_file
 
 
 def read_coco(path: Path, options: ReadOptions) -> Found:

@@ -6,7 +6,7 @@ place of "image" gives a film, from `videos/`.
 
 `sharegpt`: the same without images ("from" may be "system"). `alpaca`: a list of {"instruction", "input", "output"}.
 `videochat`: a list of {"video", "QA": [{"i", "q", "a"}]}, films in `videos/`; Video-ChatGPT's {"video_id", "q", "a"}
-too.
+too, whose film is VIDEO_ID.mp4, .mkv or .webm.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from emu_jax.data.document import Document, Image, Layout, Role, Segment, Text, Video
-from emu_jax.data.sources.base import Found, ReadOptions, Rejected, Source, field, json_list, media_file
+from emu_jax.data.sources.base import Found, ReadOptions, Rejected, Source, field, json_list
+from emu_jax.data.sources.media import media_file
 
 _ROLES = {
     "human": Role.USER, "user": Role.USER, "gpt": Role.ASSISTANT, "assistant": Role.ASSISTANT, "chatgpt":
@@ -39,13 +40,13 @@ def _read(source: str, segments_of: Callable[[Any, Path, ReadOptions], list[Segm
 
 def _llava(record: Any, path: Path, options: ReadOptions) -> list[Segment]:
     pictures: list[Segment] = []
-    if isinstance(record, dict) and "image" in record:
+    if isinstance(record, dict) and record.get("image") is not None:
         names = [record["image"]] if isinstance(record["image"], str) else field(record, "image", list)
         for name in names:
             if not isinstance(name, str):
                 raise ValueError("the field 'image' holds no file name")
             pictures.append(Image(media_file(path, name, options, "images", ""), Role.USER))
-    if isinstance(record, dict) and "video" in record:
+    if isinstance(record, dict) and record.get("video") is not None:
         pictures.append(Video(media_file(path, field(record, "video", str), options, "videos", ""), Role.USER))
     return _conversation(field(record, "conversations", list), pictures)
 
@@ -96,12 +97,22 @@ def _alpaca(record: Any, path: Path, options: ReadOptions) -> list[Segment]:
 
 def _videochat(record: Any, path: Path, options: ReadOptions) -> list[Segment]:
     if isinstance(record, dict) and "QA" in record:
-        name = field(record, "video", str)
+        film = media_file(path, field(record, "video", str), options, "videos", "")
         turns = [(f"{turn.get('i') or ''} {field(turn, 'q', str)}", field(turn, "a", str)) for turn in record["QA"]]
     else:
-        name = f"{field(record, 'video_id', str)}.mp4"
+        film = _film(path, field(record, "video_id", str), options)
         turns = [(field(record, "q", str), field(record, "a", str))]
-    return [Video(media_file(path, name, options, "videos", ""), Role.USER), *_turns(turns)]
+    return [Video(film, Role.USER), *_turns(turns)]
+
+
+def _film(path: Path, video_id: str, options: ReadOptions) -> bytes:
+    """ActivityNet's films, as they are shared, are of three kinds."""
+    for kind in ("mkv", "webm"):
+        try:
+            return media_file(path, f"{video_id}.{kind}", options, "videos", "")
+        except ValueError:
+            continue
+    return media_file(path, f"{video_id}.mp4", options, "videos", "")
 
 
 def _turns(turns: list[tuple[str, str]]) -> list[Segment]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from emu_jax.data.document import Document, Image, Layout, Role, Segment, Text, Video
-from emu_jax.data.sources.base import Found, ReadOptions, Rejected, Source, field, json_lines, media_file
+from emu_jax.data.sources.base import Found, ReadOptions, Rejected, Source, field, json_lines
+from emu_jax.data.sources.media import media_file
 
 
 def read_jsonl(path: Path, options: ReadOptions) -> Found:

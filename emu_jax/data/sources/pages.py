@@ -1,11 +1,12 @@
 """Interleaved web pages: MMC4 and OBELICS.
 
 `mmc4`: `docs_shard_N_v3.jsonl`, a page a line: "text_list", and "image_info" with "image_name", "matched_text_index"
-and "matched_sim" for each image. The images lie in `images/` beside it, or where `--media` says.
+and "matched_sim" for each image. The images lie in `images/` or `docs_shard_N_v3.tar` beside it, or in the folder or
+tar that `--media` names.
 
 `obelics`: parquet with the columns "images" and "texts", two lists in step of which one holds null at each place. An
 image is its bytes, {"bytes": ...}, or the name of a file in `images/` (or `--media`): the public set holds links, to be
-downloaded first.
+downloaded first (both lists hold null where that failed).
 """
 
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 
 from emu_jax.data.document import Document, Image, Layout, Segment, Text
 from emu_jax.data.images import DecodeError, decode
-from emu_jax.data.sources.base import Found, ReadOptions, Rejected, Source, field, json_lines, media_file, parquet_rows
+from emu_jax.data.sources.base import Found, ReadOptions, Rejected, Source, field, json_lines, parquet_rows
+from emu_jax.data.sources.media import media_file
 
 
 def read_mmc4(path: Path, options: ReadOptions) -> Found:
@@ -58,7 +60,7 @@ def _image(path: Path, info: Any, options: ReadOptions, *, sentences: int) -> tu
     index = field(info, "matched_text_index", int)
     if not 0 <= index < sentences:
         raise ValueError(f"matched_text_index {index} is no sentence of {sentences}")
-    data = media_file(path, field(info, "image_name", str), options, "images", "")
+    data = media_file(path, field(info, "image_name", str), options, "images", f"{path.stem}.tar", "")
     decode(data)
     return index, Image(data)
 
@@ -73,11 +75,11 @@ def read_obelics(path: Path, options: ReadOptions) -> Found:
                 raise ValueError(f"{len(images)} images stand beside {len(texts)} texts")
             segments: list[Segment] = []
             for image, text in zip(images, texts, strict=True):
-                if (image is None) == (text is None):
-                    raise ValueError("a place of the page holds not one of image and text")
+                if image is not None and text is not None:
+                    raise ValueError("a place of the page holds both image and text")
                 if image is not None:
                     segments.append(Image(_obelics_image(path, image, options)))
-                elif text.strip():
+                elif text is not None and text.strip():
                     segments.append(Text(text.strip()))
             yield Document(tuple(segments), source="obelics", key=key, layout=Layout.PAGE)
         except ValueError as error:
@@ -95,5 +97,5 @@ def _obelics_image(path: Path, image: Any, options: ReadOptions) -> bytes:
     return media_file(path, data, options, "images", "")
 
 
+MMC4 = Source("mmc4", "docs_shard_*_v3.jsonl, images in images/ (or docs_shard_*_v3.tar) beside them", read_mmc4)
 OBELICS = Source("obelics", "parquet files with the columns images and texts, in step", read_obelics)
-MMC4 = Source("mmc4", "docs_shard_*_v3.jsonl (text_list, image_info), images in images/ beside them", read_mmc4)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from emu_jax.data.document import Document, Image, Layout, Role, Segment, Text
-from emu_jax.data.sources.base import Found, ReadOptions, Rejected, Source, field, json_list, json_object, media_file
+from emu_jax.data.sources.base import Found, ReadOptions, Rejected, Source, field, json_list, json_object
+from emu_jax.data.sources.media import media_file
 from emu_jax.errors import UserError
 
 

@@ -10,6 +10,7 @@ from emu_jax.errors import UserError
 
 Sample = tuple[str, dict[str, bytes] | ValueError]
 
+MAX_MEMBER = 2**30  # bytes; what a sparse member claims costs nothing to write
 _BLOCK = 512
 
 
@@ -59,6 +60,9 @@ def _members(archive: tarfile.TarFile, file: IO[bytes]) -> Iterator[tuple[str, b
     while True:
         try:
             member = archive.next()
+            archive.members = []  # type: ignore[attr-defined]  # it would keep them all
+            if member is not None and (member.size > MAX_MEMBER or member.issparse()):
+                raise ValueError(f"a member of {member.size} bytes; at most {MAX_MEMBER} are read")
             content = archive.extractfile(member) if member is not None and member.isreg() else None
             data = content.read() if content is not None else b""
         except (tarfile.TarError, EOFError, ValueError, OverflowError, OSError) as error:

@@ -10,27 +10,33 @@ since frame i - 1, so it comes before frame i; it may be empty or missing.
 import csv
 import io
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 from emu_jax.data.document import Document, Image, Layout, Segment, Text, Video
-from emu_jax.data.sources.base import Found, ReadOptions, Rejected, Source, media_file, open_file, text_of
+from emu_jax.data.sources.base import Found, ReadOptions, Rejected, Source, open_file, text_of
+from emu_jax.data.sources.media import media_file
 from emu_jax.data.sources.tars import samples
 from emu_jax.errors import UserError
 
+_LONGEST = 2**16  # bytes of the line with the columns' names
 _PART = re.compile(r"(\d{1,6})\.(txt|png|jpg|jpeg|webp)")
 
 
 def read_webvid(path: Path, options: ReadOptions) -> Found:
     with open_file(path) as file:
-        header = file.readline()
-        body = file.readlines()
+        yield from _webvid(path, file, options)
+
+
+def _webvid(path: Path, file: IO[bytes], options: ReadOptions) -> Found:
     try:
-        names = next(csv.reader([header.decode("utf-8-sig", "replace")]), [])
+        names = next(csv.reader([file.readline(_LONGEST).decode("utf-8-sig", "replace")]), [])
     except csv.Error as error:
         raise UserError(f"{path} does not begin with the names of its columns ({error}).") from None
     if not {"videoid", "page_dir", "name"} <= set(names):
         raise UserError(f"{path} needs the columns videoid, page_dir and name; it has {names}.")
-    for number, row in _rows(body):
+    for number, row in _rows(file):
         key = f"{path.name}:{number}"
         try:
             if isinstance(row, ValueError):
@@ -48,7 +54,7 @@ def read_webvid(path: Path, options: ReadOptions) -> Found:
             yield Rejected("webvid", key, str(error))
 
 
-def _rows(body: list[bytes]):
+def _rows(body: Iterable[bytes]):
     """(line number, fields or a ValueError): a row may span lines within quotes, and a broken one costs only itself."""
     pending, start = b"", 2
     for number, line in enumerate(body, start=2):

@@ -1,0 +1,76 @@
+"""Broken files and files of another kind: never a crash, never a wrong pairing of text and picture."""
+
+import json
+
+import numpy as np
+import pytest
+
+from emu_jax.data.images import DecodeError
+from emu_jax.data.sources import SOURCES, Rejected
+from emu_jax.errors import UserError
+from tests.data.sources.makers import MAKERS, make_mmc4, numbers, read
+
+
+def test_a_json_line_cut_in_the_middle_and_unknown_fields(tmp_path):
+    path = make_mmc4(tmp_path)
+    lines = path.read_text().splitlines()
+    lines[1] = lines[1][: len(lines[1]) // 2]
+    lines[2] = json.dumps({**json.loads(lines[2]), "a_field_nobody_knows": [1, {"x": None}]})
+    path.write_text("\n".join(lines))
+    found = read("mmc4", path)
+    assert [isinstance(f, Rejected) for f in found] == [False, True, False, False, False, False]
+    assert found[1].key == f"{path.name}:2"
+
+
+@pytest.mark.parametrize("source", sorted(SOURCES))
+def test_a_file_of_another_kind_is_the_user_s_to_mend(source, tmp_path):
+    path = tmp_path / "file_questions.json"
+    path.write_bytes(b"\x00\x01 neither tar nor json nor parquet nor csv")
+    if SOURCES[source].read is SOURCES["jsonl"].read or source == "mmc4":
+        assert all(isinstance(f, Rejected) for f in read(source, path))
+    else:
+        with pytest.raises(UserError, match="file_questions"):
+            read(source, path)
+    with pytest.raises(UserError, match=r"cannot be read|is not a parquet"):
+        read(source, tmp_path / "missing_questions.json")
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("source", MAKERS)
+def test_mutated_files(source, count, tmp_path):
+    """Bytes changed, cut out, doubled, the end cut off: no crash, and what is read still belongs together."""
+    rng = np.random.default_rng(list(source.encode()))
+    path = MAKERS[source](tmp_path)
+    whole = path.read_bytes()
+    documents = 0
+    for i in range(count):
+        data = bytearray(whole)
+        at, length = int(rng.integers(len(data))), int(rng.integers(1, 40))
+        match i % 4:
+            case 0:
+                for place in rng.integers(0, len(data), rng.integers(1, 6)):
+                    data[place] = rng.integers(0, 256)
+            case 1:
+                del data[at : at + length]
+            case 2:
+                data[at:at] = data[at : at + length]
+            case 3:
+                del data[at:]
+        path.write_bytes(data)
+        try:
+            found = read(source, path)
+        except UserError:
+            continue
+        for document in found:
+            if isinstance(document, Rejected):
+                assert document.reason
+                continue
+            try:
+                texts, pictures = numbers(document)
+            except DecodeError:
+                continue
+            if pictures and texts and None not in pictures:
+                assert texts == pictures, (source, i)
+                documents += 1
+    if source not in ("sharegpt", "alpaca"):
+        assert documents > count // 10, "the mutations must leave something to compare"
