@@ -5,10 +5,10 @@
         --config.train.optimizer.learning_rate=1e-3
 
 Any field of the config can be set on the command line. WORKDIR takes config.json, tokenizer.model,
-checkpoints/STEP/{params, optimizer, data, config}, metrics.jsonl, tensorboard/ and report.html; --profile writes an XLA
-profile of steps 10 to 13 there. The stages `vae` and `visual_decoder` leave their result in WORKDIR/visual_decoder, a
-folder that diffusers opens. SIGTERM and Ctrl-C finish the step, save and exit with 0. On several hosts give the same
-command on each.
+checkpoints/STEP/{params, optimizer, data, config}, metrics.jsonl, tensorboard/, report.html and rejects/, the documents
+that could not be used; --profile writes an XLA profile of steps 10 to 13 there. The stages `vae` and `visual_decoder`
+leave their result in WORKDIR/visual_decoder, a folder that diffusers opens. SIGTERM and Ctrl-C finish the step, save
+and exit with 0. On several hosts give the same command on each.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ def main(argv: list[str]) -> None:
         return
     config, workdir = read_flags(argv)
     start_processes()
+    if "data" in config and not config.data.rejects:
+        config.data.rejects = str(workdir / "rejects")
     job = read_job(config)
     keep_config(job, workdir)
     result = train(job.train, stage=job.stage, data=job.data, workdir=workdir, run_config=to_dict(job.config))

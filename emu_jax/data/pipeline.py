@@ -8,8 +8,12 @@ readers together tell exactly which documents are done, and `plans_from_states` 
 
 import dataclasses
 import enum
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -72,6 +76,7 @@ class DataConfig:
       prefetch: batches made ahead, by a thread or by each worker; 0 makes each when it is asked for.
       shuffle: False keeps the documents' order, for looking at data and for evaluation.
       max_rejected: share of documents that may be unreadable before the loader stops.
+      rejects: folder in which each reader lists what it skipped; `train` takes WORKDIR/rejects. Empty: nowhere.
     """
 
     sets: tuple[SetConfig, ...]
@@ -90,6 +95,7 @@ class DataConfig:
     prefetch: int = 2
     shuffle: bool = True
     max_rejected: float = 0.01
+    rejects: str = ""
 
 
 class Loader(grain.DatasetIterator):
@@ -162,7 +168,7 @@ def make_loader(
         options = grain.MultiprocessingOptions(
             num_workers=config.workers, per_worker_buffer_size=max(config.prefetch, 1)
         )
-        dataset = dataset.mp_prefetch(options)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_end_with_the_reader)
     elif config.prefetch:
         dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=config.prefetch)
     process = (process_index, process_count)
@@ -212,6 +218,7 @@ def make_reading(config: DataConfig, *, tokenizer: Tokenizer, seed: int, process
         homogeneous=config.mixing is Mixing.HOMOGENEOUS,
         random_frames=config.frame_choice is Frames.RANDOM,
         max_rejected=config.max_rejected,
+        rejects=Path(config.rejects) if config.rejects else None,
     )
 
 
@@ -254,6 +261,19 @@ def _readers(state: Any) -> Iterable[dict[str, Any]]:
     if isinstance(state, list | tuple):
         for part in state:
             yield from _readers(part)
+
+
+def _end_with_the_reader(worker: int, workers: int) -> None:
+    """A worker whose process was killed would wait for ever for room in a queue that nobody empties."""
+    del worker, workers
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _mark_flags_parsed() -> None:

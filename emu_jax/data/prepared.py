@@ -8,6 +8,7 @@ from pathlib import Path
 from array_record.python import array_record_data_source
 
 from emu_jax.data.document import Document
+from emu_jax.data.images import DecodeError
 from emu_jax.data.records import from_record
 from emu_jax.errors import UserError
 
@@ -38,15 +39,32 @@ class PreparedSet:
         return sum(self._lengths) if self._lengths is not None else len(self._source)
 
     def __getitem__(self, index: int) -> Document:
-        return from_record(self._source[index])
+        """Raises DecodeError where the record is damaged, and UserError where the set is."""
+        source = self._source
+        try:
+            return from_record(source[index])
+        except Exception as error:  # ArrayRecord and protobuf have their own, and bytes can be cut anywhere
+            raise DecodeError(f"the record is damaged ({type(error).__name__}: {error})") from None
 
     @functools.cached_property
     def _source(self) -> array_record_data_source.ArrayRecordDataSource:
         # One record at a time: handing it to a pool of threads costs more than reading it.
         options = {"max_parallelism": "0"}
-        return array_record_data_source.ArrayRecordDataSource(
-            [str(shard) for shard in self.shards], reader_options=options
-        )
+        try:
+            source = array_record_data_source.ArrayRecordDataSource(
+                [str(shard) for shard in self.shards], reader_options=options
+            )
+            count = len(source)
+        except Exception as error:
+            raise UserError(
+                f"A shard of {self.path} is damaged or cut ({error}); copy it again or prepare the set again."
+            ) from None
+        if self._lengths is not None and count != sum(self._lengths):
+            raise UserError(
+                f"The shards of {self.path} hold {count} documents, and its dataset_info.json says "
+                f"{sum(self._lengths)}; copy it again or prepare the set again."
+            )
+        return source
 
     def __getstate__(self):
         return {name: value for name, value in self.__dict__.items() if name != "_source"}
@@ -70,5 +88,8 @@ def _shard_lengths(path: Path, split: str) -> list[int] | None:
     info = path / "dataset_info.json"
     if not info.exists():
         return None
-    splits = {s["name"]: s for s in json.loads(info.read_text()).get("splits", [])}
-    return [int(n) for n in splits[split]["shardLengths"]] if split in splits else None
+    try:
+        splits = {s["name"]: s for s in json.loads(info.read_text()).get("splits", [])}
+        return [int(n) for n in splits[split]["shardLengths"]] if split in splits else None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{info} is damaged ({error!r}); copy it again or prepare the set again.") from None

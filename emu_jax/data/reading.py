@@ -1,10 +1,9 @@
 """One reader of the stream: it takes every S-th place, packs batches, and knows what it has read."""
 
-import collections
 import dataclasses
 import functools
-import logging
 from collections.abc import Sequence as Items
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -17,15 +16,13 @@ from emu_jax.data.images import DecodeError, preprocess
 from emu_jax.data.mixture import Mixture, Place
 from emu_jax.data.packing import choose_row, fill_row
 from emu_jax.data.prepared import PreparedSet
+from emu_jax.data.rejects import Rejects, Unusable
 from emu_jax.data.sequence import Sequence, SequenceConfig, build_sequence
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.data.video import pick_frames, take_frames
 from emu_jax.errors import UserError
 
-log = logging.getLogger(__name__)
-
 FORMAT = "emu_reader_1"
-_ENOUGH_TO_JUDGE = 1000  # documents before a share of broken ones means anything
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +46,7 @@ class Reading:
     Attributes:
       homogeneous: each batch from one set; then there is one stream of places for each set, else one for all.
       random_frames: see `DataConfig.frame_choice`.
+      rejects: folder in which each reader lists what it skipped.
     """
 
     sets: tuple[PreparedSet, ...]
@@ -60,6 +58,7 @@ class Reading:
     homogeneous: bool
     random_frames: bool
     max_rejected: float
+    rejects: Path | None
 
     @property
     def streams(self) -> int:
@@ -76,22 +75,24 @@ class Reading:
     def sequence_at(self, stream: int, place: int) -> tuple[Sequence, int] | None:
         """The sequence at a place and the number of its set, or None where the set has dropped out.
 
-        Raises DecodeError, with the document's name, for one that cannot be laid out.
+        Raises Unusable for a document that cannot be laid out, or of which nothing would be learnt.
         """
         found = self.document_at(stream, place)
         if found is None:
             return None
         # One generator for each place, so that what is drawn does not depend on who reads it, or when.
         rng = np.random.default_rng([self.mixture.seed, stream, place])
-        document = self.sets[found.set][found.index]
         config = self.sequences[found.set]
+        source, key = self.sets[found.set].path.name, f"record {found.index}"
         try:
+            document = self.sets[found.set][found.index]
+            source, key = document.source, document.key
             document = self._with_frames(document, config, rng)
             sequence = build_sequence(document, config=config, tokenizer=self.tokenizer, rng=rng)
             if not sequence.learns:
                 raise DecodeError("nothing of the document counts in a loss")
         except DecodeError as error:
-            raise DecodeError(f"{document.source}: {document.key}: {error}") from None
+            raise Unusable(source, key, error) from None
         return sequence, found.set
 
     def _with_frames(self, document: Document, config: SequenceConfig, rng: np.random.Generator) -> Document:
@@ -167,9 +168,8 @@ class BatchIterator(grain.DatasetIterator):
         self._worker, self._workers = worker, workers
         self._step = 0
         self._streams = [_Stream() for _ in plans]
-        self._seen = 0
-        self._rejected: collections.deque[str] = collections.deque(maxlen=10)
-        self._rejected_count = 0
+        file = f"reader-{shard:05d}-of-{shards:05d}.jsonl"
+        self._rejects = Rejects(reading.rejects and reading.rejects / file, share=reading.max_rejected)
 
     def __next__(self) -> Batch:
         reading = self._reading
@@ -204,13 +204,14 @@ class BatchIterator(grain.DatasetIterator):
             kept, images = [], []
             for waiting in taken:
                 try:
-                    images.append([preprocess(i, reading.batch.image_size) for i in waiting.sequence.images])
+                    size = reading.batch.image_size
+                    images.append([preprocess(i, size, exact=False) for i in waiting.sequence.images])
                     kept.append(waiting)
                 except DecodeError as error:
                     found = reading.document_at(stream, waiting.place)
                     assert found is not None
                     document = reading.sets[found.set][found.index]
-                    self._reject(f"{document.source}: {document.key}: {error}")
+                    self._rejects.add(Unusable(document.source, document.key, error))
             if kept:
                 sources = [waiting.set for waiting in kept]
                 fill_row(batch, row, [w.sequence for w in kept], images=images, source_ids=sources)
@@ -223,25 +224,15 @@ class BatchIterator(grain.DatasetIterator):
             if position >= len(plan.leftover) and plan.place(position) >= end:
                 return
             state.read += 1
-            self._seen += 1
+            self._rejects.seen += 1
             place = plan.place(position)
             try:
                 found = self._reading.sequence_at(stream, place)
-            except DecodeError as error:
-                self._reject(str(error))
+            except Unusable as unusable:
+                self._rejects.add(unusable)
                 continue
             if found is not None:
                 state.waiting.append(_Waiting(place, *found))
-
-    def _reject(self, reason: str) -> None:
-        log.warning("skipped %s", reason)
-        self._rejected.append(reason)
-        self._rejected_count += 1
-        if self._rejected_count > self._reading.max_rejected * max(self._seen, _ENOUGH_TO_JUDGE):
-            raise UserError(
-                f"{self._rejected_count} of {self._seen} documents could not be used, more than the share of "
-                f"{self._reading.max_rejected} that data.max_rejected allows. The last: {self._rejected[-1]}"
-            )
 
     def get_state(self) -> dict[str, Any]:
         return {
@@ -250,6 +241,8 @@ class BatchIterator(grain.DatasetIterator):
             "shards": self._shards,
             "mixture": fingerprint(self._reading),
             "step": self._step,
+            "seen": self._rejects.seen,
+            "rejected": self._rejects.count,
             "streams": [{"read": s.read, "waiting": [w.place for w in s.waiting]} for s in self._streams],
             "plans": [{"base": plan.base, "leftover": list(plan.leftover)} for plan in self._plans],
         }
@@ -264,6 +257,8 @@ class BatchIterator(grain.DatasetIterator):
                 "emu_jax.data.pipeline.plans_from_states."
             )
         self._step = int(state["step"])
+        # States from before these were counted lack them.
+        self._rejects.restore(seen=int(state.get("seen", 0)), count=int(state.get("rejected", 0)))
         self._plans = tuple(Plan(int(p["base"]), tuple(p["leftover"])) for p in state["plans"])
         self._streams = []
         for number, saved in enumerate(state["streams"]):

@@ -109,7 +109,10 @@ class Console:
 
 
 def progress_line(title: str, step: int, steps: int, metrics: Mapping[str, float]) -> str:
-    """As in `pretrain 1200/4000 30%  loss 1.234  text 0.9  12.1 steps/s  41k tokens/s  data 2%  3m10s left`."""
+    """As in `pretrain 1200/4000 30%  loss 1.234  text 0.9  12.1 steps/s  41k tokens/s  filled 97%/99%  data 2%`.
+
+    "filled": the shares of token places and of image slots that are no padding.
+    """
     parts = [f"{title} {step}/{steps} {step / steps:.0%}"]
     losses = [name for name in metrics if name == "loss" or (name.startswith("loss/") and name.count("/") == 1)]
     parts += [f"{name.removeprefix('loss/')} {metrics[name]:.4g}" for name in losses]
@@ -120,6 +123,8 @@ def progress_line(title: str, step: int, steps: int, metrics: Mapping[str, float
     ):
         if name in metrics:
             parts.append(f"{_short(metrics[name])} {unit}")
+    if "fill/tokens" in metrics and "fill/images" in metrics:
+        parts.append(f"filled {metrics['fill/tokens']:.0%}/{metrics['fill/images']:.0%}")
     if "mfu" in metrics:
         parts.append(f"MFU {metrics['mfu']:.1%}")
     if "data_wait" in metrics:

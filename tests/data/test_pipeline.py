@@ -184,10 +184,12 @@ def test_processes_are_disjoint_and_together_complete(config, small_tokenizer):
 
 
 @pytest.mark.parametrize("mixing", list(Mixing))
-@pytest.mark.parametrize("chain", [(4, 2), (4, 1, 4), (2, 4, 2)])
+@pytest.mark.parametrize("chain", [(4, 2), (4, 8), (1, 8, 4), (4, 1, 4), (2, 4, 2)])
 def test_goes_on_with_another_number_of_processes(config, small_tokenizer, chain, mixing):
     """Each document once per epoch, through several changes; processes stop after different numbers of batches."""
-    config = dataclasses.replace(config, mixing=mixing, pool=5, batch=dataclasses.replace(config.batch, length=64))
+    config = dataclasses.replace(
+        config, mixing=mixing, pool=5, batch=dataclasses.replace(config.batch, batch_size=8, length=64)
+    )
     plans, found = None, []
     for leg, count in enumerate(chain):
         states = []

@@ -201,3 +201,5 @@ def test_the_progress_line():
     }  # fmt: skip
     line = progress_line("pretrain", 1200, 4000, metrics)
     assert line == ("pretrain 1200/4000 30%  loss 1.25  text 0.75  12.3 steps/s  41.2k tokens/s  data 2%  1h02m left")
+    filled = progress_line("pretrain", 1200, 4000, metrics | {"fill/tokens": 0.97, "fill/images": 0.994})
+    assert "  41.2k tokens/s  filled 97%/99%  data 2%  " in filled
