@@ -2,8 +2,9 @@
 
     python experiments/benchmarks/packing.py
 
-A pool of 256 waiting sequences, 200 rows after 50 to settle. `pairs`: LAION-like, about 62 tokens and one image.
-`mixture`: eight such pairs for two pages (400 to 1,000 tokens, one to five images) and one video of eight frames.
+A pool of 256 waiting sequences, 1,500 rows after 1,500 in which it fills with what is hard to place. `pairs`:
+LAION-like, about 62 tokens and one image. `mixture`: eight such pairs for two pages (400 to 1,000 tokens, one to five
+images) and one video of eight frames.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import numpy as np
 from emu_jax.data.packing import choose_row
 
 Sizes = list[tuple[int, int]]
-POOL, SETTLE, ROWS = 256, 50, 200
+POOL, SETTLE, ROWS = 256, 1500, 1500
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rng = np.random.default_rng(0)
-    streams = {"pairs": (pairs(rng, 60_000), 1024, 17), "mixture": (mixture(rng, 30_000), 1024, 11)}
+    streams = {"pairs": (pairs(rng, 60_000), 1024, 17), "mixture": (mixture(rng, 60_000), 1024, 11)}
     rules = {
         "one a row": lambda sizes, length, images: [0],
         "first-fit by tokens": first_fit,

@@ -251,7 +251,7 @@ def test_the_command(tmp_path, capsys):
     for arguments, reason in [
         (["--source=jsonl", "--input=nothing*", "--output=x"], "No file matches nothing"),
         (["--source=nope", f"--input={tmp_path}/in/*.jsonl", "--output=x"], "no source 'nope'"),
-        (["--source=jsonl", f"--input={tmp_path}/in/*.jsonl", "--output=x", "--media=nowhere"], "is neither a folder nor a"),
+        (["--source=jsonl", f"--input={tmp_path}/in/*.jsonl", "--output=x", "--media=nowhere"], "is neither a folder"),
     ]:
         with pytest.raises(UserError, match=reason):
             main(arguments)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -56,19 +57,20 @@ def test_each_is_listed_and_the_rest_is_read(tmp_path, small_tokenizer):
     assert found == [{"source": "web", "key": f"0.tar:{n}", "reason": reason} for n in sorted(broken)]
 
 
-def test_a_damaged_record_costs_itself_and_its_neighbours(tmp_path, small_tokenizer):
-    """One byte: what ArrayRecord stores with it cannot be read; each of it is listed, the rest is read."""
+def test_a_damaged_record_is_listed_by_its_number(tmp_path, small_tokenizer):
+    """One byte of a shard: what is stored with it cannot be read, the rest can."""
     folder = make_set(tmp_path / "set", set())
     shard = next(folder.glob("*.array_record-*"))
     data = bytearray(shard.read_bytes())
-    data[data.index(b"number 150")] ^= 1
+    used = [at for at, byte in enumerate(data) if byte]
+    data[used[len(used) // 2]] ^= 255
     shard.write_bytes(data)
     config = config_of(folder, tmp_path, max_rejected=0.9)
     images = sum(int(b["num_images"].sum()) for b in make_loader(config, tokenizer=small_tokenizer, seed=0))
     found = listed(tmp_path)
     assert 0 < len(found) == COUNT - images < COUNT / 2
-    assert "record 150" in {reject["key"] for reject in found}
-    assert all("the record is damaged" in reject["reason"] for reject in found)
+    assert all(re.fullmatch(r"record \d+", reject["key"]) for reject in found)
+    assert all(reject["reason"].startswith("the record is damaged") for reject in found)
 
 
 def test_a_damaged_set_is_the_user_s_to_mend(tmp_path, small_tokenizer):
