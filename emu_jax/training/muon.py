@@ -17,7 +17,7 @@ _ADAM_RMS = 0.2  # of an entry of Adam's update, so that the rates of both mean 
 
 
 def muon(*, moment_dtype: str | None) -> optax.GradientTransformation:
-    """Directions of ascent for kernels of dense layers; entries have a root mean square of 0.2.
+    """Directions of ascent for kernels of dense layers and convolutions; entries have a root mean square of 0.2.
 
     A kernel may be of several axes (heads apart) and stacked over layers: each layer's matrix is one by itself.
     """
@@ -36,6 +36,8 @@ def _axes(path: Any, kernel: jax.Array) -> MuonDimensionNumbers:
     name, last = path_name(path), kernel.ndim - 1
     if name.endswith("attention/out/kernel"):  # heads, features of a head -> width
         return MuonDimensionNumbers((last - 2, last - 1), last)
+    if "conv" in name.split("/")[-2]:  # height, width, channels -> channels
+        return MuonDimensionNumbers(tuple(range(last)), last)
     if name.endswith("qkv/kernel"):  # width -> heads, features of a head; three times
         return MuonDimensionNumbers(last - 3, (last - 1, last))
     if name.endswith(("query/kernel", "key/kernel", "value/kernel")):

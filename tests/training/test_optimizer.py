@@ -116,6 +116,7 @@ def test_muon_makes_each_layers_matrix_orthogonal_and_leaves_the_rest_to_adam():
         "blocks/attention/qkv/kernel": (layers, width, 3, heads, features),
         "blocks/attention/out/kernel": (layers, heads, features, width),
         "blocks/mlp/up/kernel": (layers, width, 30),
+        "blocks/resnets_0/conv1/kernel": (3, 3, 5, 12),
         "blocks/mlp/up/bias": (layers, 30),
         "lm_head/projection/kernel": (width, 30),
     }
@@ -131,6 +132,7 @@ def test_muon_makes_each_layers_matrix_orthogonal_and_leaves_the_rest_to_adam():
         np.testing.assert_array_equal(by_muon[path], by_adam[path])
     fused = by_muon["blocks/attention/qkv/kernel"]
     matrices = [*by_muon["blocks/mlp/up/kernel"], *by_muon["blocks/attention/query/kernel"].reshape(layers, width, -1)]
+    matrices += [by_muon["blocks/resnets_0/conv1/kernel"].reshape(-1, 12)]
     matrices += [*by_muon["blocks/attention/out/kernel"].reshape(layers, -1, width)]
     matrices += [fused[layer, :, kind].reshape(width, -1) for layer in range(layers) for kind in range(3)]
     for matrix in matrices:
