@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code: 0, 2 for the user's mistakes (one line on stderr), 130 after Ctrl-C. Other exceptions pass through.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is as it should be
     try:
         if not words or words[0] in ("-h", "--help", "help"):
             print(cli.overview())
