@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from emu_jax.checkpoints.positions import resize_positions
 from emu_jax.checkpoints.streaming import LazyParameter
@@ -216,6 +217,20 @@ def _with_mean_rows(table: np.ndarray, rows: int) -> np.ndarray:
 
 def _initialised(config: EmuConfig, row: Row, dtype: np.dtype, *, seed: int) -> LazyParameter:
     """A parameter as `Emu.init` makes it, one layer at a time, so that no more than a layer is ever held."""
+    init, paths = _traced_init(config)
+    place = paths.index(row.path)
+    make = jax.jit(lambda key: jaxpr_as_fun(init)(key)[place])  # the others are dead code to the compiler
+
+    def layer(i: int) -> np.ndarray:
+        made = np.asarray(make(jax.random.fold_in(jax.random.key(seed), i)))
+        return (made[0] if row.layers is not None else made).astype(dtype)
+
+    return LazyParameter(row.stacked, dtype, row.layers is not None, layer)
+
+
+@functools.lru_cache(maxsize=1)
+def _traced_init(config: EmuConfig) -> tuple[ClosedJaxpr, tuple[str, ...]]:
+    """`Emu.init` of one layer each, and its parameters' paths in order: traced once for all that are made by it."""
     shallow = dataclasses.replace(
         config,
         vision=dataclasses.replace(config.vision, num_layers=1),
@@ -226,13 +241,8 @@ def _initialised(config: EmuConfig, row: Row, dtype: np.dtype, *, seed: int) -> 
     tokens = jnp.zeros((1, config.causal_former.num_image_tokens), jnp.int32)
     images = jnp.zeros((1, 1, config.vision.image_size, config.vision.image_size, 3), jnp.float32)
 
-    @jax.jit
-    def make(key: jax.Array) -> jax.Array:  # all but the one parameter is dead code to the compiler
-        params = unbox(model.init(key, tokens, images)["params"])
-        return traverse_util.flatten_dict(params, sep="/")[row.path]
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        return traverse_util.flatten_dict(unbox(model.init(key, tokens, images)["params"]), sep="/")
 
-    def layer(i: int) -> np.ndarray:
-        made = np.asarray(make(jax.random.fold_in(jax.random.key(seed), i)))
-        return (made[0] if row.layers is not None else made).astype(dtype)
-
-    return LazyParameter(row.stacked, dtype, row.layers is not None, layer)
+    traced, shapes = jax.make_jaxpr(init, return_shape=True)(jax.random.key(0))
+    return traced, tuple(sorted(shapes))
