@@ -18,9 +18,10 @@ from emu_jax.training.partition import flatten
 from emu_jax.training.stages.pretrain import PretrainStage
 
 PATH = Path(__file__).with_name("shardings_14b.json")
-# Not fsdp:256: 256 does not divide the vision encoder's width of 1408, which would then be whole on every chip.
 MESHES = {
     "v5p-64 chips": (1, 64, 1),
+    "v5p-128 chips": (1, 128, 1),
+    "fsdp over 256": (1, 256, 1),
     "v5e-256 chips": (2, 128, 1),
     "v5p-512 chips": (4, 64, 2),
     "v4-128 chips": (2, 16, 4),
@@ -39,8 +40,7 @@ def current() -> dict[str, dict[str, str]]:
         places = flatten(shardings(boxed, mesh))
         rows, total = {}, 0
         for path, leaf in sorted(leaves.items()):
-            local = places[path].shard_shape(leaf.shape)
-            size = math.prod(local) * leaf.dtype.itemsize
+            size = math.prod(places[path].shard_shape(leaf.shape)) * leaf.dtype.itemsize
             total += size
             rows[path] = f"{list(leaf.shape)} {places[path].spec}: {size}"
         found[name] = {"all": f"{total / 2**20:.1f} MiB a device", **rows}

@@ -48,7 +48,7 @@ def test_a_mesh_over_some_of_the_devices() -> None:
     assert make_mesh(MeshConfig(), devices=jax.devices()[:2]).devices.shape == (1, 2, 1)
 
 
-def test_parameters_lie_where_their_axes_say_and_whole_where_they_do_not_divide() -> None:
+def test_parameters_lie_where_their_axes_say_or_on_another_axis_that_divides() -> None:
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
 
     def boxed(shape: tuple[int, ...], *names: str) -> nn.LogicallyPartitioned:
@@ -56,13 +56,18 @@ def test_parameters_lie_where_their_axes_say_and_whole_where_they_do_not_divide(
 
     tree = {
         "kernel": boxed((8, 6), axes.EMBED, axes.MLP),
-        "toy_heads": boxed((8, 3, 4), axes.EMBED, axes.HEADS, axes.KV),
+        "three_heads": boxed((8, 3, 4), axes.EMBED, axes.HEADS, axes.KV),
+        "narrow": boxed((6, 8), axes.EMBED, axes.MLP),
+        "stacked": boxed((4, 6, 7), axes.LAYERS, axes.EMBED, axes.MLP),
         "scale": boxed((8,), axes.NORM),
     }
     placed = jax.device_put(unbox(tree), shardings(tree, mesh))
     assert placed["kernel"].sharding.spec == PartitionSpec("fsdp", "tensor")
     assert placed["kernel"].addressable_shards[0].data.shape == (2, 3)
-    assert placed["toy_heads"].addressable_shards[0].data.shape == (2, 3, 4)
+    assert placed["three_heads"].sharding.spec == PartitionSpec("fsdp", None, "tensor")
+    assert placed["narrow"].sharding.spec == PartitionSpec(None, ("tensor", "fsdp"))
+    # 2 divides 6 and 4 does not; and a scan's layers are never cut apart.
+    assert placed["stacked"].sharding.spec == PartitionSpec(None, "tensor", None)
     assert placed["scale"].is_fully_replicated
 
 
