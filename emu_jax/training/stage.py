@@ -18,6 +18,25 @@ class CountsFlops(Protocol):
         """Useful operations, forward and backward, of a step with so many token places and images in use."""
 
 
+@runtime_checkable
+class Measures(Protocol):
+    """A stage whose losses depend on something of the whole batch beyond their weights, such as a variance.
+
+    With several microbatches the step calls `measure` on each before any gradient, and `losses` of such a stage takes
+    what `combine` made of it as `measured`; with one it measures for itself (`measured` is None).
+    """
+
+    @property
+    def measures(self) -> bool:
+        """Whether the losses, as they are configured, want it."""
+
+    def measure(self, params: Any, batch: "Batch", rng: jax.Array) -> Any:
+        """A tree of arrays of one microbatch; not differentiated."""
+
+    def combine(self, measured: Any) -> Any:
+        """The whole batch's, from `measure` of every microbatch stacked along a new first axis."""
+
+
 class LossOutput(NamedTuple):
     """What one (micro)batch gave.
 

@@ -14,7 +14,7 @@ from emu_jax.training.config import OptimizerConfig
 from emu_jax.training.metrics import Metrics, pack
 from emu_jax.training.optimizer import make_optimizer, make_schedule
 from emu_jax.training.partition import Tree, by_part, merge, split
-from emu_jax.training.stage import Batch, Stage
+from emu_jax.training.stage import Batch, Measures, Stage
 from emu_jax.training.state import TrainState
 from emu_jax.typing import ArrayLike
 
@@ -25,7 +25,7 @@ def make_train_step(stage: Stage, *, config: OptimizerConfig, steps: int, accumu
     """The pure step `(state, batch) -> (state, metrics)`; jit it with `donate_argnums=0`.
 
     The gradient is that of sum_k coefficient_k * sum_k / weight_k over the whole batch, in any number of microbatches
-    (except for what a stage itself takes over a microbatch: dropout, and a variance-normalised target).
+    (which draw other dropout masks).
     """
     optimizer = make_optimizer(config, steps=steps)
     schedule = make_schedule(config, steps=steps)
@@ -84,8 +84,10 @@ def _gradients(
     # out, so that nothing is spent on its gradient.
     factors = {name: c / jnp.maximum(weights[name], 1e-6) for name, c in stage.coefficients.items() if c}
 
+    more: dict[str, Any] = {}
+
     def objective(params: Tree, microbatch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
-        output = stage.losses(merge(params, frozen), microbatch, key, deterministic=False)
+        output = stage.losses(merge(params, frozen), microbatch, key, deterministic=False, **more)
         parts = stage.loss_weights(microbatch)
         metrics = output.metrics | {
             f"loss/{name}": Mean(value.astype(jnp.float32), parts[name].astype(jnp.float32))
@@ -101,6 +103,9 @@ def _gradients(
 
     microbatches = jax.tree.map(lambda x: _cut(x, accumulation), dict(batch))
     keys = jax.random.split(rng, accumulation)
+    if isinstance(stage, Measures) and stage.measures:
+        params, measure = merge(trainable, frozen), stage.measure
+        more["measured"] = stage.combine(jax.lax.map(lambda one: measure(params, *one), (microbatches, keys)))
 
     def add(total: Any, inputs: tuple[Batch, jax.Array]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, grad_of(trainable, *inputs)), None

@@ -1,11 +1,12 @@
 """Pretraining: the next token by cross-entropy, the next visual embedding by regression, in one pass.
 
-Captioning first and both losses after, with the vision side frozen, is this stage twice: `regression_coefficient=0`,
-then `trainable=LANGUAGE_SIDE` (DESIGN, Collapse).
+Captioning first and both losses after, with the vision side frozen, is this stage twice: `regression_coefficient=0`
+(named `caption_warmup`), then `trainable=LANGUAGE_SIDE`. Instruction tuning is it as well, on chats whose answers alone
+the batch's mask counts (named `instruct`).
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,14 @@ VISION_PARTS = ("vision_encoder", "visual_norm", "causal_former")
 LANGUAGE_SIDE = (r"^decoder/", r"^lm_head/", r"^regression_head/")
 
 
+class Spread(NamedTuple):
+    """How the visual embeddings of some images vary: `count` of the images, their `mean` [Q D], their `variance`."""
+
+    count: jax.Array
+    mean: jax.Array
+    variance: jax.Array
+
+
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
     """Weights and remedies.
@@ -40,8 +49,8 @@ class PretrainConfig:
       text_coefficient: factor of the mean cross-entropy. Not published for Emu; third-party trainers take 1.
       regression_coefficient: factor of the mean squared error. Not published; third-party trainers take 1.
       trainable: regexes on parameter paths.
-      normalize_targets: divide the squared error by the variance of the visual embeddings over the (micro)batch, so
-        that shrinking the embeddings gains nothing.
+      normalize_targets: divide the squared error by the variance of the visual embeddings over the batch, so that
+        shrinking the embeddings gains nothing. With accumulation the vision side runs forward once more, to know it.
       detach_regression: no gradient of the regression loss into the vision side, neither through the targets (never)
         nor through the embeddings that the decoder reads. Costs a second backward pass of the decoder.
       monitors: measure the embeddings' variance, cosine and rank in every step.
@@ -103,8 +112,37 @@ class PretrainStage:
         """How many predictions each loss counts."""
         return {"text": batch["text_loss_mask"].sum(), "regression": batch["regression_mask"].sum()}
 
-    def losses(self, params: Any, batch: Batch, rng: jax.Array, *, deterministic: bool) -> LossOutput:
-        """Both losses, each apart for every data set, and the monitors of collapse."""
+    @property
+    def measures(self) -> bool:
+        """Whether a microbatch must know the whole batch's embeddings."""
+        return self.config.normalize_targets
+
+    def measure(self, params: Any, batch: Batch, rng: jax.Array) -> Spread:
+        """Of the embeddings of one microbatch, as `losses` will make them with the same `rng`."""
+        B, I = batch["images"].shape[:2]
+        flat = batch["images"].reshape(B * I, *batch["images"].shape[2:])
+        embeddings = self.emu.apply(
+            {"params": params}, flat, deterministic=False, rngs={"dropout": rng}, method="embed_images"
+        )
+        flat, present = _flatten_images(embeddings.reshape(B, I, *embeddings.shape[1:]), batch)
+        count = present.sum()
+        mean = jnp.sum(flat * present[:, None, None], axis=0) / jnp.maximum(count, 1.0)
+        return Spread(count, mean, embedding_variance(flat, mask=present))
+
+    def combine(self, measured: Spread) -> jax.Array:
+        """The variance over the images of all microbatches: within them, and between their means."""
+        shares = measured.count / jnp.maximum(measured.count.sum(), 1.0)
+        centre = jnp.einsum("a,aqd->qd", shares, measured.mean)
+        between = jnp.square(measured.mean - centre).mean(axis=(1, 2))
+        return jnp.sum(shares * (measured.variance + between))
+
+    def losses(
+        self, params: Any, batch: Batch, rng: jax.Array, *, deterministic: bool, measured: jax.Array | None = None
+    ) -> LossOutput:
+        """Both losses, each apart for every data set, and the monitors of collapse.
+
+        `measured` is the variance of the embeddings over the whole batch where this is but a part of it.
+        """
         output = self._forward(params, batch, rng, deterministic=deterministic)
         text = text_losses(output.logits, tokens=batch["tokens"], vocab_size=self.model.decoder.vocab_size)
         predictions, inputs = output.visual_predictions, output.input_embeddings
@@ -115,7 +153,10 @@ class PretrainStage:
         regression = regression_losses(predictions, input_embeddings=inputs)
         if self.config.normalize_targets:
             assert output.visual_embeddings is not None, "a batch has slots for images"
-            regression = regression / self._target_variance(output.visual_embeddings, batch)
+            if measured is None:
+                flat, present = _flatten_images(output.visual_embeddings, batch)
+                measured = embedding_variance(flat, mask=present)
+            regression = regression / jnp.maximum(measured, 1e-6)
 
         metrics = self._metrics(text, regression, batch)
         if self.config.monitors:
@@ -130,11 +171,12 @@ class PretrainStage:
         """Forward, and backward as far as gradients are wanted; a document is taken to be as long as a row."""
         forward = forward_flops(self.model, context=self.batch.length / 2)
         trains = matcher(self.trainable)
-        vision = trains("vision_encoder/layers/attention/query/kernel")
-        former = trains("causal_former/layers/self_attention/query/kernel")
-        decoder = trains("decoder/layers/attention/query/kernel")
-        factor = lambda own, below: 1 + own + (own or below)
-        return tokens * (forward.heads * 3 + forward.decoder * factor(decoder, True)) + images * (
+        vision = trains("vision_encoder/blocks/mlp/up/kernel")
+        former = trains("causal_former/blocks/mlp/up/kernel")
+        decoder = trains("decoder/blocks/mlp/up/kernel")
+        heads = trains("lm_head/projection/kernel")
+        factor = lambda own, below: 1 + own + (own or below)  # adapters in a frozen part count as nothing of their own
+        return tokens * (forward.heads * factor(heads, True) + forward.decoder * factor(decoder, True)) + images * (
             forward.causal_former * factor(former, vision) + forward.vision * factor(vision, False)
         )
 
@@ -148,12 +190,6 @@ class PretrainStage:
             deterministic=deterministic,
             rngs={"dropout": rng},
         )
-
-    def _target_variance(self, visual_embeddings: jax.Array, batch: Batch) -> jax.Array:
-        slots = jnp.arange(visual_embeddings.shape[1])
-        present = (slots < batch["num_images"][:, None]).astype(jnp.float32)
-        flat = jax.lax.stop_gradient(visual_embeddings).reshape(-1, *visual_embeddings.shape[2:])
-        return jnp.maximum(embedding_variance(flat, mask=present.reshape(-1)), 1e-6)
 
     def _metrics(self, text: jax.Array, regression: jax.Array, batch: Batch) -> dict[str, Mean]:
         places, slots = batch["segment_ids"], batch["images"].shape[:2]
@@ -171,3 +207,10 @@ class PretrainStage:
                 )
                 metrics |= {f"loss/{loss}/{name}": mean for name, mean in zip(self.sources, means, strict=True)}
         return metrics
+
+
+def _flatten_images(visual_embeddings: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """[B I Q D] as [B*I Q D], detached, and a float mask [B*I] of the images that are there."""
+    present = jnp.arange(visual_embeddings.shape[1]) < batch["num_images"][:, None]
+    flat = jax.lax.stop_gradient(visual_embeddings).reshape(-1, *visual_embeddings.shape[2:])
+    return flat, present.astype(jnp.float32).reshape(-1)
