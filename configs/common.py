@@ -15,10 +15,20 @@ from emu_jax.errors import UserError
 from emu_jax.models.presets import PRESETS
 from emu_jax.training.config import TrainConfig
 from emu_jax.training.jobs import VAERun, VisualDecoderRun
-from emu_jax.training.run import RunConfig
+from emu_jax.training.run import CAPTION_WARMUP, INSTRUCT, RunConfig
 from emu_jax.training.stages.pretrain import LANGUAGE_SIDE, PretrainConfig
 
-__all__ = ["LANGUAGE_SIDE", "autoencoder", "base", "from_scratch", "paper", "scratch", "sets", "visual_decoder"]
+__all__ = [
+    "INSTRUCT",
+    "LANGUAGE_SIDE",
+    "autoencoder",
+    "base",
+    "from_scratch",
+    "paper",
+    "scratch",
+    "sets",
+    "visual_decoder",
+]
 
 LLAMA_VOCAB = 32004  # LLaMA's 32000 pieces and four special tokens
 
@@ -58,8 +68,8 @@ def paper(*, vocab_size: int = LLAMA_VOCAB) -> ConfigDict:
     config.train.optimizer.b2 = 0.98
     config.train.optimizer.warmup_steps = 0.2
     config.train.optimizer.clip_norm = 5.0  # not published; Emu2's
-    # 256 does not divide the vision encoder's width of 1408: on more than 128 chips the rest goes to `data`, as in
-    # --config.train.mesh.data=2 on 256.
+    # 256 divides no dimension of the vision encoder's attention (1408 wide, 16 heads of 88), which would be whole on
+    # every chip, 3.6 GiB with its moments: on more than 128 chips set train.mesh.data, as to 2 on 256.
     config.train.checkpoint.every_steps = 500
     config.train.checkpoint.keep_every_steps = 2500
     return config
@@ -92,8 +102,8 @@ def from_scratch(config: ConfigDict, phase: str) -> ConfigDict:
     """
     config.data.predict_boi = True  # the release never learns to begin an image; this does
     if phase == "captions":
+        config.stage = CAPTION_WARMUP
         config.data.image_first = 1.0  # a caption before its picture teaches nothing yet
-        config.pretrain.regression_coefficient = 0.0
     elif phase == "both":
         config.data.image_first = 0.5
         config.pretrain.normalize_targets = True

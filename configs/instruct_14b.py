@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     """The run."""
     config = common.paper(vocab_size=common.LLAMA_VOCAB + 2)  # [USER] and [ASSISTANT]
     config.model.lora = ConfigDict({"rank": 16, "alpha": 16.0, "dropout": 0.05})
+    config.stage = common.INSTRUCT
     config.instruct = True
     config.pretrain.trainable = (r"lora",)
     config.pretrain.regression_coefficient = 0.0

@@ -18,7 +18,7 @@ from emu_jax.errors import UserError
 from emu_jax.training.config import TrainConfig
 from emu_jax.training.loop import DataFactory, TrainResult
 from emu_jax.training.prefetch import Data
-from emu_jax.training.run import data_factory, make_stage, read_run_config, with_vocabulary
+from emu_jax.training.run import EMU_STAGES, PRETRAIN, data_factory, make_stage, read_run_config, with_vocabulary
 from emu_jax.training.stage import Stage
 from emu_jax.training.stages.vae import VAEStage, VAETrainingConfig, to_unit_range
 from emu_jax.training.stages.visual_decoder import VisualDecoderStage, VisualDecoderTrainingConfig
@@ -87,13 +87,13 @@ def read_job(config: Mapping[str, Any] | Any) -> Job:
     Raises:
       UserError: unknown, missing or mistyped fields, or parts that do not fit together.
     """
-    stage = config.get("stage", "pretrain")
+    stage = config.get("stage", PRETRAIN)
     if stage not in JOBS:
         raise UserError(f"config.stage must be one of {', '.join(JOBS)}, not {stage!r}.")
     return JOBS[stage](config)
 
 
-def _pretrain(config: Any) -> Job:
+def _emu(config: Any) -> Job:
     run = read_run_config(config)
     tokenizer = Tokenizer.load(run.tokenizer, instruct=run.instruct)
     run = with_vocabulary(run, vocab_size=tokenizer.vocab_size)
@@ -154,7 +154,11 @@ def _visual_decoder(config: Any) -> Job:
     return Job(config=run, train=run.train, stage=stage, data=_from_start_or_state(load), finish=finish)
 
 
-JOBS: dict[str, Callable[[Any], Job]] = {"pretrain": _pretrain, "vae": _vae, VISUAL_DECODER: _visual_decoder}
+JOBS: dict[str, Callable[[Any], Job]] = {
+    **dict.fromkeys(EMU_STAGES, _emu),
+    "vae": _vae,
+    VISUAL_DECODER: _visual_decoder,
+}
 
 
 def _from_start_or_state(load: Callable[..., Data]) -> DataFactory:

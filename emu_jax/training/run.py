@@ -16,6 +16,8 @@ from emu_jax.training.loop import DataFactory
 from emu_jax.training.stage import Stage
 from emu_jax.training.stages.pretrain import PretrainConfig, PretrainStage
 
+PRETRAIN, CAPTION_WARMUP, INSTRUCT = EMU_STAGES = ("pretrain", "caption_warmup", "instruct")
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
@@ -26,8 +28,9 @@ class RunConfig:
       tokenizer: path of a SentencePiece model.
       instruct: the tokenizer has `[USER]` and `[ASSISTANT]`.
       data: sets, and the shape of a batch.
-      stage: name of the stage.
-      pretrain: settings of the stage `pretrain`.
+      stage: `pretrain` (both losses), `caption_warmup` (the text loss alone, before the embeddings mean something) or
+        `instruct` (chats).
+      pretrain: weights of the losses, and what trains.
       train: length, optimizer, mesh, checkpoints.
     """
 
@@ -35,7 +38,7 @@ class RunConfig:
     tokenizer: str
     data: DataConfig
     train: TrainConfig
-    stage: str = "pretrain"
+    stage: str = PRETRAIN
     pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
     instruct: bool = False
 
@@ -78,17 +81,26 @@ def with_vocabulary(run: RunConfig, *, vocab_size: int) -> RunConfig:
 
 
 def make_stage(run: RunConfig, *, image_token_id: int) -> Stage:
-    """The stage that `run.stage` names; `run` has its vocabulary."""
-    match run.stage:
-        case "pretrain":
-            return PretrainStage(
-                model=run.model,
-                batch=run.data.batch,
-                image_token_id=image_token_id,
-                sources=tuple(one.name or one.path for one in run.data.sets),
-                config=run.pretrain,
-            )
-    raise UserError(f"stage must be pretrain, not {run.stage!r}.")
+    """The stage that `run.stage` names; `run` has its vocabulary.
+
+    Raises:
+      UserError: another name, or a run that its stage cannot be.
+    """
+    if run.stage not in EMU_STAGES:
+        raise UserError(f"stage must be one of {', '.join(EMU_STAGES)}, not {run.stage!r}.")
+    if run.stage == INSTRUCT and not run.instruct:
+        raise UserError("The stage instruct reads chats: set config.instruct=true, for [USER] and [ASSISTANT].")
+    config = run.pretrain
+    if run.stage == CAPTION_WARMUP:
+        config = dataclasses.replace(config, regression_coefficient=0.0)
+    return PretrainStage(
+        model=run.model,
+        batch=run.data.batch,
+        image_token_id=image_token_id,
+        sources=tuple(one.name or one.path for one in run.data.sets),
+        config=config,
+        name=run.stage,
+    )
 
 
 def data_factory(run: RunConfig, *, tokenizer: Tokenizer) -> DataFactory:

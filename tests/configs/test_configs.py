@@ -13,7 +13,7 @@ from emu_jax.config import from_config_dict, to_dict
 from emu_jax.errors import UserError
 from emu_jax.sharding.mesh import make_mesh
 from emu_jax.sharding.specs import unbox
-from emu_jax.training.jobs import VAERun, VisualDecoderRun
+from emu_jax.training.jobs import JOBS, VAERun, VisualDecoderRun
 from emu_jax.training.optimizer import make_optimizer
 from emu_jax.training.partition import flatten, split
 from emu_jax.training.run import RunConfig, make_stage, read_run_config, with_vocabulary
@@ -90,6 +90,23 @@ def test_only_the_low_rank_factors_train_in_instruction_tuning():
     assert {path.rsplit("/", 1)[-1] for path in leaves} == {"lora_a", "lora_b"}
     # q, k, v and o of forty layers, 5120 wide, rank 16, in and out.
     assert sum(math.prod(leaf.shape) for leaf in leaves.values()) == 40 * 4 * 2 * 5120 * 16
+
+
+def test_stages_by_the_names_that_users_type():
+    config = load("tiny", "captions")
+    assert config.stage == "caption_warmup"
+    run = with_vocabulary(read_run_config(config), vocab_size=1000)
+    coefficients = {}
+    for name in ("pretrain", "caption_warmup", "instruct"):
+        stage = make_stage(dataclasses.replace(run, stage=name, instruct=True), image_token_id=999)
+        assert stage.name == name
+        coefficients[name] = stage.coefficients["regression"]
+    assert coefficients == {"pretrain": 1.0, "caption_warmup": 0.0, "instruct": 1.0}
+    assert {"pretrain", "caption_warmup", "instruct", "visual_decoder", "vae"} == set(JOBS)
+    with pytest.raises(UserError, match=r"set config.instruct=true"):
+        make_stage(dataclasses.replace(run, stage="instruct"), image_token_id=999)
+    with pytest.raises(UserError, match="stage must be one of pretrain, caption_warmup, instruct"):
+        make_stage(dataclasses.replace(run, stage="pretrane"), image_token_id=999)
 
 
 def test_parts_that_do_not_fit_together_are_told():
