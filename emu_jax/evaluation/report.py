@@ -41,8 +41,12 @@ _MONITORS = {
     "Embeddings: effective rank": ["visual_embedding_rank"],
     "Gradient norm": ["gradient_norm"],
     "Learning rate, share of its peak": ["learning_rate_share"],
+    "Rows filled": ["fill/tokens", "fill/images"],
+    "Waiting for data, share of the time": ["data_wait"],
+    "Memory at its peak, GB": ["device_memory_gb", "host_memory_gb"],
+    "MFU": ["mfu"],
 }
-_LOGARITHMIC = ("Loss", "Embeddings: variance", "Gradient norm")
+_LOGARITHMIC = ("Loss", "Embeddings: variance", "Gradient norm", "Gradient norm by part", "Update norm by part")
 _SHOWN = 12  # samples of a section before the fold
 _WORDS = {option.value for options in OPTIONS.values() for option in options}
 _WORD = re.compile(r"\b(" + "|".join(sorted(_WORDS, key=len, reverse=True)) + r")\b")
@@ -281,6 +285,8 @@ def _run(records: Sequence[Mapping[str, Any]]) -> str:
             n for n in names if n.startswith(f"{loss}/")
         ]
     groups |= _MONITORS
+    for kind in ("gradient", "update"):
+        groups[f"{kind.capitalize()} norm by part"] = [n for n in names if n.startswith(f"{kind}_norm/")]
     groups["Evaluations"] = [name for name in names if name.startswith("eval/")]
     charts = []
     for title, members in groups.items():

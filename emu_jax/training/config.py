@@ -107,6 +107,7 @@ class TrainConfig:
       collapse_rank: it warns as well when their effective rank falls below this.
       run_ahead: steps that may be on their way to the device before the oldest has finished.
       profile: write an XLA profile of steps 10 to 13 of this process under WORKDIR/profile.
+      wandb: project on Weights & Biases that the metrics go to as well; None for none.
     """
 
     steps: int
@@ -123,6 +124,7 @@ class TrainConfig:
     collapse_rank: float = 1.5
     run_ahead: int = 2
     profile: bool = False
+    wandb: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulation", "log_every", "max_skipped_in_row", "run_ahead"):

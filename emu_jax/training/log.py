@@ -5,21 +5,35 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from tensorboardX import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
 
 
+class Sink(Protocol):
+    """Where metrics go besides; what it takes is as MetricsLog has it."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One record."""
+
+    def warn(self, step: int, warning: str) -> None:
+        """One warning."""
+
+    def close(self) -> None:
+        """Called once, at the end."""
+
+
 class MetricsLog:
     """Writes each record as one line of JSON and as TensorBoard scalars; only process 0 makes one."""
 
-    def __init__(self, workdir: str | Path, *, step: int) -> None:
+    def __init__(self, workdir: str | Path, *, step: int, sinks: Sequence[Sink] = ()) -> None:
         """Opens the logs of a run that is at `step`; what an earlier try logged past it is dropped."""
+        self._sinks = tuple(sinks)
         self._path = Path(workdir) / METRICS_FILE
         self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = [record for record in read_metrics(workdir) if record["step"] <= step]
@@ -38,16 +52,22 @@ class MetricsLog:
         for name, value in finite.items():
             if value is not None:
                 self._tensorboard.add_scalar(name, value, step)
+        for sink in self._sinks:
+            sink.write(step, metrics)
 
     def warn(self, step: int, warning: str) -> None:
         """Records a warning with its step."""
         self._line({"step": step, "time": round(time.time(), 3), "warning": warning})
         self._tensorboard.add_text("warning", warning, step)
+        for sink in self._sinks:
+            sink.warn(step, warning)
 
     def close(self) -> None:
-        """Flushes and closes both."""
+        """Flushes and closes all."""
         self._file.close()
         self._tensorboard.close()
+        for sink in self._sinks:
+            sink.close()
 
     def _line(self, record: Mapping[str, object]) -> None:
         self._file.write(json.dumps(record) + "\n")
@@ -67,12 +87,12 @@ def read_metrics(workdir: str | Path) -> list[dict]:
 
 
 class Console:
-    """One line that renews itself on a terminal, one line a log elsewhere; silent on processes other than 0."""
+    """Lines that renew themselves on a terminal, new ones for each log elsewhere; silent on processes other than 0."""
 
     def __init__(self, title: str, *, steps: int, enabled: bool = True) -> None:
         self._title, self._steps, self._enabled = title, steps, enabled
         self._live = enabled and sys.stderr.isatty()
-        self._open_line = False
+        self._open_lines = 0
 
     def __enter__(self) -> "Console":
         return self
@@ -83,16 +103,17 @@ class Console:
         self._end_line()
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The progress line."""
+        """The progress lines, in place of the last ones on a terminal."""
         if not self._enabled:
             return
-        line = progress_line(self._title, step, self._steps, metrics)
+        lines = progress_lines(self._title, step, self._steps, metrics)
         if self._live:
             width = os.get_terminal_size(sys.stderr.fileno()).columns
-            sys.stderr.write("\r" + line[: width - 1].ljust(width - 1))
-            self._open_line = True
+            up = f"\x1b[{self._open_lines - 1}A" if self._open_lines > 1 else ""
+            sys.stderr.write("\r" + up + "\n".join(f"\x1b[2K{line[: width - 1]}" for line in lines))
+            self._open_lines = len(lines)
         else:
-            sys.stderr.write(line + "\n")
+            sys.stderr.write("\n".join(lines) + "\n")
         sys.stderr.flush()
 
     def say(self, message: str) -> None:
@@ -103,16 +124,38 @@ class Console:
             sys.stderr.flush()
 
     def _end_line(self) -> None:
-        if self._open_line:
+        if self._open_lines:
             sys.stderr.write("\n")
-            self._open_line = False
+            self._open_lines = 0
 
 
-def progress_line(title: str, step: int, steps: int, metrics: Mapping[str, float]) -> str:
-    """As in `pretrain 1200/4000 30%  loss 1.234  text 0.9  12.1 steps/s  41k tokens/s  filled 97%/99%  data 2%`.
+def progress_lines(title: str, step: int, steps: int, metrics: Mapping[str, float]) -> list[str]:
+    """How a run goes: its speed, then the losses of each set, norms of each part and monitors where there are any.
 
     "filled": the shares of token places and of image slots that are no padding.
+
+    pretrain 1200/4000 30%  loss 1.234  text 0.9  41k tokens/s  filled 97%/99%  MFU 41%  data 2%  3m10s left
+      text: laion 0.8, mmc4 1.1
+      gradient 1.3: decoder 1.2, vision_encoder 0.4  update 0.01: decoder 0.01, vision_encoder 0.002
+      embeddings: variance 0.52, cosine 0.31, rank 17
     """
+    lines = [_speed_line(title, step, steps, metrics)]
+    per_set = {loss: group for loss in ("text", "regression") if (group := _group(metrics, f"loss/{loss}/"))}
+    lines.append("  ".join(f"{loss}: {_listed(group)}" for loss, group in per_set.items()))
+    norms = {kind: _group(metrics, f"{kind}_norm/") for kind in ("gradient", "update")}
+    lines.append(
+        "  ".join(
+            f"{kind}{' {:.3g}'.format(metrics[f'{kind}_norm']) if f'{kind}_norm' in metrics else ''}: {_listed(group)}"
+            for kind, group in norms.items()
+            if group
+        )
+    )
+    monitors = _group(metrics, "visual_embedding_")
+    lines.append(f"embeddings: {_listed(monitors)}" if monitors else "")
+    return [lines[0], *(f"  {line}" for line in lines[1:] if line)]
+
+
+def _speed_line(title: str, step: int, steps: int, metrics: Mapping[str, float]) -> str:
     parts = [f"{title} {step}/{steps} {step / steps:.0%}"]
     losses = [name for name in metrics if name == "loss" or (name.startswith("loss/") and name.count("/") == 1)]
     parts += [f"{name.removeprefix('loss/')} {metrics[name]:.4g}" for name in losses]
@@ -127,13 +170,28 @@ def progress_line(title: str, step: int, steps: int, metrics: Mapping[str, float
         parts.append(f"filled {metrics['fill/tokens']:.0%}/{metrics['fill/images']:.0%}")
     if "mfu" in metrics:
         parts.append(f"MFU {metrics['mfu']:.1%}")
+    elif "model_tflops_per_second" in metrics:
+        parts.append(f"{metrics['model_tflops_per_second']:.3g} TFLOP/s")
     if "data_wait" in metrics:
         parts.append(f"data {metrics['data_wait']:.0%}")
+    for name, place in (("device_memory_gb", "device"), ("host_memory_gb", "host")):
+        if name in metrics:
+            parts.append(f"{place} {metrics[name]:.1f} GB")
     if metrics.get("skipped"):
         parts.append(f"skipped {metrics['skipped']:.1%}")
     if "seconds_left" in metrics and step < steps:
         parts.append(f"{duration(metrics['seconds_left'])} left")
     return "  ".join(parts)
+
+
+def _group(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+    """The metrics of a prefix, those left out that nothing was counted for."""
+    found = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def _listed(group: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in group.items())
 
 
 def duration(seconds: float) -> str:

@@ -21,7 +21,7 @@ from emu_jax.errors import UserError
 from emu_jax.sharding.mesh import make_mesh
 from emu_jax.training.collapse import CollapseWatch
 from emu_jax.training.config import TrainConfig
-from emu_jax.training.log import Console, MetricsLog, duration
+from emu_jax.training.log import Console, MetricsLog, Sink, duration
 from emu_jax.training.metrics import Accumulator, Metrics
 from emu_jax.training.optimizer import make_optimizer
 from emu_jax.training.partition import split
@@ -29,9 +29,10 @@ from emu_jax.training.prefetch import Data, Prefetcher, batch_shardings
 from emu_jax.training.profile import Profiler
 from emu_jax.training.signals import StopSignal
 from emu_jax.training.stage import Stage
-from emu_jax.training.state import TrainState, abstract_state, create_state
+from emu_jax.training.state import TrainState, abstract_state, create_state, describe
 from emu_jax.training.step import make_train_step
 from emu_jax.training.throughput import Throughput
+from emu_jax.training.weights_and_biases import WandbRun
 
 CHECKPOINTS = "checkpoints"
 
@@ -62,8 +63,10 @@ def train(
     stage: Stage,
     data: Data | DataFactory,
     workdir: str | Path,
+    checkpoints: str | Path | None = None,
     run_config: dict[str, Any] | None = None,
     evaluations: Sequence[Evaluation] = (),
+    sinks: Sequence[Sink] = (),
     title: str | None = None,
     quiet: bool = False,
 ) -> TrainResult:
@@ -74,9 +77,11 @@ def train(
       stage: what is trained.
       data: iterator of this process's rows of each global batch; or a function that makes it from the data states of
         all processes that saved (none at the start of a run), which can go on with another number of processes.
-      workdir: takes checkpoints/, metrics.jsonl and tensorboard/.
+      workdir: takes metrics.jsonl, tensorboard/ and checkpoints/.
+      checkpoints: takes the checkpoints instead of WORKDIR/checkpoints; may be `gs://...`.
       run_config: the whole configuration, kept with every checkpoint; default: `config`.
       evaluations: called every `config.evaluate_every` steps and at the end.
+      sinks: take the metrics besides the log, on process 0.
       title: begins the progress line; default: the stage's name.
       quiet: nothing on the console.
 
@@ -85,29 +90,30 @@ def train(
     """
     mesh = make_mesh(config.mesh)
     lead = jax.process_index() == 0
-    checkpoints = open_checkpoints(config, workdir)
+    opened = open_checkpoints(config, checkpoints or Path(workdir) / CHECKPOINTS)
     console = Console(title or stage.name, steps=config.steps, enabled=lead and not quiet)
     try:
         with jax.set_mesh(mesh), console, StopSignal() as stop:
-            state, data = _start(config, stage, data, checkpoints, mesh, console)
-            log = MetricsLog(workdir, step=int(state.step)) if lead else None
-            profiler = Profiler(workdir, enabled=config.profile and lead)
+            state, data = _start(config, stage, data, opened, mesh, console)
             kept = run_config or to_dict(config)
-            run = _Run(config, stage, checkpoints, console, log, stop, kept, evaluations, mesh, profiler)
+            wandb = [WandbRun(workdir, project=config.wandb, config=kept)] if config.wandb and lead else []
+            log = MetricsLog(workdir, step=int(state.step), sinks=[*wandb, *sinks]) if lead else None
+            profiler = Profiler(workdir, enabled=config.profile and lead)
+            run = _Run(config, stage, opened, console, log, stop, kept, evaluations, mesh, profiler)
             try:
                 return run.steps(state, data)
             finally:
                 if log is not None:
                     log.close()
     finally:
-        checkpoints.close()
+        opened.close()
 
 
-def open_checkpoints(config: TrainConfig, workdir: str | Path) -> Checkpoints:
-    """The checkpoints of a run, under the habits of its config."""
+def open_checkpoints(config: TrainConfig, directory: str | Path) -> Checkpoints:
+    """The checkpoints in `directory`, under the habits of the run's config."""
     habits = dataclasses.asdict(config.checkpoint)
     del habits["every_steps"]
-    return Checkpoints(Path(workdir) / CHECKPOINTS, **habits)
+    return Checkpoints(directory, **habits)
 
 
 def _start(
@@ -121,6 +127,8 @@ def _start(
     """The newest checkpoint's state, data included; else a new one, warm where the config says so."""
     optimizer = make_optimizer(config.optimizer, steps=config.steps)
     abstract = abstract_state(stage, optimizer, config=config.optimizer, mesh=mesh)
+    for line in describe(abstract, mesh=mesh):
+        console.say(line)
     params, rest = to_items(abstract)
     restored = checkpoints.restore_newest(params=params, optimizer=rest)
     if restored is not None:
@@ -188,7 +196,9 @@ class _Run:
         train_step = self._compile(state)
         watch = CollapseWatch(variance_share=config.collapse_variance, least_rank=config.collapse_rank)
         accumulated, in_flight = Accumulator(), deque[Metrics]()
-        # Several CPU devices share a pool of threads: two programs with collectives in flight can block each other.
+        # A run on eight fake CPU devices stood still once with two steps in flight, all cores busy elsewhere, and never
+        # again when it was tried. XLA means to allow it (its CPU client starts one program with collectives at a time,
+        # on a thread a device); but such devices are for tests, where nothing is gained by running ahead.
         several_cpus = jax.default_backend() == "cpu" and jax.local_device_count() > 1
         run_ahead = 0 if several_cpus else config.run_ahead
         throughput = Throughput(self.stage, steps=config.steps)

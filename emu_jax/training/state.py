@@ -1,5 +1,7 @@
 """All that a run carries from step to step."""
 
+import dataclasses
+import math
 from typing import Any
 
 import flax.struct
@@ -9,10 +11,13 @@ import optax
 from jax.sharding import Mesh
 
 from emu_jax.errors import UserError
-from emu_jax.sharding.specs import shardings, unbox
+from emu_jax.sharding.rules import DATA
+from emu_jax.sharding.specs import bytes_a_device, shardings, unbox
 from emu_jax.training.config import OptimizerConfig
 from emu_jax.training.partition import flatten, split
 from emu_jax.training.stage import Stage
+
+MUCH = 100e6  # bytes of parameters whole on every device that are worth a warning
 
 
 @flax.struct.dataclass
@@ -84,3 +89,25 @@ def create_state(
         out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
     )
     return create()
+
+
+def describe(state: TrainState, *, mesh: Mesh) -> list[str]:
+    """What a device holds of `state` (arrays or shapes), and a warning when much of it lies whole on each."""
+    leaves = flatten(state.params)
+    own, rest = bytes_a_device(state.params), bytes_a_device(dataclasses.replace(state, params=None))
+    lines = [
+        f"{sum(leaf.size for leaf in leaves.values()) / 1e6:.4g}M parameters over the mesh "
+        + " x ".join(f"{name}:{size}" for name, size in mesh.shape.items())
+        + f"; a device holds {own / 1e9:.3g} GB of them, and {rest / 1e9:.3g} GB of what the optimizer keeps"
+    ]
+    sizes = {path: leaf.size * leaf.dtype.itemsize for path, leaf in leaves.items()}
+    parts = math.prod(size for name, size in mesh.shape.items() if name != DATA)
+    whole = {path: size for path, size in sizes.items() if leaves[path].sharding.is_fully_replicated}
+    if sum(whole.values()) > max(sum(sizes.values()) / parts, MUCH) and parts > 1:
+        largest = max(whole, key=lambda path: whole[path])
+        lines.append(
+            f"WARNING: {sum(whole.values()) / 1e9:.3g} GB of parameters lie whole on every device, above all "
+            f"{largest}: the mesh divides none of its dimensions {list(leaves[largest].shape)}. A smaller "
+            "train.mesh.fsdp, with the rest in train.mesh.data, may hold less on each."
+        )
+    return lines

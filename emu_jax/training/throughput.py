@@ -2,6 +2,7 @@
 
 import contextlib
 import resource
+import sys
 import time
 from collections.abc import Iterator, Mapping
 
@@ -62,10 +63,11 @@ class Throughput:
         """Rates since the last call; `metrics` holds the shares `fill/tokens` and `fill/images` that are no padding."""
         now = time.monotonic()
         seconds, steps = now - self._since - self._paused, step - self._last_step
-        found = {"host_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+        found = {"host_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
         stats = jax.local_devices()[0].memory_stats()
         if stats and "peak_bytes_in_use" in stats:
-            found["device_memory_gb"] = stats["peak_bytes_in_use"] / 2**30
+            found["device_memory_gb"] = stats["peak_bytes_in_use"] / 1e9
         if steps > 0 and seconds > 0:
             rate = steps / seconds
             found |= {"steps_per_second": rate, "data_wait": min(self._waited / seconds, 1.0)}

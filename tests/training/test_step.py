@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from emu_jax.sharding.mesh import MeshConfig, make_mesh
 from emu_jax.training.config import OptimizerConfig
 from emu_jax.training.optimizer import make_optimizer
 from emu_jax.training.partition import flatten
 from emu_jax.training.prefetch import batch_shardings
-from emu_jax.training.state import abstract_state, create_state
+from emu_jax.training.state import abstract_state, create_state, describe
 from emu_jax.training.step import make_train_step
 from tests.training.toy import ToyData, ToyStage
 
@@ -124,3 +125,16 @@ def test_a_term_that_counts_nothing_gives_zero_not_nan():
     assert int(state.skipped) == 0
     assert np.isfinite(metrics.value("loss"))
     assert np.isnan(metrics.value("loss/first"))
+
+
+def test_what_a_device_holds_is_said_and_what_lies_whole_on_each():
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    stage = ToyStage()
+    with jax.set_mesh(mesh):
+        state = abstract_state(stage, make_optimizer(CONFIG, steps=10), config=CONFIG, mesh=mesh)
+    (line,) = describe(state, mesh=mesh)
+    assert line.startswith("0.000208M parameters over the mesh data:2 x fsdp:2 x tensor:2; a device holds 2.56e-07 GB")
+    whole = jax.ShapeDtypeStruct((40, 1408, 3, 16, 88), np.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    state = dataclasses.replace(state, params=state.params | {"vision": {"kernel": whole}})
+    _, warning = describe(state, mesh=mesh)
+    assert "WARNING: 0.952 GB of parameters lie whole on every device, above all vision/kernel" in warning
