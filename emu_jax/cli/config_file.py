@@ -12,10 +12,11 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from emu_jax.errors import UserError
+from emu_jax.training.mirror import is_remote
 
 
-def read_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
-    """The config with its overrides, and the workdir.
+def read_flags(argv: list[str]) -> tuple[ConfigDict, str]:
+    """The config with its overrides, and the workdir: an absolute path, or a URL as `gs://BUCKET/run`.
 
     Raises:
       UserError: a flag or a field that does not exist (the nearest is named), no such file, a value of another type.
@@ -49,7 +50,8 @@ def read_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
         raise UserError("--workdir is missing: the folder where the run lives.")
     if values["profile"].value:
         config.train.profile = True
-    return config, Path(values["workdir"].value).absolute()
+    workdir = values["workdir"].value
+    return config, workdir if is_remote(workdir) else str(Path(workdir).absolute())
 
 
 def _config_path(argv: list[str]) -> str:

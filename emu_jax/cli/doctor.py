@@ -10,6 +10,7 @@ directory is written. On several hosts run it on each at once. Exit code 1 when 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 import sys
@@ -24,25 +25,27 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emu_jax.cli.arguments import ArgumentParser
-from emu_jax.cli.train import start_processes
 from emu_jax.errors import UserError
 from emu_jax.sharding.mesh import MeshConfig, make_mesh
 from emu_jax.sharding.rules import MESH_AXES
+from emu_jax.training.processes import on_tpu_machine, start_processes
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "libtpu")
 MEGABYTES = 16
+INSTALL = "pip install -c constraints.txt -e '.[{}]'"
 
 
 def main(argv: list[str]) -> None:
     parser = ArgumentParser(__name__, __doc__)
     parser.add_argument("--mesh", default="data:1,fsdp:-1,tensor:1", help="sizes of the axes; -1 is the rest")
     parser.add_argument("--checkpoints", help="a directory to time; nothing is left there")
+    parser.add_argument("--wait", type=int, default=120, metavar="SECONDS", help="for the other processes")
     a = parser.parse_args(argv)
     sizes = parse_mesh(a.mesh)
-    start_processes()
+    start_processes(timeout=a.wait)
     mesh = make_mesh(sizes)
-    versions = {name: version(name) for name in PACKAGES}
-    print(f"python {platform.python_version()}  " + "  ".join(f"{k} {v}" for k, v in versions.items() if v))
+    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    print("  ".join(f"{name} {found}" for name, found in versions.items() if found))
     print(f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} of "
           f"{jax.device_count()} devices: {jax.devices()[0].device_kind} ({jax.default_backend()})")  # fmt: skip
     print("mesh " + " x ".join(f"{name}:{size}" for name, size in mesh.shape.items()))
@@ -80,25 +83,38 @@ def version(package: str) -> str | None:
 
 
 def find_problems(versions: dict[str, str | None]) -> list[str]:
-    """What is wrong, in words."""
+    """What is wrong, in words; all processes ask at once."""
     problems = []
-    on_tpu_machine = "TPU_WORKER_ID" in os.environ or epath.Path("/dev/accel0").exists()
-    if on_tpu_machine and jax.default_backend() != "tpu":
-        problems.append("this is a TPU machine and jax sees no TPU; install it with pip install 'emu-jax[tpu]'")
-    on_gpu_machine = epath.Path("/dev/nvidia0").exists()
-    if on_gpu_machine and jax.default_backend() != "gpu":
-        problems.append("this machine has a GPU and jax sees none; install it with pip install 'emu-jax[gpu]'")
-    if importlib.util.find_spec("libtpu") is None and jax.default_backend() == "tpu":
+    backend = jax.default_backend()
+    if on_tpu_machine() and backend != "tpu":
+        problems.append(f"this is a TPU machine and jax sees no TPU; install it: {INSTALL.format('tpu')}")
+    if epath.Path("/dev/nvidia0").exists() and backend != "gpu":
+        problems.append(f"this machine has a GPU and jax sees none; install it: {INSTALL.format('gpu')}")
+    if importlib.util.find_spec("libtpu") is None and backend == "tpu":
         problems.append("libtpu is not installed as a package; a system library's version may not fit jax")
     workers = [name for name in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
     if len(workers) > jax.process_count():
         problems.append(f"{len(workers) - jax.process_count()} of {len(workers)} workers are missing; start all")
-    if jax.process_count() > 1:
-        mine = np.frombuffer(repr(sorted(versions.items())).encode().ljust(512)[:512], np.uint8)
-        everyone = multihost_utils.process_allgather(mine)
-        different = [i for i, other in enumerate(everyone) if not np.array_equal(other, everyone[0])]
-        if different:
-            problems.append(f"processes {different} have other versions of the packages than process 0")
+    return problems + different_versions(versions)
+
+
+def different_versions(versions: dict[str, str | None]) -> list[str]:
+    """A line for each process that has other packages than process 0, as `process 1 has flax 0.12.7, ... 0.12.8`."""
+    if jax.process_count() == 1:
+        return []
+    told = json.dumps(versions).encode()
+    everyone = multihost_utils.process_allgather(np.frombuffer(told.ljust(1024)[:1024], np.uint8))
+    first, *others = (json.loads(bytes(row)) for row in everyone)
+    problems = []
+    for process, other in enumerate(others, start=1):
+        differing = [
+            f"{name} {other[name] or 'not'} ({first[name] or 'not'})" for name in first if other[name] != first[name]
+        ]
+        if differing:
+            problems.append(
+                f"process {process} has other packages than process 0 (in brackets): {', '.join(differing)}; "
+                "install the same on every worker"
+            )
     return problems
 
 

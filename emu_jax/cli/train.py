@@ -8,13 +8,13 @@ Any field of the config can be set on the command line. WORKDIR takes config.jso
 checkpoints/STEP/{params, optimizer, data, config}, metrics.jsonl, tensorboard/, report.html and rejects/, the documents
 that could not be used; --profile writes an XLA profile of steps 10 to 13 there. The stages `vae` and `visual_decoder`
 leave their result in WORKDIR/visual_decoder, a folder that diffusers opens. SIGTERM and Ctrl-C finish the step, save
-and exit with 0. On several hosts give the same command on each.
+and exit with 0. On several hosts give the same command on each, with a --workdir that all reach, as gs://BUCKET/RUN
+(docs/cloud_tpu.md).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -26,39 +26,41 @@ from emu_jax.config import to_dict
 from emu_jax.errors import UserError
 from emu_jax.evaluation.report import write_run_report
 from emu_jax.training.jobs import Job, read_job
-from emu_jax.training.loop import train
+from emu_jax.training.loop import CHECKPOINTS, train
+from emu_jax.training.mirror import Mirror, is_remote
+from emu_jax.training.processes import start_processes
 
 
 def main(argv: list[str]) -> None:
     if not argv or "--help" in argv or "-h" in argv:
         print(__doc__)
         return
-    config, workdir = read_flags(argv)
+    config, place = read_flags(argv)
     start_processes()
+    mirror = Mirror(place) if is_remote(place) else None
+    workdir = Path(place) if mirror is None else mirror.local
     if "data" in config and not config.data.rejects:
         config.data.rejects = str(workdir / "rejects")
     job = read_job(config)
     keep_config(job, workdir)
-    result = train(job.train, stage=job.stage, data=job.data, workdir=workdir, run_config=to_dict(job.config))
-    if jax.process_index() == 0:
+    result = train(
+        job.train,
+        stage=job.stage,
+        data=job.data,
+        workdir=workdir,
+        checkpoints=f"{place.rstrip('/')}/{CHECKPOINTS}",
+        run_config=to_dict(job.config),
+        sinks=[] if mirror is None else [mirror],
+    )
+    lead = jax.process_index() == 0
+    if lead:
         print(f"report: {write_run_report(workdir, config=to_dict(job.config))}")
     if result.stopped_by is None:
         job.finish(workdir, result)
-
-
-def start_processes() -> None:
-    """Joins the other processes of the run where the environment speaks of any.
-
-    By hand: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID. A TPU pod or multislice sets its own.
-    """
-    if "JAX_COORDINATOR_ADDRESS" in os.environ and "JAX_NUM_PROCESSES" in os.environ:
-        jax.distributed.initialize(
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
-        )
-    elif (
-        len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
-    ):
-        jax.distributed.initialize()
+    if mirror is not None and lead:
+        mirror.push()
+    # On every process: tools/tpu/worker.sh tells the end from a stop by it.
+    print(f"finished step {result.step}" if result.stopped_by is None else f"stopped at step {result.step}", flush=True)
 
 
 def keep_config(job: Job, workdir: Path) -> None:

@@ -1,4 +1,7 @@
-"""The toy as a program of its own, to be killed: `python -m tests.training.toy_run WORKDIR STEPS [--slow SECONDS]`."""
+"""The toy as a program of its own, to be killed.
+
+python -m tests.training.toy_run WORKDIR STEPS [--slow SECONDS] [--gate STEP]
+"""
 
 import argparse
 import os
@@ -9,19 +12,19 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import optax
 
-from emu_jax.cli.train import start_processes
 from emu_jax.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
 from emu_jax.training.loop import train
+from emu_jax.training.processes import start_processes
 from tests.training.toy import ToyData, ToyStage
 
 
 class SlowData(ToyData):
-    """Waits a little before each batch, so that a kill falls into the run."""
+    """Waits a little before each batch, so that a kill falls into the run, and for ever before that of step `gate`."""
 
-    seconds = 0.0
+    seconds, gate = 0.0, None
 
     def __next__(self):
-        time.sleep(self.seconds)
+        time.sleep(self.seconds if self.index != self.gate else 1e6)
         return super().__next__()
 
 
@@ -40,6 +43,7 @@ def main() -> None:
     parser.add_argument("workdir")
     parser.add_argument("steps", type=int)
     parser.add_argument("--slow", type=float, default=0.0)
+    parser.add_argument("--gate", type=int)
     arguments = parser.parse_args()
     start_processes()
 
@@ -47,7 +51,7 @@ def main() -> None:
 
     def data(states):
         data = SlowData(stage, shard=jax.process_index(), shards=jax.process_count())
-        data.seconds = arguments.slow
+        data.seconds, data.gate = arguments.slow, arguments.gate
         if states:
             data.set_state(states[0])  # the index of the global batch, the same for all
         return data
