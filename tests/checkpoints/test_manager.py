@@ -1,8 +1,11 @@
+import contextlib
 import dataclasses
+import datetime
 import os
 import resource
 import shutil
-import stat
+import tempfile
+import types
 from pathlib import Path
 
 import jax
@@ -103,6 +106,26 @@ def test_kept_by_count_by_period_and_by_metric(tmp_path):
     assert checkpoints.steps() == [2, 4, 6, 7]
 
 
+def test_kept_by_age(tmp_path, monkeypatch):
+    """One step in an hour stays for good, whatever the newest are; Orbax looks at a clock of ours."""
+    began = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+
+    class Clock(datetime.datetime):
+        minutes = 0
+
+        @classmethod
+        def now(cls, tz=None):
+            return began + datetime.timedelta(minutes=cls.minutes)
+
+    clock = types.SimpleNamespace(datetime=Clock, timedelta=datetime.timedelta, timezone=datetime.timezone)
+    monkeypatch.setattr("orbax.checkpoint.checkpoint_manager.datetime", clock)
+    checkpoints = Checkpoints(tmp_path / "run", keep=1, keep_every_hours=1.0)
+    for step, Clock.minutes in enumerate((0, 20, 61, 80, 125, 130), start=1):
+        save(checkpoints, step)
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 3, 5, 6]
+
+
 def test_a_step_that_is_there_is_left(tmp_path):
     checkpoints = Checkpoints(tmp_path / "run")
     save(checkpoints, 1)
@@ -187,11 +210,42 @@ def test_a_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         Checkpoints(tmp_path / "file" / "run")
-    if os.geteuid() != 0:  # rights do not bind root
-        locked = tmp_path / "locked"
-        locked.mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
-        with pytest.raises(UserError, match="cannot be written"):
-            Checkpoints(locked)
+
+
+@contextlib.contextmanager
+def as_nobody(folder: Path):
+    """Rights do not bind root: within, the process is nobody, who may walk through the parents of `folder`."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for parent in (folder, *folder.parents):
+        if parent.owner() == "root" and parent.is_relative_to(Path(tempfile.gettempdir())):
+            parent.chmod(parent.stat().st_mode | 0o555)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_directory_without_rights(tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o555)
+    with as_nobody(locked), pytest.raises(UserError, match=r"locked cannot be written \(Permission denied\)"):
+        Checkpoints(locked)
+
+
+def test_rights_lost_during_a_run_are_told_with_the_last_good_step(tmp_path):
+    run = tmp_path / "run"
+    checkpoints = Checkpoints(run)
+    save(checkpoints, 1)
+    checkpoints.wait()
+    run.chmod(0o555)
+    with as_nobody(run), pytest.raises(UserError, match=r"the last good checkpoint is step 1. Make room or mend"):
+        _save_and_wait(checkpoints, trees(2)[0])
+    run.chmod(0o755)
+    assert newest(Checkpoints(run)).step == 1
 
 
 def test_parameters_alone(tmp_path):
@@ -227,6 +281,20 @@ def test_a_warm_start_says_what_did_and_did_not_fit(tmp_path):
     assert "new/kernel" in report.summary()
     with pytest.raises(UserError, match="None of the 3 parameters"):
         warm_start(tmp_path / "model", {"new": {"kernel": jnp.zeros((2,))}})
+
+
+def test_a_warm_start_reads_straight_into_the_shards(tmp_path):
+    """Each array is asked of Orbax with the sharding of the run's own, so no device is given more than its part."""
+    source, _ = trees(5)
+    save_params(tmp_path / "model", source)
+    mesh = make_mesh(MeshConfig(1, 8, 1))
+    cut = NamedSharding(mesh, PartitionSpec("fsdp"))
+    own = jax.device_put(jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.bfloat16), source), cut)
+    params, _ = warm_start(tmp_path / "model", own)
+    for array in jax.tree.leaves(params):
+        assert (array.sharding, array.dtype) == (cut, jnp.bfloat16)
+        assert {shard.data.size * 8 for shard in array.addressable_shards} == {array.size}
+    assert_same(params, jax.tree.map(lambda x: x.astype(jnp.bfloat16), source))
 
 
 def test_a_half_written_step_is_no_step(tmp_path):
