@@ -70,6 +70,36 @@ def test_keep_tells_what_it_would_do_again_and_again(script):
     assert sum("start" in " ".join(line) for line in lines) == 2
 
 
+GCLOUD = """#!/usr/bin/env bash
+# Stands for gcloud: notes the verb, and answers what it is asked from the lines of `answers`.
+echo "$4" >> verbs
+case "$*" in
+  *describe*|*"cat emu_jax/train.state"*) head -n 1 answers; sed -i 1d answers ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("answers", "code", "resumed"),
+    [
+        (["ACTIVE", "running", "SUSPENDED", "WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "ended"], 0, 1),
+        (["FAILED", "ACTIVE", "ACTIVE", "mistaken"], 2, 1),
+        (["ACTIVE", "stopped"], 2, 0),
+    ],
+)
+def test_keep_resumes_what_was_preempted_until_the_end(root, tmp_path, answers, code, resumed):
+    (tmp_path / "gcloud").write_text(GCLOUD)
+    (tmp_path / "gcloud").chmod(0o755)
+    (tmp_path / "answers").write_text("\n".join(answers) + "\n")
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "WATCH_SECONDS": "0.01"}
+    words = ["bash", str(root / "tools" / "tpu" / "pod.sh"), "keep", *WHERE, "--type=v5p-128", *TRAIN]
+    done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr
+    verbs = (tmp_path / "verbs").read_text().split()
+    assert verbs.count("create") == verbs.count("delete") == verbs.count("scp") == resumed
+    assert (tmp_path / "answers").read_text() == ""
+
+
 def test_gke_by_xpk(script):
     where = ("--cluster=c", "--zone=us-east5-a", "--project=lab", "--dry-run")
     (cluster,) = commands(script("gke.sh", "cluster", *where, "--type=v5p-128", "--slices=2", "--spot"))

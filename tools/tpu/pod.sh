@@ -12,7 +12,7 @@
 #   status   state of the request, and of the run on every worker
 #   stop     let the run finish its step, save, and end
 #   resume   after a preemption: delete what is left, create, wait, setup, start (takes all of their options)
-#   keep     start, then look every five minutes and resume until the run has ended (takes all options of resume)
+#   keep     start, then look every five minutes and resume where it was preempted, until the run has ended
 #   delete   give everything back
 #
 #   --dry-run prints the commands and runs none of them. TPU_NAME, TPU_ZONE, TPU_PROJECT stand in for the first three.
@@ -107,7 +107,7 @@ do_wait() {
       FAILED | SUSPENDING | SUSPENDED) fail "the request is $now: see '$0 status', then '$0 resume'" ;;
     esac
     echo "$(date +%T) $now"
-    sleep 60
+    sleep "${WATCH_SECONDS:-60}"
   done
   echo "$(date +%T) ACTIVE"
 }
@@ -162,8 +162,8 @@ do_keep() {
     do_resume
     return
   fi
-  local now
-  while sleep 300; do
+  local now run
+  while sleep "${WATCH_SECONDS:-300}"; do
     now=$(state) || continue
     case $now in
       FAILED | SUSPENDING | SUSPENDED)
@@ -171,10 +171,11 @@ do_keep() {
         do_resume
         ;;
       ACTIVE)
-        if queued ssh "$NAME" --node=0 --worker=0 '--command=grep -qx ended emu_jax/train.state' 2>/dev/null; then
-          echo "$(date +%T) the run has ended; '$0 delete' gives the slices back"
-          return
-        fi
+        run=$(queued ssh "$NAME" --node=0 --worker=0 '--command=cat emu_jax/train.state' 2>/dev/null) || continue
+        case $run in
+          ended) echo "$(date +%T) the run has ended; '$0 delete' gives the slices back" && return ;;
+          stopped | mistaken) fail "the run is $run: '$0 status' shows the last lines of its log" ;;
+        esac
         ;;
     esac
   done
