@@ -133,7 +133,7 @@ def test_what_a_device_holds_is_said_and_what_lies_whole_on_each():
     with jax.set_mesh(mesh):
         state = abstract_state(stage, make_optimizer(CONFIG, steps=10), config=CONFIG, mesh=mesh)
     (line,) = describe(state, mesh=mesh)
-    assert line.startswith("0.000208M parameters over the mesh data:2 x fsdp:2 x tensor:2; a device holds 2.56e-07 GB")
+    assert line.startswith("0.000208M parameters over the mesh data:2 x fsdp:2 x tensor:2; a device holds 2.88e-07 GB")
     whole = jax.ShapeDtypeStruct((40, 1408, 3, 16, 88), np.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     state = dataclasses.replace(state, params=state.params | {"vision": {"kernel": whole}})
     _, warning = describe(state, mesh=mesh)
