@@ -86,6 +86,8 @@ class Checkpoints:
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept),
             enable_async_checkpointing=asynchronous,
+            # In the background a folder that cannot be made is found out by a time limit of minutes, and not said why.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             cleanup_tmp_directories=True,
         )
         self._manager = self._open()
