@@ -29,6 +29,6 @@ class CollapseWatch:
         return (
             f"COLLAPSE: the visual embeddings hardly depend on the image (variance {variance:.2g}, best so far "
             f"{self._best_variance:.2g}; effective rank {rank:.2f}; cosine {cosine:.4f}). The regression loss falls "
-            "for nothing and captions stop learning. Train captions first (regression_coefficient 0), then both losses "
+            "for nothing and captions stop learning. Train captions first (stage caption_warmup), then both losses "
             "with the vision side frozen, or set detach_regression or normalize_targets."
         )

@@ -171,7 +171,7 @@ def _speed_line(title: str, step: int, steps: int, metrics: Mapping[str, float])
     if "mfu" in metrics:
         parts.append(f"MFU {metrics['mfu']:.1%}")
     elif "model_tflops_per_second" in metrics:
-        parts.append(f"{metrics['model_tflops_per_second']:.3g} TFLOP/s")
+        parts.append(f"{_short(metrics['model_tflops_per_second'] * 1e12)}FLOP/s")
     if "data_wait" in metrics:
         parts.append(f"data {metrics['data_wait']:.0%}")
     for name, place in (("device_memory_gb", "device"), ("host_memory_gb", "host")):
@@ -191,7 +191,7 @@ def _group(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
 
 
 def _listed(group: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3g}" for name, value in group.items())
+    return ", ".join(f"{name} {_short(value)}" for name, value in group.items())
 
 
 def duration(seconds: float) -> str:
@@ -205,7 +205,7 @@ def duration(seconds: float) -> str:
 
 
 def _short(value: float) -> str:
-    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+    for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if value >= limit:
             return f"{value / (1e3 if letter == 'k' else limit):.3g}{letter}"
-    return f"{value:.3g}"
+    return f"{value:.0f}" if value >= 1e3 else f"{value:.3g}"
