@@ -145,7 +145,7 @@ def progress_lines(title: str, step: int, steps: int, metrics: Mapping[str, floa
     norms = {kind: _group(metrics, f"{kind}_norm/") for kind in ("gradient", "update")}
     lines.append(
         "  ".join(
-            f"{kind}{' {:.3g}'.format(metrics[f'{kind}_norm']) if f'{kind}_norm' in metrics else ''}: {_listed(group)}"
+            f"{kind}{' ' + _short(metrics[f'{kind}_norm']) if f'{kind}_norm' in metrics else ''}: {_listed(group)}"
             for kind, group in norms.items()
             if group
         )

@@ -34,9 +34,9 @@ LANGUAGE_SIDE = (r"^decoder/", r"^lm_head/", r"^regression_head/")
 
 
 class Spread(NamedTuple):
-    """How the visual embeddings of some images vary: `count` of the images, their `mean` [Q D], their `variance`."""
+    """How the visual embeddings of some images vary: how many `images`, their `mean` [Q D], their `variance`."""
 
-    count: jax.Array
+    images: jax.Array
     mean: jax.Array
     variance: jax.Array
 
@@ -131,7 +131,7 @@ class PretrainStage:
 
     def combine(self, measured: Spread) -> jax.Array:
         """The variance over the images of all microbatches: within them, and between their means."""
-        shares = measured.count / jnp.maximum(measured.count.sum(), 1.0)
+        shares = measured.images / jnp.maximum(measured.images.sum(), 1.0)
         centre = jnp.einsum("a,aqd->qd", shares, measured.mean)
         between = jnp.square(measured.mean - centre).mean(axis=(1, 2))
         return jnp.sum(shares * (measured.variance + between))
