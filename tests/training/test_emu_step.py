@@ -158,12 +158,12 @@ def test_microbatches_are_exactly_the_large_batch(normalize):
 def test_the_spread_of_parts_is_that_of_the_whole():
     """Different means and counts in every part; an empty one counts nothing."""
     rng = np.random.default_rng(0)
-    parts = [rng.normal(loc, 1.0 + loc, (6, 4, 8)).astype(np.float32) for loc in (0.0, 1.0, 3.0)]
-    masks = [np.array(mask, np.float32) for mask in ([1, 1, 1, 1, 0, 0], [0] * 6, [1, 0, 1, 0, 0, 0])]
+    parts = [jnp.asarray(rng.normal(loc, 1.0 + loc, (6, 4, 8)), jnp.float32) for loc in (0.0, 1.0, 3.0)]
+    masks = [jnp.asarray(mask, jnp.float32) for mask in ([1, 1, 1, 1, 0, 0], [0] * 6, [1, 0, 1, 0, 0, 0])]
     spreads = []
     for part, mask in zip(parts, masks, strict=True):
         mean = (part * mask[:, None, None]).sum(0) / max(mask.sum(), 1)
         spreads.append(Spread(mask.sum(), mean, embedding_variance(part, mask=mask)))
     combined = stage().combine(jax.tree.map(lambda *x: jnp.stack(x), *spreads))
-    whole = embedding_variance(np.concatenate(parts), mask=np.concatenate(masks))
+    whole = embedding_variance(jnp.concatenate(parts), mask=jnp.concatenate(masks))
     np.testing.assert_allclose(combined, whole, rtol=1e-5)
