@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from emu_jax.checkpoints.model_directory import CONFIG, PARAMS, TOKENIZER, open_unused, params_directory
+from emu_jax.checkpoints.model_directory import PARAMS, TOKENIZER, open_unused, params_directory
 from emu_jax.checkpoints.streaming import StoredParams
-from emu_jax.checkpoints.torch_config import read_config, to_llama_config, to_release_config
+from emu_jax.checkpoints.torch_config import CONFIG, find_config, read_config, to_llama_config, to_release_config
 from emu_jax.checkpoints.torch_files import Planned, Tensor, write_safetensors, write_torch
 from emu_jax.checkpoints.torch_maps import DECODER, Row, emu_rows, peft_name, to_torch, unused_shapes
 from emu_jax.errors import UserError
@@ -125,7 +125,10 @@ def prepare_export(checkpoint: Path, *, dtype: Any = None, merge_lora: bool = Fa
     stored_in = params_directory(checkpoint) if checkpoint.is_dir() else None
     if stored_in is None:
         raise UserError(f"{checkpoint} is no model directory: there are no parameters in it.")
-    config = read_config(_config_of(checkpoint))
+    found = find_config(checkpoint)
+    if found is None:
+        raise UserError(f"{checkpoint} is no model directory: there is no {CONFIG} in it.")
+    config = read_config(found)
     stored = StoredParams(epath.Path(os.path.abspath(stored_in)) / PARAMS)
     rows = emu_rows(config)
     wanted = {row.path: row.stacked for row in rows}
@@ -153,14 +156,6 @@ def prepare_export(checkpoint: Path, *, dtype: Any = None, merge_lora: bool = Fa
         tensors.append(_planned_unused(name, shape, unused.get(name), target, common))
     tokenizer = checkpoint / TOKENIZER
     return PreparedExport(config, tuple(tensors), zeros, tokenizer if tokenizer.is_file() else None)
-
-
-def _config_of(checkpoint: Path) -> Path:
-    """config.json of a model directory or a run; one of a run's steps has it two levels up."""
-    for folder in (checkpoint, *Path(os.path.abspath(checkpoint)).parents[:2]):
-        if (folder / CONFIG).is_file():
-            return folder / CONFIG
-    raise UserError(f"{checkpoint} is no model directory: there is no {CONFIG} in it.")
 
 
 class _Stack:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from emu_jax.checkpoints.params import check_fits, load_params, save_params
-from emu_jax.checkpoints.torch_config import read_config, write_config
+from emu_jax.checkpoints.torch_config import CONFIG, read_config, write_config
 from emu_jax.checkpoints.torch_files import Planned, Tensor, open_tensors, write_safetensors
 from emu_jax.checkpoints.torch_maps import lora_rank
 from emu_jax.checkpoints.torch_plan import open_sources, read_checked, release_to_params
@@ -27,9 +27,7 @@ from emu_jax.models.config import EmuConfig
 from emu_jax.models.emu import Emu
 from emu_jax.sharding.specs import shardings, unbox
 
-CONFIG, TOKENIZER, PARAMS, UNUSED, VISUAL_DECODER = (
-    "config.json", "tokenizer.model", "params", "unused", "visual_decoder",
-)  # fmt: skip
+TOKENIZER, PARAMS, UNUSED, VISUAL_DECODER = "tokenizer.model", "params", "unused", "visual_decoder"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Parameters alone on disk: the DIR/params of a model directory, and warm starts from another run's."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
+from emu_jax.checkpoints.vocabulary import grow, growing_tables, vocabulary_of
 from emu_jax.errors import UserError
 
 Tree = dict[str, Any]
@@ -58,24 +60,33 @@ class WarmStart:
       missing: wanted by the model, not in the source; kept as initialised.
       unused: in the source, unknown to the model.
       other_shape: "path: saved shape, wanted shape"; kept as initialised.
+      grown: "path: from so many to so many tokens", of those taken over; the new begin as the mean of the others.
     """
 
     fitted: tuple[str, ...]
     missing: tuple[str, ...]
     unused: tuple[str, ...]
     other_shape: tuple[str, ...]
+    grown: tuple[str, ...]
 
     def summary(self) -> str:
         """A line for each list that is not empty."""
         rows = [("taken over", self.fitted), ("not in the source, initialised anew", self.missing)]
         rows += [("in the source, not in this model", self.unused), ("of another shape", self.other_shape)]
+        rows += [("given new tokens, the mean of the others", self.grown)]
         lines = [f"{len(names)} parameters {what}" + (f": {_some(names)}" if what != "taken over" else "")
                  for what, names in rows if names]  # fmt: skip
         return "\n".join(lines)
 
 
-def warm_start(directory: str | epath.Path, params: Tree) -> tuple[Tree, WarmStart]:
+def warm_start(directory: str | epath.Path, params: Tree, *, vocab_size: int | None = None) -> tuple[Tree, WarmStart]:
     """`params` with all that DIR/params holds under the same path and shape, read in params' own dtype and shards.
+
+    Args:
+      directory: a model directory, or one step of a run.
+      params: as initialised.
+      vocab_size: of the model; tokens that the source does not know begin as the mean of those it does. None: the
+        tables are taken over as they are.
 
     Raises:
       UserError: no parameters there, or none of them fits.
@@ -83,19 +94,26 @@ def warm_start(directory: str | epath.Path, params: Tree) -> tuple[Tree, WarmSta
     path = _params_path(directory)
     saved = traverse_util.flatten_dict(_saved_shapes(path), sep="/")
     own = traverse_util.flatten_dict(params, sep="/")
-    fitted = [name for name in own if name in saved and tuple(saved[name].shape) == tuple(own[name].shape)]
+    known = None if vocab_size is None else vocabulary_of(Path(directory))
+    grows = known is not None and vocab_size is not None and known < vocab_size
+    tables = growing_tables(saved, own) if grows else {}
+    fitted = [n for n in own if n in tables or (n in saved and tuple(saved[n].shape) == tuple(own[n].shape))]
     other = [n for n in own if n in saved and n not in set(fitted)]
     report = WarmStart(
         fitted=tuple(fitted),
         missing=tuple(name for name in own if name not in saved),
         unused=tuple(name for name in saved if name not in own),
         other_shape=tuple(f"{n}: {tuple(saved[n].shape)}, wanted {tuple(own[n].shape)}" for n in other),
+        grown=tuple(f"{n}: from {known} to {vocab_size} tokens" for n in tables),
     )
     if not fitted:
         raise UserError(f"None of the {len(saved)} parameters in {path} fits this model.\n{report.summary()}")
-    structs = {n: jax.ShapeDtypeStruct(own[n].shape, own[n].dtype, sharding=own[n].sharding) for n in fitted}
+    structs = {n: jax.ShapeDtypeStruct(saved[n].shape, own[n].dtype, sharding=own[n].sharding) for n in fitted}
     taken = _restore(path, traverse_util.unflatten_dict(structs, sep="/"), partial=True)
     merged = own | traverse_util.flatten_dict(taken, sep="/")
+    for name, axis in tables.items():
+        grown = grow(merged[name], axis=axis, known=known, vocab_size=vocab_size, rows=own[name].shape[axis])
+        merged[name] = jax.device_put(grown, own[name].sharding)
     return traverse_util.unflatten_dict(merged, sep="/"), report
 
 

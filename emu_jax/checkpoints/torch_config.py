@@ -1,6 +1,7 @@
 """The release's config.json and ours: sizes of an Emu, in and out."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,16 @@ from emu_jax.errors import UserError
 from emu_jax.layers.linear import LoraConfig
 from emu_jax.models.config import CausalFormerConfig, DecoderConfig, EmuConfig, VisionConfig
 
+CONFIG = "config.json"
 SPECIAL_TOKENS = 4  # [PAD] [IMG] [/IMG] <image>, the rows that Emu adds to LLaMA's vocabulary
 _OWN = "emu_jax"  # key under which our exports keep what the release's words cannot say
 _T5_DEFAULTS = {"d_model": 768, "d_kv": 64, "num_heads": 12, "d_ff": 3072, "num_layers": 12}  # t5-base
+
+
+def find_config(checkpoint: Path) -> Path | None:
+    """config.json of a model directory or a run; one of a run's steps has it two levels up."""
+    folders = (checkpoint, *Path(os.path.abspath(checkpoint)).parents[:2])
+    return next((folder / CONFIG for folder in folders if (folder / CONFIG).is_file()), None)
 
 
 def read_config(path: Path, *, lora: LoraConfig | None = None) -> EmuConfig:

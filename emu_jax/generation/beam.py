@@ -136,12 +136,12 @@ def _advance(
 def _finished(
     hypotheses: Hypotheses, best: jax.Array, length: jax.Array, controls: Controls, search: Search
 ) -> jax.Array:
-    """Which rows stop, by the rule of `early_stopping`."""
+    """Which rows stop, by the rule of `early_stopping`; `length` is that of the sequences before this step."""
     worst = jnp.min(hypotheses.scores, axis=1)
     full = worst > -jnp.inf
     if search.early_stopping is True:
         return full
-    attainable = best / _length_factor(length, controls)
+    attainable = best / _length_factor(length + 1, controls)  # the length that `best` is of
     if search.early_stopping == "never":  # a positive penalty favours the longest
         longest = best / _length_factor(controls.max_new_tokens + 1, controls)
         attainable = jnp.where(controls.length_penalty > 0, longest, attainable)

@@ -28,7 +28,7 @@ from emu_jax.training.partition import split
 from emu_jax.training.prefetch import Data, Prefetcher, batch_shardings
 from emu_jax.training.profile import Profiler
 from emu_jax.training.signals import StopSignal
-from emu_jax.training.stage import Stage
+from emu_jax.training.stage import ReadsText, Stage
 from emu_jax.training.state import TrainState, abstract_state, create_state, describe
 from emu_jax.training.step import make_train_step
 from emu_jax.training.throughput import Throughput
@@ -138,7 +138,8 @@ def _start(
         return from_items(restored.params, restored.optimizer), _placed(data, restored.data)
     state = create_state(stage, optimizer, config=config.optimizer, mesh=mesh, seed=config.seed)
     if config.warm_start is not None:
-        params, report = warm_start(config.warm_start, state.params)
+        vocab_size = stage.vocab_size if isinstance(stage, ReadsText) else None
+        params, report = warm_start(config.warm_start, state.params, vocab_size=vocab_size)
         ema = None if state.ema is None else jax.tree.map(jnp.copy, split(params, stage.trainable)[0])
         state = dataclasses.replace(state, params=params, ema=ema)
         console.say(f"parameters from {config.warm_start}\n{report.summary()}")

@@ -37,6 +37,15 @@ class Measures(Protocol):
         """The whole batch's, from `measure` of every microbatch stacked along a new first axis."""
 
 
+@runtime_checkable
+class ReadsText(Protocol):
+    """A stage whose model has a vocabulary; warm starts from a model with a smaller one let it grow."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that exist, special tokens included."""
+
+
 class LossOutput(NamedTuple):
     """What one (micro)batch gave.
 

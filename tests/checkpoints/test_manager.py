@@ -283,6 +283,7 @@ def test_a_warm_start_says_what_did_and_did_not_fit(tmp_path):
         "missing": ("new/kernel",),
         "unused": ("head/kernel",),
         "other_shape": ("tower/bias: (16,), wanted (17,)",),
+        "grown": (),
     }
     assert "new/kernel" in report.summary()
     with pytest.raises(UserError, match="None of the 3 parameters"):

@@ -78,7 +78,7 @@ def _oracle(table: np.ndarray, start: np.ndarray, options: TextOptions) -> list[
             if len(following) == BEAMS:
                 break
         if len(hypotheses) == BEAMS:
-            best = candidates[0][0] / length**options.length_penalty
+            best = candidates[0][0] / (length + 1) ** options.length_penalty
             if options.early_stopping == "never" and options.length_penalty > 0:
                 best = candidates[0][0] / (options.max_new_tokens + 1) ** options.length_penalty
             done = options.early_stopping is True or min(hypotheses)[0] >= best

@@ -98,6 +98,11 @@ class PretrainStage:
         """The model."""
         return Emu(self.model, image_token_id=self.image_token_id)
 
+    @property
+    def vocab_size(self) -> int:
+        """Ids that exist, special tokens included."""
+        return self.model.decoder.vocab_size
+
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a global batch."""
         return batch_spec(self.batch)
@@ -144,7 +149,7 @@ class PretrainStage:
         `measured` is the variance of the embeddings over the whole batch where this is but a part of it.
         """
         output = self._forward(params, batch, rng, deterministic=deterministic)
-        text = text_losses(output.logits, tokens=batch["tokens"], vocab_size=self.model.decoder.vocab_size)
+        text = text_losses(output.logits, tokens=batch["tokens"], vocab_size=self.vocab_size)
         predictions, inputs = output.visual_predictions, output.input_embeddings
         if self.config.detach_regression:
             # The same forward pass, which XLA computes once; only the gradient ends at the vision side.

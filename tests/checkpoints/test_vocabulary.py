@@ -1,0 +1,74 @@
+"""A warm start into a larger vocabulary: new tokens are the mean of the old, wherever their rows lie."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emu_jax.checkpoints.model_directory import boxed_shapes, load_model, save_model
+from emu_jax.checkpoints.params import save_params, warm_start
+from emu_jax.checkpoints.vocabulary import grow
+from emu_jax.sharding.mesh import MeshConfig, make_mesh
+from emu_jax.sharding.specs import shardings, unbox
+from tests.checkpoints.release import random_state, small_config, with_layers, write_release
+
+KNOWN = 300
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A model of 300 tokens; their tables have 384 rows."""
+    params = load_model(write_release(tmp_path / "release", small_config(), random_state(small_config()))).params
+    save_model(tmp_path / "model", small_config(), params)
+    return tmp_path / "model"
+
+
+def zeros(config, *, on=None):
+    boxed = boxed_shapes(config)
+    made = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), unbox(boxed))
+    return made if on is None else jax.device_put(made, shardings(boxed, on))
+
+
+@pytest.mark.parametrize("wanted", [302, 390])
+def test_new_tokens_begin_as_the_mean_of_the_others(model, wanted):
+    """In the padding that was there (384 rows), and past it (512), on a mesh."""
+    saved = load_model(model).params
+    larger = with_layers(small_config(lora=True), decoder={"vocab_size": wanted})
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    own = zeros(larger, on=mesh)
+    params, report = warm_start(model, own, vocab_size=wanted)
+    assert jax.tree.map(lambda a: a.sharding, params) == jax.tree.map(lambda a: a.sharding, own)
+    for table, old in (
+        (params["decoder"]["token_embedding"], saved["decoder"]["token_embedding"]),
+        (params["lm_head"]["projection"]["kernel"].T, saved["lm_head"]["projection"]["kernel"].T),
+    ):
+        table, old = np.asarray(table), np.asarray(old)[:KNOWN]
+        assert table.shape[0] == larger.decoder.padded_vocab_size
+        np.testing.assert_array_equal(table[:KNOWN], old)
+        mean = np.broadcast_to(old.mean(axis=0), (wanted - KNOWN, old.shape[1]))
+        np.testing.assert_allclose(table[KNOWN:wanted], mean, rtol=0, atol=1e-6)
+        assert not table[wanted:].any()
+    assert len(report.grown) == 2
+    assert not report.other_shape
+    assert {name.rsplit("/", 1)[1] for name in report.missing} == {"lora_a", "lora_b"}
+    assert "from 300 to" in report.summary()
+
+
+def test_the_same_vocabulary_comes_as_it_is(model):
+    params, report = warm_start(model, zeros(small_config()), vocab_size=KNOWN)
+    jax.tree.map(np.testing.assert_array_equal, params, load_model(model).params)
+    assert report.grown == ()
+
+
+def test_a_step_of_a_run_has_its_config_two_levels_up(tmp_path, model):
+    step = tmp_path / "run" / "checkpoints" / "7"
+    save_params(step, load_model(model).params)
+    (tmp_path / "run" / "config.json").write_bytes((model / "config.json").read_bytes())
+    larger = with_layers(small_config(), decoder={"vocab_size": 302})
+    params, _ = warm_start(step, zeros(larger), vocab_size=302)
+    assert np.abs(params["decoder"]["token_embedding"][301]).max() > 0
+
+
+def test_the_example():
+    grown = grow(jnp.array([[1.0, 1], [3, 5], [0, 0]]), axis=0, known=2, vocab_size=3, rows=4)
+    assert grown.tolist() == [[1, 1], [3, 5], [2, 3], [0, 0]]
