@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from emu_jax.checkpoints.huggingface_tokenizer import tokenizer_files
 from emu_jax.checkpoints.model_directory import PARAMS, TOKENIZER, open_unused, params_directory
 from emu_jax.checkpoints.streaming import StoredParams
 from emu_jax.checkpoints.torch_config import CONFIG, find_config, read_config, to_llama_config, to_release_config
@@ -105,6 +106,10 @@ class PreparedExport:
         decoder = self.config.decoder
         dtype = np.dtype(llama[0].dtype).name
         _write_json(folder / CONFIG, to_llama_config(decoder, vocab_size=decoder.vocab_size, dtype=dtype))
+        if self.tokenizer is not None:
+            sizes = {"vocab_size": decoder.vocab_size, "max_length": decoder.max_length}
+            for name, values in tokenizer_files(self.tokenizer, **sizes).items():
+                _write_json(folder / name, values)
         beside = folder / "emu"
         beside.mkdir()
         _write(beside, rest, **kind)

@@ -9,7 +9,6 @@ import numpy as np
 from etils import epath
 
 from emu_jax.checkpoints.model_directory import (
-    CONFIG,
     PARAMS,
     TOKENIZER,
     VISUAL_DECODER,
@@ -19,11 +18,11 @@ from emu_jax.checkpoints.model_directory import (
     save_unused,
 )
 from emu_jax.checkpoints.streaming import write_params
-from emu_jax.checkpoints.torch_config import SPECIAL_TOKENS, from_llama_config, read_config
+from emu_jax.checkpoints.torch_config import CONFIG, SPECIAL_TOKENS, from_llama_config, read_config
 from emu_jax.checkpoints.torch_files import Planned, Tensor, write_safetensors
 from emu_jax.checkpoints.torch_maps import lora_rank
 from emu_jax.checkpoints.torch_plan import Plan, is_release, open_sources, plan_import
-from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.data.tokenizer import fitting_tokenizer
 from emu_jax.diffusion import folder as diffusers_folder
 from emu_jax.diffusion import torch_layout
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
@@ -111,7 +110,7 @@ def prepare_import(
         if image_size % sizes.vision.patch_size:
             raise UserError(f"Images of {image_size} pixels cannot be cut into patches of {sizes.vision.patch_size}.")
         sizes = dataclasses.replace(sizes, vision=dataclasses.replace(sizes.vision, image_size=image_size))
-    rank = lora_rank((tensor.name, tensor.shape) for tensor in tensors.values())
+    rank = lora_rank((name, tensor.shape) for name, tensor in tensors.items())
     if rank is not None and sizes.lora is None:
         sizes = dataclasses.replace(sizes, lora=LoraConfig(rank=rank))
     plan = plan_import(tensors, sizes, resize=image_size is not None, seed=seed)
@@ -120,7 +119,7 @@ def prepare_import(
     found = next((path / TOKENIZER for path in sources if (path / TOKENIZER).is_file()), None)
     tokenizer = tokenizer or found
     if tokenizer is not None:
-        _check_tokenizer(tokenizer, sizes.decoder.vocab_size)
+        fitting_tokenizer(tokenizer, vocab_size=sizes.decoder.vocab_size)  # its error, before any work
     return PreparedImport(sizes, plan, tokenizer)
 
 
@@ -258,12 +257,3 @@ def _dtypes(plan: Plan) -> tuple[str, str]:
     if kinds <= {"float16", "bfloat16"}:
         return "bfloat16", kinds.pop() if len(kinds) == 1 else "bfloat16"
     return "float32", "float32"
-
-
-def _check_tokenizer(path: Path, vocab_size: int) -> None:
-    known = {Tokenizer.load(path, instruct=instruct).vocab_size for instruct in (False, True)}
-    if vocab_size not in known:
-        raise UserError(
-            f"{path} makes a vocabulary of {' or '.join(map(str, sorted(known)))}, but the model has {vocab_size}; "
-            "name the model's own with --tokenizer."
-        )

@@ -198,7 +198,7 @@ def boxed_shapes(config: EmuConfig) -> dict[str, Any]:
 
 def release_config(directory: Path, tensors: Mapping[str, Tensor]) -> EmuConfig:
     """The config of a folder in the release's layout; adapters are told by their names (alpha 16, as in Emu-I)."""
-    rank = lora_rank((tensor.name, tensor.shape) for tensor in tensors.values())
+    rank = lora_rank((name, tensor.shape) for name, tensor in tensors.items())
     config = read_config(directory / CONFIG, lora=None if rank is None else LoraConfig(rank=rank))
     return config
 

@@ -219,6 +219,7 @@ def unused_shapes(config: EmuConfig) -> dict[str, tuple[int, ...]]:
 
 _EVA_BARE = re.compile(r"(blocks\.|patch_embed\.|cls_token$|pos_embed$|norm\.|head\.)")
 _BUFFER = re.compile(r".*\.(rotary_emb\.inv_freq|relative_position_index)$")  # computed, not learned
+_ADAPTER = re.compile(r"\.lora_([AB])\.weight$")  # as `get_peft_model_state_dict` says it, without the adapter's name
 _OTHER_TOWER = re.compile(r"(text\.|logit_scale$)")  # CLIP's text side, in a whole EVA-CLIP checkpoint
 
 
@@ -228,12 +229,14 @@ def release_name(name: str) -> str | None:
     release_name("model.norm.weight")                  -> "decoder.lm.model.norm.weight"
     release_name("blocks.3.norm1.bias")                -> "visual.blocks.3.norm1.bias"
     release_name("decoder.lm.base_model.model.lm_head.weight") -> "decoder.lm.lm_head.weight"
+    release_name("decoder.lm.base_model.model.model.norm.base_layer.weight") -> "decoder.lm.model.norm.weight"
     release_name("logit_scale")                        -> None
     """
     name = name.removeprefix("module.")
     if _BUFFER.match(name) or _OTHER_TOWER.match(name):
         return None
     if name.startswith(PEFT_DECODER):
+        name = _ADAPTER.sub(r".lora_\1.default.weight", name.replace(".base_layer.", "."))
         return DECODER + name.removeprefix(PEFT_DECODER)
     if name.startswith("model.") or name == "lm_head.weight":
         return DECODER + name

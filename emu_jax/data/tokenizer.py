@@ -25,7 +25,8 @@ class Tokenizer:
     """Text to ids and back.
 
     Attributes:
-      pad_id, bos_id, eos_id, boi_id, eoi_id, image_token_id: ids of `[PAD] <s> </s> [IMG] [/IMG] <image>`.
+      unk_id, bos_id, eos_id: ids of `<unk> <s> </s>`.
+      pad_id, boi_id, eoi_id, image_token_id: ids of `[PAD] [IMG] [/IMG] <image>`.
       user_id, assistant_id: ids of `[USER]` and `[ASSISTANT]`, None unless `instruct`.
       vocab_size: ids that exist: n + 4, or n + 6 with `instruct`.
     """
@@ -38,6 +39,7 @@ class Tokenizer:
         self._model = model
         self.instruct = instruct
         n = self._pieces.vocab_size()
+        self.unk_id: int = self._pieces.unk_id()
         self.bos_id: int = self._pieces.bos_id()
         self.eos_id: int = self._pieces.eos_id()
         if min(self.bos_id, self.eos_id) < 0:
@@ -47,7 +49,7 @@ class Tokenizer:
         self.assistant_id: int | None = n + 5 if instruct else None
         self.vocab_size = n + 6 if instruct else n + 4
         self._special = {
-            "<unk>": self._pieces.unk_id(), "<s>": self.bos_id, "</s>": self.eos_id,
+            "<unk>": self.unk_id, "<s>": self.bos_id, "</s>": self.eos_id,
             PAD: self.pad_id, BOI: self.boi_id, EOI: self.eoi_id, IMAGE_TOKEN: self.image_token_id,
         }  # fmt: skip
         if instruct:
@@ -126,6 +128,24 @@ class Tokenizer:
     def _splitter(self) -> re.Pattern:
         longest_first = sorted(self._special, key=len, reverse=True)
         return re.compile("(" + "|".join(re.escape(s) for s in longest_first) + ")")
+
+
+def fitting_tokenizer(path: Path, *, vocab_size: int) -> Tokenizer:
+    """The tokenizer with the special tokens of a model with `vocab_size` ids: of pretraining, or of a tuned one.
+
+    Raises:
+      UserError: it can be neither.
+    """
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.vocab_size == vocab_size:
+        return tokenizer
+    tuned = Tokenizer.load(path, instruct=True)
+    if tuned.vocab_size == vocab_size:
+        return tuned
+    raise UserError(
+        f"The tokenizer {path} makes {tokenizer.vocab_size} ids ({tuned.vocab_size} for an instruction-tuned model), "
+        f"but the model has {vocab_size}; name the model's own with --tokenizer (or tokenizer=)."
+    )
 
 
 def train_tokenizer(lines: Iterable[str], path: str | os.PathLike, *, vocab_size: int) -> Tokenizer:

@@ -7,7 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from emu_jax.checkpoints.model_directory import load_model
-from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.data.tokenizer import fitting_tokenizer
 from emu_jax.errors import UserError
 from emu_jax.generation.pipeline import EmuPipeline
 
@@ -41,22 +41,4 @@ def load(
         tokenizer=fitting_tokenizer(path, vocab_size=parts.config.decoder.vocab_size),
         mesh=mesh,
         visual_decoder=parts.visual_decoder,
-    )
-
-
-def fitting_tokenizer(path: Path, *, vocab_size: int) -> Tokenizer:
-    """The tokenizer with the special tokens of a model with `vocab_size` ids: of pretraining, or of a tuned one.
-
-    Raises:
-      UserError: it can be neither.
-    """
-    tokenizer = Tokenizer.load(path)
-    if tokenizer.vocab_size == vocab_size:
-        return tokenizer
-    tuned = Tokenizer.load(path, instruct=True)
-    if tuned.vocab_size == vocab_size:
-        return tuned
-    raise UserError(
-        f"The tokenizer {path} makes {tokenizer.vocab_size} ids ({tuned.vocab_size} for an instruction-tuned model), "
-        f"but the model has {vocab_size}; name the tokenizer that it was trained with."
     )

@@ -133,7 +133,7 @@ class EmuPipeline:
 
     def visual_embeddings(self, images: Sequence[Part] | Part) -> np.ndarray:
         """What the causal former makes of images (a video counts as 8): float32 `[n, N, D]`."""
-        if isinstance(images, np.ndarray) and images.ndim == 4:
+        if isinstance(images, np.ndarray | jax.Array) and images.ndim == 4:
             images = list(images)
         parts: Any = images if isinstance(images, list | tuple) else [images]
         pixels = [pixels for part in parts for pixels in load_images(part, self.config.vision.image_size)]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
@@ -29,7 +30,7 @@ class Tokens:
     ids: tuple[int, ...]
 
 
-Part = str | os.PathLike | PIL.Image.Image | np.ndarray | Tokens
+Part = str | os.PathLike | PIL.Image.Image | np.ndarray | jax.Array | Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +127,7 @@ def pad_prompts(prompts: Sequence[Prompt], *, pad_id: int, max_length: int) -> P
 
 def load_images(part: Part, image_size: int) -> list[np.ndarray]:
     """The normalised images `[S, S, 3]` of an image or (8 of them) a video."""
-    if isinstance(part, np.ndarray) or hasattr(part, "__jax_array__"):
+    if isinstance(part, np.ndarray | jax.Array):
         return [_from_array(np.asarray(part), image_size)]
     if isinstance(part, PIL.Image.Image):
         return [_normalized(part, image_size)]
@@ -153,7 +154,7 @@ def is_file_name(text: str) -> bool:
 
 def _joined(parts: Iterable[Part] | Part, image_size: int) -> list[str | Tokens | np.ndarray]:
     """Texts joined, files read."""
-    if isinstance(parts, str | os.PathLike | PIL.Image.Image | np.ndarray | Tokens):
+    if isinstance(parts, Part):
         parts = [parts]
     pieces: list[str | Tokens | np.ndarray] = []
     for part in parts:
