@@ -107,7 +107,7 @@ def prepare_import(
     tensors = open_sources(sources)
     sizes = _sizes(sources, tensors, config)
     if image_size is not None:
-        if image_size % sizes.vision.patch_size:
+        if image_size < 1 or image_size % sizes.vision.patch_size:
             raise UserError(f"Images of {image_size} pixels cannot be cut into patches of {sizes.vision.patch_size}.")
         sizes = dataclasses.replace(sizes, vision=dataclasses.replace(sizes.vision, image_size=image_size))
     rank = lora_rank((name, tensor.shape) for name, tensor in tensors.items())
@@ -198,9 +198,8 @@ def _sizes(sources: Sequence[Path], tensors: Mapping[str, Tensor], option: str |
         folder = source if source.is_dir() else source.parent
         values = read_json(folder / CONFIG)
         if values.get("model_type") == "llama":
-            llama = from_llama_config(
-                values, vocab_size=_rows(tensors, values["vocab_size"]) + SPECIAL_TOKENS, source=str(folder / CONFIG)
-            )
+            rows = _rows(tensors, values.get("vocab_size", 32000))
+            llama = from_llama_config(values, vocab_size=rows + SPECIAL_TOKENS, source=str(folder / CONFIG))
         elif "decoder" in values or "cformer" in values or isinstance(values.get("model"), dict):
             return read_config(folder / CONFIG)
     sizes = _published(tensors) if llama is None else dataclasses.replace(emu_14b(), decoder=llama)

@@ -148,11 +148,18 @@ class StoredParams:
         }
 
     def read(self, name: str) -> np.ndarray:
-        """The array at the "/"-joined path `name`, in the type it was saved in."""
+        """The array at the "/"-joined path `name`, in the type it was saved in.
+
+        Raises:
+          UserError: it is damaged.
+        """
         structs = traverse_util.unflatten_dict({name: self.shapes[name]}, sep="/")
         restore_args = jax.tree.map(lambda s: ocp.RestoreArgs(restore_type=np.ndarray, dtype=s.dtype), structs)
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.restore(
-                self.path, args=ocp.args.PyTreeRestore(structs, restore_args=restore_args, partial_restore=True)
-            )
+        try:
+            with ocp.PyTreeCheckpointer() as checkpointer:
+                tree = checkpointer.restore(
+                    self.path, args=ocp.args.PyTreeRestore(structs, restore_args=restore_args, partial_restore=True)
+                )
+        except Exception as error:
+            raise UserError(f"{name} in {self.path} cannot be read ({type(error).__name__}); it is damaged.") from error
         return traverse_util.flatten_dict(tree, sep="/")[name]

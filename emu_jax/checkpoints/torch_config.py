@@ -13,6 +13,7 @@ from emu_jax.models.config import CausalFormerConfig, DecoderConfig, EmuConfig, 
 CONFIG = "config.json"
 SPECIAL_TOKENS = 4  # [PAD] [IMG] [/IMG] <image>, the rows that Emu adds to LLaMA's vocabulary
 _OWN = "emu_jax"  # key under which our exports keep what the release's words cannot say
+_NO_SIZES = (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError)
 _T5_DEFAULTS = {"d_model": 768, "d_kv": 64, "num_heads": 12, "d_ff": 3072, "num_layers": 12}  # t5-base
 
 
@@ -70,7 +71,7 @@ def from_release_config(values: dict[str, Any], *, lora: LoraConfig | None, sour
         )
         vocab_size = values.get("lm_vocab_with_special_tokens", values["lm"]["vocab_size"] + SPECIAL_TOKENS)
         decoder = from_llama_config(values["lm"], vocab_size=vocab_size, source=source)
-    except (KeyError, TypeError, AttributeError) as error:
+    except _NO_SIZES as error:
         raise UserError(
             f"{source} is not a config of the Emu release: {error} is missing or of another kind."
         ) from None
@@ -96,22 +97,25 @@ def from_llama_config(values: dict[str, Any], *, vocab_size: int, source: str = 
     rope = values.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
         other.append(f"rope_type={rope['rope_type']!r}")
-    heads = values["num_attention_heads"]
-    if values.get("head_dim") not in (None, values["hidden_size"] // heads):
-        other.append(f"head_dim={values['head_dim']}")
-    if other:
-        raise UserError(f"{source} describes a LLaMA that Emu's decoder does not compute: {', '.join(other)}.")
-    return DecoderConfig(
-        vocab_size=vocab_size,
-        width=values["hidden_size"],
-        num_layers=values["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=values.get("num_key_value_heads") or heads,
-        mlp_dim=values["intermediate_size"],
-        max_length=values.get("max_position_embeddings", 2048),
-        rope_theta=float(rope.get("rope_theta", values.get("rope_theta", 10000.0))),
-        norm_eps=values.get("rms_norm_eps", 1e-6),
-    )
+    try:
+        heads = values["num_attention_heads"]
+        if values.get("head_dim") not in (None, values["hidden_size"] // heads):
+            other.append(f"head_dim={values['head_dim']}")
+        if other:
+            raise UserError(f"{source} describes a LLaMA that Emu's decoder does not compute: {', '.join(other)}.")
+        return DecoderConfig(
+            vocab_size=vocab_size,
+            width=values["hidden_size"],
+            num_layers=values["num_hidden_layers"],
+            num_heads=heads,
+            num_kv_heads=values.get("num_key_value_heads") or heads,
+            mlp_dim=values["intermediate_size"],
+            max_length=values.get("max_position_embeddings", 2048),
+            rope_theta=float(rope.get("rope_theta", values.get("rope_theta", 10000.0))),
+            norm_eps=float(values.get("rms_norm_eps", 1e-6)),
+        )
+    except _NO_SIZES as error:
+        raise UserError(f"{source} does not tell a LLaMA's sizes: {error} is missing or of another kind.") from None
 
 
 def to_release_config(config: EmuConfig) -> dict[str, Any]:

@@ -8,11 +8,13 @@ import dataclasses
 import functools
 import json
 import math
+import operator
+import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -25,6 +27,7 @@ _DTYPES = {
     "I16": np.dtype(np.int16), "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_),
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_METADATA = "__metadata__"
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 _WRAPPERS = ("module", "state_dict", "model")
 _REOPEN_AFTER = 2**30  # bytes
@@ -81,7 +84,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _indexed(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(map(os.fspath, json.loads(index.read_text())["weight_map"].values())))
     except (ValueError, KeyError, AttributeError, TypeError):
         raise UserError(f"{index} is not an index of checkpoint shards (no weight_map in it).") from None
     absent = [name for name in names if not (index.parent / name).is_file()]
@@ -105,29 +108,41 @@ def _open_safetensors(file: Path) -> list[Tensor]:
             length = int.from_bytes(handle.read(8), "little")
             if not 2 <= length <= size - 8:
                 raise ValueError
-            header = json.loads(handle.read(length))
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        spans = {name: tuple(entry["data_offsets"]) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
+            entries = [_Entry.read(name, e) for name, e in json.loads(handle.read(length)).items() if name != _METADATA]
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{file} is not a safetensors file (no valid header), or its beginning is damaged.") from None
     data = 8 + length
-    end = data + max((stop for _, stop in spans.values()), default=0)
+    end = data + max((entry.stop for entry in entries), default=0)
     if size < end:
         raise UserError(f"{file} is truncated: {size} bytes of {end}; copy or download it again.")
 
     tensors = []
-    for name, entry in entries.items():
-        if entry["dtype"] not in _DTYPES:
-            raise UserError(
-                f"{name} in {file} is of type {entry['dtype']}, which cannot be read; save it as F32 or BF16."
-            )
-        dtype, shape, (start, stop) = _DTYPES[entry["dtype"]], tuple(entry["shape"]), spans[name]
-        if stop - start != math.prod(shape) * dtype.itemsize:
+    for name, kind, shape, start, stop in entries:
+        if kind not in _DTYPES:
+            raise UserError(f"{name} in {file} is of type {kind}, which cannot be read; save it as F32 or BF16.")
+        dtype = _DTYPES[kind]
+        if start < 0 or min(shape, default=0) < 0 or stop - start != math.prod(shape) * dtype.itemsize:
             raise UserError(f"{file} is damaged: {name} is said to be {dtype} {list(shape)} in {stop - start} bytes.")
         offset = data + start
         read = functools.partial(_read_plain, file, offset, dtype, shape)
         tensors.append(Tensor(name, shape, dtype, file, read, offset))
     return tensors
+
+
+class _Entry(NamedTuple):
+    """A tensor as a safetensors header tells it: its bytes are those from `start` to `stop` after the header."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @classmethod
+    def read(cls, name: str, values: dict[str, Any]) -> "_Entry":
+        """Raises ValueError, KeyError or TypeError where it is none."""
+        start, stop = map(operator.index, values["data_offsets"])
+        return cls(name, str(values["dtype"]), tuple(map(operator.index, values["shape"])), start, stop)
 
 
 def _read_plain(file: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
@@ -141,8 +156,9 @@ def _open_torch(file: Path) -> list[Tensor]:
         if not hasattr(tensor, "numpy"):
             raise UserError(f"{name} in {file} is {type(tensor).__name__}, not a tensor; save the state dict alone.")
         dtype = _NAMES_OF_TORCH.get(str(tensor.dtype))
-        if dtype is None:
-            raise UserError(f"{name} in {file} is of type {tensor.dtype}, which cannot be read; save it as float32.")
+        if dtype is None or str(tensor.layout) != "torch.strided" or tensor.is_meta:
+            kind = "without values" if tensor.is_meta else f"{tensor.dtype}, {tensor.layout}"
+            raise UserError(f"{name} in {file} is of a kind ({kind}) that cannot be read; save it as plain float32.")
         tensors.append(Tensor(name, tuple(tensor.shape), dtype, file, functools.partial(mapping.read, name)))
     return tensors
 
@@ -263,7 +279,7 @@ def write_safetensors(
 
 
 def _safetensors_header(shard: list[Planned]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {_METADATA: {"format": "pt"}}
     offset = 0
     for tensor in shard:
         header[tensor.name] = {

@@ -3,8 +3,8 @@
     make parity                                                        # makes .venv-parity, with JAX and torch
     .venv-parity/bin/python experiments/benchmarks/generation.py
 
-Hidden 512, 8 layers, 8 heads, LLaMA's vocabulary, a prompt of 256 places, batch 1, float32. Prints medians in
-milliseconds and the ratio torch / ours (above 1: ours is faster), and whether both wrote the same ids.
+Hidden 512, 8 layers, 8 heads, LLaMA's vocabulary, a prompt of 256 places, batch 1, float32. Prints a table in Markdown:
+medians in milliseconds, the ratio torch / ours (above 1: ours is faster), and whether both computed the same.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def main() -> None:
     tokens = np.random.default_rng(0).integers(3, 32000, (1, PROMPT)).astype(np.int32)
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, jax {jax.__version__}, "
           f"{os.cpu_count()} cores; load {os.getloadavg()[0]:.1f}; medians of {repeats}\n")  # fmt: skip
-    print(f"{'':38}{'torch ms':>10}{'ours ms':>10}{'ratio':>8}  same")
+    print("| | torch ms | ours ms | torch / ours | same |")
+    print("|---|---:|---:|---:|---|")
     for name, theirs, ours in cases(llama, head, model, params, tokens):
         report(name, theirs, ours, repeats=repeats)
 
@@ -176,7 +177,7 @@ def report(name: str, theirs: Callable[[], np.ndarray], ours: Callable[[], np.nd
             times[who].append(1000 * (time.perf_counter() - start))
     medians = {who: statistics.median(all_times) for who, all_times in times.items()}
     ratio = medians["torch"] / medians["ours"]
-    print(f"{name:38}{medians['torch']:10.1f}{medians['ours']:10.1f}{ratio:8.2f}  {same}", flush=True)
+    print(f"| {name} | {medians['torch']:.1f} | {medians['ours']:.1f} | {ratio:.2f} | {same} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -146,6 +146,15 @@ def test_bad_ways_out_leave_nothing(tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full", "model", "source"]
 
 
+def test_a_damaged_model_does_not_go_out(tmp_path, capsys):
+    imported(tmp_path)
+    for file in (tmp_path / "model" / "params").rglob("d/*"):
+        file.write_bytes(bytes(file.stat().st_size))
+    assert run("export-torch", tmp_path / "model", tmp_path / "out") == 2
+    assert len(capsys.readouterr().err.strip().splitlines()[-1:]) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "source"]
+
+
 def test_parameters_of_another_config_are_refused(tmp_path, capsys):
     imported(tmp_path)
     config = json.loads((tmp_path / "model" / "config.json").read_text())

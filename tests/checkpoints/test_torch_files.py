@@ -95,6 +95,34 @@ def test_a_header_that_contradicts_itself(tmp_path):
         open_tensors(file)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        [],
+        {"dtype": "F32", "shape": [1]},
+        {"shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": "1", "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]},
+        {"dtype": "F32", "shape": [1], "data_offsets": ["0", "4"]},
+        {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]},
+        {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]},
+    ],
+)
+def test_headers_that_say_nothing_of_use(tmp_path, entry):
+    header = json.dumps({"a": entry}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(UserError, match=r"no valid header|damaged|cannot be read"):
+        open_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 5}}'])
+def test_indices_that_are_none(tmp_path, index):
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match="not an index"):
+        open_tensors(tmp_path)
+
+
 def test_an_empty_folder_and_no_folder(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint"):
         open_tensors(tmp_path)

@@ -91,6 +91,16 @@ def test_nothing_of_an_emu(tmp_path):
         prepare_import([tmp_path / "clip.safetensors"])
 
 
-def test_patches_must_divide_the_images(tmp_path):
+@pytest.mark.parametrize("image_size", [225, 0, -14])
+def test_patches_must_divide_the_images(tmp_path, image_size):
     with pytest.raises(UserError, match="patches of 14"):
-        prepare_import([write_eva(tmp_path / "eva.safetensors")], image_size=225)
+        prepare_import([write_eva(tmp_path / "eva.safetensors")], image_size=image_size)
+
+
+@pytest.mark.parametrize("damage", [{"hidden_size": None}, {"num_attention_heads": 0}, {"rms_norm_eps": "x"}])
+def test_a_llama_config_without_its_sizes(tmp_path, damage):
+    folder = write_llama(tmp_path / "llama")
+    values = json.loads((folder / "config.json").read_text()) | damage
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"llama/config\.json"):
+        prepare_import([folder])

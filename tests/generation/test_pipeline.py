@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import jax
@@ -55,6 +56,25 @@ def test_a_batch_is_its_prompts_alone_and_lengths_share_a_program(tiny: EmuPipel
         tiny.generate_text(text, max_new_tokens=5)
     tiny.generate_text("a dog", max_new_tokens=11, length_penalty=1.0, min_length=3)
     assert generate_tokens._cache_size() == programs
+
+
+def test_prompts_of_one_bucket_compile_nothing_anew(tiny: EmuPipeline, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever is asked of them: greedy, beams, embeddings, scores; and no stray little program beside a large one."""
+
+    def use(text: str, answers: list[str], penalty: float) -> None:
+        assert len(tiny.build_prompt([RED, text], open_image=True).tokens) <= 16
+        tiny.generate_text([RED, text], max_new_tokens=5)
+        tiny.generate_text([RED, text], max_new_tokens=5, num_beams=2, length_penalty=penalty)
+        tiny.generate_embeddings([RED, text])
+        tiny.score([RED, text], answers)
+
+    use("a", ["dog"], 1.0)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        use("a dog", ["cat"], -1.0)
+        use("is", ["a"], 0.0)
+        assert not [record.message for record in caplog.records if "XLA compilation" in record.message]
+        tiny.generate_embeddings("a red circle " * 8)  # another bucket
+    assert [record for record in caplog.records if "XLA compilation" in record.message]
 
 
 def test_each_place_is_the_likeliest_of_a_plain_forward_pass(tiny: EmuPipeline) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -43,10 +44,10 @@ def test_text_is_text_unless_told(tiny: EmuPipeline) -> None:
 def test_the_same_picture_in_every_form(tiny: EmuPipeline, tmp_path: Path) -> None:
     path = tmp_path / "red square.png"
     PIL.Image.fromarray(RED).save(path)
-    forms = [RED, PIL.Image.fromarray(RED), path, str(path)]
+    forms = [RED, jnp.asarray(RED), PIL.Image.fromarray(RED), path, str(path)]
     images = [tiny.build_prompt([form]).images[0] for form in forms]
-    normalised = tiny.build_prompt([images[0]]).images[0]
-    for image in (*images, normalised):
+    normalised = [tiny.build_prompt([kind(images[0])]).images[0] for kind in (np.asarray, jnp.asarray)]
+    for image in (*images, *normalised):
         np.testing.assert_array_equal(image, images[0])
 
 

@@ -126,7 +126,8 @@ def test_ids_are_equal_in_every_position(kind):
         tokens, mask = random_prompts(seed)
         for options in CASES[kind]:
             ours = our_ids(params, tokens, mask, options)
-            assert ours == their_ids(theirs, tokens, mask, options), (seed, options)
+            if "repetition_penalty" not in options:  # theirs skips as many written ids as the prompt has padding
+                assert ours == their_ids(theirs, tokens, mask, options), (seed, options)
             for row, length in enumerate(LENGTHS):
                 alone = their_ids(theirs, tokens[row : row + 1, -length:], mask[row : row + 1, -length:], options)
                 assert [ours[row]] == alone, (seed, row, options)
