@@ -154,6 +154,7 @@ def test_any_training_run_has_a_page(tmp_path):
         "Text loss by set",
         "Embeddings: variance",
         "Embeddings: effective rank",
+        "Waiting for data, share of the time",
     ]
     assert "log scale" in text
     assert "400" in text.split('id="configuration"')[1]
