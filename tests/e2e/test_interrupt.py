@@ -19,6 +19,8 @@ def test_ctrl_c_ends_the_demo_cleanly(tmp_path: Path, root: Path, user_environme
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Where the tests themselves run in the background, Ctrl-C would be ignored from the start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     for line in process.stdout:

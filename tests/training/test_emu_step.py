@@ -131,7 +131,7 @@ def test_a_device_holds_an_eighth_and_constraints_reach_the_program():
     state, _, lowered, compiled, begun = stepped((1, 4, 2))
     total = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
     held = bytes_a_device((state.params, state.opt_state))
-    assert held < 1.06 * total / 8  # norms are whole
+    assert held < 1.1 * total / 8  # norms, biases, positions and patches are cut less, and count for little
     rows = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(stage().batch_spec()))
     arguments = compiled.memory_analysis().argument_size_in_bytes
     assert arguments < held + rows / 4 + 2048
