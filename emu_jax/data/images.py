@@ -35,7 +35,7 @@ def decode(image: ImageLike, *, at_least: int | None = None) -> UInt8[np.ndarray
 
     Args:
       at_least: pixels of a side that are enough: a JPEG is then decoded at 1/2, 1/4 or 1/8 of its size, the smallest
-        of which both sides have as many. Resized to that, photographs take less than half the time, and are off by 0.3
+        of which both sides have as many. Resized to that, photographs take less than half the time, and are off by 0.2
         to 2.3 of 255 on average from those decoded whole (most at letters on paper): libjpeg leaves out frequencies
         where bicubic resizing weighs neighbours.
 
