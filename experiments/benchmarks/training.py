@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import common
 from emu_jax.cli.doctor import parse_mesh
@@ -115,7 +116,9 @@ def measure(stage: PretrainStage, *, steps: int, accumulation: int, mesh: str) -
         batch = jax.device_put(full_rows(stage), batch_shardings(stage.batch_spec(), mesh=devices))
         step = make_train_step(stage, config=OPTIMIZER, steps=10_000, accumulation=accumulation)
         began = time.monotonic()
-        compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+        kept = jax.tree.map(lambda x: x.sharding, state)
+        out = (kept, NamedSharding(devices, PartitionSpec()))
+        compiled = jax.jit(step, donate_argnums=0, out_shardings=out).lower(state, batch).compile()
         compile_seconds = time.monotonic() - began
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         seconds, metrics = [], None

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from emu_jax.data.batch import BatchConfig
 from emu_jax.losses import embedding_variance
@@ -102,7 +103,8 @@ def stepped(sizes: tuple[int, int, int], *, accumulation: int = 1, **settings):
         placed = jax.tree.map(lambda x, to: jax.device_put(np.asarray(x), to.sharding), first_state(), begun)
         rows = jax.device_put(batch(), batch_shardings(one.batch_spec(), mesh=mesh))
         step = make_train_step(one, config=CONFIG, steps=10, accumulation=accumulation)
-        lowered = jax.jit(step, donate_argnums=0).lower(placed, rows)
+        out = (jax.tree.map(lambda x: x.sharding, begun), NamedSharding(mesh, PartitionSpec()))  # as the loop has it
+        lowered = jax.jit(step, donate_argnums=0, out_shardings=out).lower(placed, rows)
         compiled = lowered.compile()
         state, metrics = compiled(placed, rows)
     return state, metrics, lowered, compiled, begun
