@@ -6,7 +6,7 @@ import typing
 
 from ml_collections import ConfigDict, config_dict
 
-from emu_jax.config import to_dict
+from emu_jax.config import from_config_dict, to_dict
 from emu_jax.data.batch import BatchConfig
 from emu_jax.data.pictures import PictureConfig
 from emu_jax.data.pipeline import DataConfig, SetConfig
@@ -128,17 +128,16 @@ def autoencoder(*, vae: dict, unet: dict, sets: tuple[str, ...], batch_size: int
     )
 
 
-def visual_decoder(*, examples: str, decoder: str, batch_size: int, steps: int) -> ConfigDict:
-    """A run of the stage `visual_decoder` on what `prepare-decoder-data` wrote."""
-    return fields_of(
-        VisualDecoderRun(
-            stage="visual_decoder",
-            examples=examples,
-            decoder=decoder,
-            batch_size=batch_size,
-            train=TrainConfig(steps=steps),
-        )
-    )
+def visual_decoder(
+    *, decoder: str, batch_size: int, steps: int, examples: str | tuple[dict, ...] = (), computed: dict | None = None
+) -> ConfigDict:
+    """A run of the stage `visual_decoder`, on what `prepare-decoder-data` wrote or on what it computes itself.
+
+    `examples` is a folder or several, `computed` the fields of `ComputedExamples`; sets are as in
+    `{"path": "data/laion_coco", "weight": 7.0}`.
+    """
+    run = {"stage": "visual_decoder", "decoder": decoder, "batch_size": batch_size, "train": {"steps": steps}}
+    return fields_of(from_config_dict(VisualDecoderRun, run | {"examples": examples, "computed": computed}))
 
 
 def sets(*chosen: dict) -> tuple[ConfigDict, ...]:
@@ -157,6 +156,8 @@ def fields_of(config: typing.Any) -> ConfigDict:
             kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
             kind = ConfigDict if dataclasses.is_dataclass(kinds[0]) else kinds[0]
             fields[name] = config_dict.placeholder(kind if isinstance(kind, type) else object)
+        elif isinstance(value, tuple):
+            fields[name] = tuple(fields_of(item) if dataclasses.is_dataclass(item) else item for item in value)
         else:
-            fields[name] = to_dict(value) if not isinstance(value, tuple) else value
+            fields[name] = to_dict(value)
     return fields

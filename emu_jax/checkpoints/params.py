@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -115,6 +116,28 @@ def warm_start(directory: str | epath.Path, params: Tree, *, vocab_size: int | N
         grown = grow(merged[name], axis=axis, known=known, vocab_size=vocab_size, rows=own[name].shape[axis])
         merged[name] = jax.device_put(grown, own[name].sharding)
     return traverse_util.unflatten_dict(merged, sep="/"), report
+
+
+def replace_parameters(params: Tree, parts: Tree) -> Tree:
+    """`params` with copies of the arrays of `parts`, a tree of some of them, in params' own dtypes and shards.
+
+    Raises:
+      UserError: a name or a shape that `params` do not have.
+    """
+    own = traverse_util.flatten_dict(params, sep="/")
+    given = traverse_util.flatten_dict(parts, sep="/")
+    wanted = {name: leaf for name, leaf in own.items() if name in given}
+    check_fits(given, wanted, source="What the run is to begin with")
+    placed = {name: _placed(given[name], leaf) for name, leaf in wanted.items()}
+    return traverse_util.unflatten_dict(own | placed, sep="/")
+
+
+def _placed(value: Any, like: jax.Array) -> jax.Array:
+    """A copy of `value` (on the host, of every process the same; or already on devices) as `like` lies."""
+    if isinstance(value, jax.Array):
+        return jax.device_put(jnp.array(value, like.dtype), like.sharding)
+    host = np.array(value, like.dtype)
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: host[index])
 
 
 def check_fits(saved: Any, wanted: Any, *, source: str) -> None:

@@ -8,7 +8,7 @@ Every image is decoded, checked, resized and stored; what is broken or unwanted 
 what became of everything is told in OUTPUT/summary.json; OUTPUT/samples.html shows some documents. Stopped and started
 again it goes on. --workers shares the work among this machine's cores, --runner among many machines (docs/data.md).
 OUTPUT is a TFDS folder of ArrayRecord shards, which `tfds.builder_from_directory(OUTPUT).as_data_source("train")` reads
-too.
+too. `prepare-decoder-data` makes of such sets what the visual decoder is trained on: conditions and latents.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     python -m emu_jax prepare-decoder-data --checkpoint=runs/emu --decoder=sd_v1_5 --sets data/laion_coco \\
         --output=data/decoder
 
-The stage `visual_decoder` then reads OUTPUT, and neither the Emu nor the autoencoder runs while the U-Net trains.
+The sets are what `prepare-data` wrote. The stage `visual_decoder` then reads OUTPUT (`examples` in its config), and
+neither the Emu nor the autoencoder runs while the U-Net trains; a run that computes both in each step is the same run.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from pathlib import Path
 
 from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.cli.progress import count_progress
+from emu_jax.data.decoder_examples import Condition
 from emu_jax.diffusion.decoder import load_visual_decoder
 from emu_jax.errors import UserError
 from emu_jax.generation.api import load
-from emu_jax.generation.decoder_examples import Condition, prepare_examples
+from emu_jax.generation.decoder_examples import prepare_examples
 
 
 def main(argv: list[str]) -> None:
@@ -30,15 +32,17 @@ def main(argv: list[str]) -> None:
         default=Condition.PREDICTED.value,
         help="what Emu generates from the caption (the paper), or its encoder's embeddings of the picture",
     )
-    parser.add_argument("--image-size", type=int, default=512, help="pixels a side of the pictures to be learnt")
+    parser.add_argument("--image-size", type=int, help="pixels a side of the pictures (default: as the U-Net's)")
     parser.add_argument("--max-caption-length", type=int, default=150, help="characters; longer ones are left out")
     parser.add_argument("--limit", type=int, help="at most so many documents of each set")
     parser.add_argument("--batch-size", type=int, default=128)
     a = parser.parse_args(argv)
 
     decoder = load_visual_decoder(a.decoder)
-    if a.image_size < 1 or a.image_size % decoder.vae.config.factor:
-        raise UserError(f"--image-size must be a multiple of {decoder.vae.config.factor}, not {a.image_size}.")
+    factor = decoder.vae.config.factor
+    size = decoder.unet.config.sample_size * factor if a.image_size is None else a.image_size
+    if size < 1 or size % factor:
+        raise UserError(f"--image-size must be a multiple of {factor}, not {size}.")
     emu = load(a.checkpoint)
     with count_progress("conditions and latents") as progress:
         count = prepare_examples(
@@ -47,7 +51,7 @@ def main(argv: list[str]) -> None:
             sets=a.sets,
             output=a.output,
             condition=Condition(a.condition),
-            image_size=a.image_size,
+            image_size=size,
             max_caption_length=a.max_caption_length,
             limit=a.limit,
             batch_size=a.batch_size,

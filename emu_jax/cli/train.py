@@ -50,6 +50,7 @@ def main(argv: list[str]) -> None:
         workdir=workdir,
         checkpoints=f"{place.rstrip('/')}/{CHECKPOINTS}",
         run_config=to_dict(job.config),
+        start=job.start,
         sinks=[] if mirror is None else [mirror],
     )
     lead = jax.process_index() == 0

@@ -1,25 +1,19 @@
 """What the visual decoder is trained on: captioned pictures, turned once into conditions and latents."""
 
-import enum
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from emu_jax.data.decoder_examples import Example, write_examples
+from emu_jax.data.decoder_examples import Condition, Example, write_examples
 from emu_jax.data.document import Document, Image, Layout, Text
 from emu_jax.data.images import preprocess
 from emu_jax.data.prepared import PreparedSet
+from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.diffusion.decoder import VisualDecoder
 from emu_jax.generation.pipeline import EmuPipeline
-
-
-class Condition(enum.Enum):
-    """What the U-Net sees of a picture."""
-
-    PREDICTED = "predicted"  # what Emu generates from its caption (the paper)
-    ENCODED = "encoded"  # what the encoder makes of the picture itself (Emu2's autoencoding)
+from emu_jax.generation.prompt import Tokens
 
 
 def prepare_examples(
@@ -49,12 +43,13 @@ def prepare_examples(
         (one[index] for index in range(count)) for one, count in zip(opened, counts, strict=True)
     )
 
-    def examples() -> Iterator[Example]:
+    def examples() -> Iterator[Example | None]:
         done = 0
         while some := list(itertools.islice(documents, batch_size)):
-            pairs = [pair for document in some if (pair := caption_and_picture(document, max_caption_length))]
-            if pairs:
-                yield from _examples(emu, decoder, pairs, condition=condition, image_size=image_size)
+            pairs = [caption_and_picture(document, max_caption_length) for document in some]
+            kept = [pair for pair in pairs if pair is not None]
+            made = _examples(emu, decoder, kept, condition=condition, image_size=image_size) if kept else iter(())
+            yield from (None if pair is None else next(made) for pair in pairs)
             done += len(some)
             if progress is not None:
                 progress(done, sum(counts))
@@ -76,6 +71,12 @@ def caption_and_picture(document: Document, max_caption_length: int) -> tuple[st
     return (texts[0], images[0]) if len(texts[0]) <= max_caption_length else None
 
 
+def as_text(caption: str, tokenizer: Tokenizer) -> Tokens:
+    """A caption as a prompt that is text whatever it says: "IMG_0001.jpg" is no file to be read."""
+    text = caption.rstrip()
+    return Tokens(tuple(tokenizer.encode(text)) if text else ())
+
+
 def _examples(
     emu: EmuPipeline,
     decoder: VisualDecoder,
@@ -87,7 +88,8 @@ def _examples(
     pixels = np.stack([preprocess(image, image_size) for _, image in pairs])
     posterior = decoder.encode(pixels.astype(np.float32) / 127.5 - 1)
     if condition is Condition.PREDICTED:
-        conditioning = emu.generate_embeddings_batch([[text] for text, _ in pairs], batch_size=len(pairs))
+        prompts = [as_text(caption, emu.tokenizer) for caption, _ in pairs]
+        conditioning = emu.generate_embeddings_batch(prompts, batch_size=len(pairs))
     else:
         conditioning = emu.visual_embeddings([preprocess(image, emu.config.vision.image_size) for _, image in pairs])
     mean, log_variance = np.asarray(posterior.mean), np.asarray(posterior.log_variance)

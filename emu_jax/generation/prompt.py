@@ -108,13 +108,11 @@ def pad_prompts(prompts: Sequence[Prompt], *, pad_id: int, max_length: int) -> P
     """One batch without its visual embeddings; rows, length and images are rounded up to buckets."""
     rows = power_of_two(len(prompts))
     length = bucket(max(len(prompt.tokens) for prompt in prompts), largest=max_length)
-    tokens = np.full((rows, length), pad_id, np.int32)
-    is_token = np.zeros((rows, length), bool)
+    blank: list[np.ndarray] = [np.zeros(0, np.int32)] * (rows - len(prompts))
+    tokens, is_token = pad_rows([*(prompt.tokens for prompt in prompts), *blank], length=length, pad_id=pad_id)
     slots = np.zeros((rows, power_of_two(max(len(prompt.images) for prompt in prompts))), np.int32)
     first = 0
     for row, prompt in enumerate(prompts):
-        tokens[row, length - len(prompt.tokens) :] = prompt.tokens
-        is_token[row, length - len(prompt.tokens) :] = True
         slots[row, : len(prompt.images)] = first + np.arange(len(prompt.images))
         first += len(prompt.images)
     return PromptBatch(
@@ -123,6 +121,16 @@ def pad_prompts(prompts: Sequence[Prompt], *, pad_id: int, max_length: int) -> P
         visual_embeddings=None,
         slots=jnp.asarray(slots) if first else None,
     )
+
+
+def pad_rows(prompts: Sequence[np.ndarray], *, length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token rows of their own lengths as `tokens` and `is_token` `[B, length]`, left-padded."""
+    tokens = np.full((len(prompts), length), pad_id, np.int32)
+    is_token = np.zeros((len(prompts), length), bool)
+    for row, prompt in enumerate(prompts):
+        tokens[row, length - len(prompt) :] = prompt
+        is_token[row, length - len(prompt) :] = True
+    return tokens, is_token
 
 
 def load_images(part: Part, image_size: int) -> list[np.ndarray]:

@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from emu_jax.config import from_config_dict
-from emu_jax.data.decoder_examples import DecoderExamples
+from emu_jax.data.decoder_examples import WeightedSet
 from emu_jax.data.pictures import PictureConfig, make_picture_loader
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.diffusion.decoder import VisualDecoder, load_visual_decoder
 from emu_jax.errors import UserError
 from emu_jax.training.config import TrainConfig
-from emu_jax.training.loop import DataFactory, TrainResult
+from emu_jax.training.decoder_sources import ComputedExamples, ComputedSource, StoredSource, on_host, start_with
+from emu_jax.training.loop import DataFactory, Start, TrainResult
 from emu_jax.training.prefetch import Data
 from emu_jax.training.run import EMU_STAGES, PRETRAIN, data_factory, make_stage, read_run_config, with_vocabulary
 from emu_jax.training.stage import Stage
@@ -33,6 +34,7 @@ class Job:
     Attributes:
       config: the whole run, as it is kept beside the checkpoints.
       tokenizer: path of the SentencePiece model to keep in the workdir; None for a stage that reads no text.
+      start: what the run begins with where that is not new parameters; see `training.loop.train`.
       finish: called with the workdir and the result once all steps are done; leaves what the next stage reads.
     """
 
@@ -41,6 +43,7 @@ class Job:
     stage: Stage
     data: DataFactory
     tokenizer: Path | None = None
+    start: Start | None = None
     finish: Callable[[Path, TrainResult], None] = lambda workdir, result: None
 
 
@@ -66,19 +69,27 @@ class VAERun:
 
 @dataclasses.dataclass(frozen=True)
 class VisualDecoderRun:
-    """Training a U-Net on stored conditions and latents; WORKDIR/visual_decoder is then the folder with it.
+    """Training a U-Net; WORKDIR/visual_decoder is then the folder with it. Either `examples` or `computed` is given.
 
     Attributes:
-      examples: folder that `prepare-decoder-data` wrote.
-      decoder: the diffusers folder with the autoencoder and the U-Net's sizes and schedule.
+      decoder: the diffusers folder with the U-Net to begin with (Stable Diffusion v1.5's, or what the stage `vae`
+        left), the autoencoder and the schedule. Where the U-Net takes embeddings of another width than Emu's, its
+        keys' and values' projections are new, and listed.
+      examples: folder that `prepare-decoder-data` wrote, or several with weights.
+      computed: what to compute conditions and latents from instead.
     """
 
     stage: str
-    examples: str
     decoder: str
     batch_size: int
     train: TrainConfig
+    examples: str | tuple[WeightedSet, ...] = ()
+    computed: ComputedExamples | None = None
     training: VisualDecoderTrainingConfig = dataclasses.field(default_factory=VisualDecoderTrainingConfig)
+
+    def __post_init__(self) -> None:
+        if bool(self.examples) == (self.computed is not None):
+            raise UserError("Give the stage visual_decoder either stored `examples` or what is to be `computed`.")
 
 
 def read_job(config: Mapping[str, Any] | Any) -> Job:
@@ -129,29 +140,34 @@ def _vae(config: Any) -> Job:
 
 def _visual_decoder(config: Any) -> Job:
     run = from_config_dict(VisualDecoderRun, config)
-    examples = DecoderExamples.open(run.examples)
-    decoder = load_visual_decoder(run.decoder, cross_attention_dim=examples.unconditional.shape[-1])
-    latents = (*(2 * [decoder.unet.config.sample_size]), decoder.unet.config.in_channels)
-    if examples.shapes["latent_mean"] != latents:
-        raise UserError(
-            f"The latents in {run.examples} have the shape {examples.shapes['latent_mean']}, not {latents}."
-        )
+    source: StoredSource | ComputedSource
+    if run.computed is None:
+        source = StoredSource.open(run.examples)
+    else:
+        source = ComputedSource.open(run.computed, mesh=run.train.mesh)
+    width, seed = source.unconditional.shape[-1], run.train.seed
+    decoder = on_host(load_visual_decoder(run.decoder, cross_attention_dim=width, seed=seed))
     stage = VisualDecoderStage(
         model=decoder.unet.config,
         batch_size=run.batch_size,
-        unconditional=examples.unconditional,
+        unconditional=source.unconditional,
         scaling_factor=decoder.vae.config.scaling_factor,
         schedule=decoder.schedule,
         config=run.training,
+        frozen=source.frozen(decoder),
     )
-
-    def load(**where: int) -> Data:
-        return examples.loader(batch_size=run.batch_size, seed=run.train.seed, **where)
 
     def finish(workdir: Path, result: TrainResult) -> None:
         _save(decoder, workdir, part="unet", result=result)
 
-    return Job(config=run, train=run.train, stage=stage, data=_from_start_or_state(load), finish=finish)
+    return Job(
+        config=run,
+        train=run.train,
+        stage=stage,
+        data=_from_start_or_state(source.loader(decoder, batch_size=run.batch_size, seed=seed)),
+        start=start_with(decoder, source, folder=run.decoder),
+        finish=finish,
+    )
 
 
 JOBS: dict[str, Callable[[Any], Job]] = {

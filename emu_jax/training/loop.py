@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emu_jax.checkpoints.manager import Checkpoints
-from emu_jax.checkpoints.params import warm_start
+from emu_jax.checkpoints.params import replace_parameters, warm_start
 from emu_jax.config import to_dict
 from emu_jax.errors import UserError
 from emu_jax.sharding.mesh import make_mesh
@@ -37,6 +37,7 @@ from emu_jax.training.weights_and_biases import WandbRun
 CHECKPOINTS = "checkpoints"
 
 DataFactory = Callable[[list[Any]], Data]
+Start = Callable[[], tuple[Any, str]]  # -> (parameters, or some parts of them; where they are from)
 Evaluation = Callable[[int, Any], dict[str, float]]  # (step, params) -> metrics, logged under "eval/"
 
 
@@ -65,6 +66,7 @@ def train(
     workdir: str | Path,
     checkpoints: str | Path | None = None,
     run_config: dict[str, Any] | None = None,
+    start: Start | None = None,
     evaluations: Sequence[Evaluation] = (),
     sinks: Sequence[Sink] = (),
     title: str | None = None,
@@ -80,6 +82,7 @@ def train(
       workdir: takes metrics.jsonl, tensorboard/ and checkpoints/.
       checkpoints: takes the checkpoints instead of WORKDIR/checkpoints; may be `gs://...`.
       run_config: the whole configuration, kept with every checkpoint; default: `config`.
+      start: called where there is no checkpoint; its parameters take the place of new ones (before `warm_start`).
       evaluations: called every `config.evaluate_every` steps and at the end.
       sinks: take the metrics besides the log, on process 0.
       title: begins the progress line; default: the stage's name.
@@ -94,7 +97,7 @@ def train(
     console = Console(title or stage.name, steps=config.steps, enabled=lead and not quiet)
     try:
         with jax.set_mesh(mesh), console, StopSignal() as stop:
-            state, data = _start(config, stage, data, opened, mesh, console)
+            state, data = _start(config, stage, data, opened, mesh, console, start)
             kept = run_config or to_dict(config)
             wandb = [WandbRun(workdir, project=config.wandb, config=kept)] if config.wandb and lead else []
             log = MetricsLog(workdir, step=int(state.step), sinks=[*wandb, *sinks]) if lead else None
@@ -123,6 +126,7 @@ def _start(
     checkpoints: Checkpoints,
     mesh: Mesh,
     console: Console,
+    start: Start | None,
 ) -> tuple[TrainState, Data]:
     """The newest checkpoint's state, data included; else a new one, warm where the config says so."""
     optimizer = make_optimizer(config.optimizer, steps=config.steps)
@@ -137,13 +141,22 @@ def _start(
         console.say(f"going on from checkpoint {restored.step}")
         return from_items(restored.params, restored.optimizer), _placed(data, restored.data)
     state = create_state(stage, optimizer, config=config.optimizer, mesh=mesh, seed=config.seed)
+    if start is not None:
+        parts, source = start()
+        state = _beginning_with(state, replace_parameters(state.params, parts), stage)
+        console.say(source)
     if config.warm_start is not None:
         vocab_size = stage.vocab_size if isinstance(stage, ReadsText) else None
         params, report = warm_start(config.warm_start, state.params, vocab_size=vocab_size)
-        ema = None if state.ema is None else jax.tree.map(jnp.copy, split(params, stage.trainable)[0])
-        state = dataclasses.replace(state, params=params, ema=ema)
+        state = _beginning_with(state, params, stage)
         console.say(f"parameters from {config.warm_start}\n{report.summary()}")
     return state, _placed(data, [])
+
+
+def _beginning_with(state: TrainState, params: Any, stage: Stage) -> TrainState:
+    """A new run's state with other parameters; their moving average begins there too."""
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, split(params, stage.trainable)[0])
+    return dataclasses.replace(state, params=params, ema=ema)
 
 
 def _placed(data: Data | DataFactory, states: list[Any]) -> Data:

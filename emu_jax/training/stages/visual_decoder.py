@@ -1,4 +1,4 @@
-"""The U-Net on stored conditions and latents: predict the noise mixed into a picture, given Emu's embeddings of it."""
+"""The U-Net: predict the noise mixed into a picture, given Emu's embeddings of it, both stored or computed."""
 
 import dataclasses
 from typing import Any
@@ -16,6 +16,7 @@ from emu_jax.errors import UserError
 from emu_jax.layers.stack import Remat
 from emu_jax.losses import Mean
 from emu_jax.training.stage import Batch, LossOutput
+from emu_jax.training.stages.frozen import FrozenModels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +44,13 @@ class VisualDecoderStage:
     """Parameters lie under `unet`.
 
     Batches hold `latent_mean` and `latent_log_variance` `[B h w C]`, the autoencoder's posterior (latents are drawn
-    from it anew in every step), and `conditioning[B Q D]`.
+    from it anew in every step), and `conditioning[B Q D]`; or, with `frozen`, captioned pictures that these are
+    computed from.
 
     Attributes:
       unconditional: embeddings `[Q D]` of the empty prompt.
       scaling_factor: the autoencoder's.
+      frozen: the models that compute; their parameters lie beside the U-Net's, have no moments and never change.
     """
 
     model: UNetConfig
@@ -56,6 +59,7 @@ class VisualDecoderStage:
     scaling_factor: float
     schedule: NoiseSchedule = dataclasses.field(default_factory=NoiseSchedule)
     config: VisualDecoderTrainingConfig = dataclasses.field(default_factory=VisualDecoderTrainingConfig)
+    frozen: FrozenModels | None = None
     name: str = "visual_decoder"
 
     def __post_init__(self) -> None:
@@ -67,7 +71,7 @@ class VisualDecoderStage:
 
     @property
     def trainable(self) -> tuple[str, ...]:
-        """The U-Net; Emu and the autoencoder are frozen, and not here."""
+        """The U-Net alone."""
         return (r"^unet/",)
 
     @property
@@ -83,6 +87,9 @@ class VisualDecoderStage:
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a global batch."""
         size = self.model.sample_size
+        if self.frozen is not None:
+            pixels = size * self.frozen.vae.factor
+            return self.frozen.batch_spec(batch_size=self.batch_size, picture_size=pixels)
         latents = jax.ShapeDtypeStruct((self.batch_size, size, size, self.model.in_channels), jnp.float32)
         conditioning = jax.ShapeDtypeStruct((self.batch_size, *self.unconditional.shape), jnp.float32)
         return {"latent_mean": latents, "latent_log_variance": latents, "conditioning": conditioning}
@@ -92,21 +99,25 @@ class VisualDecoderStage:
         size = self.model.size_multiple
         latents = jnp.zeros((1, size, size, self.model.in_channels))
         conditioning = jnp.zeros((1, *self.unconditional.shape))
-        return {"unet": self.unet.init(rng, latents, jnp.zeros((1,), jnp.int32), conditioning)["params"]}
+        frozen = {} if self.frozen is None else self.frozen.init(rng)
+        return frozen | {"unet": self.unet.init(rng, latents, jnp.zeros((1,), jnp.int32), conditioning)["params"]}
 
     def loss_weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Pictures."""
-        return {"noise": jnp.float32(len(batch["conditioning"]))}
+        return {"noise": jnp.float32(len(next(iter(batch.values()))))}
 
     def losses(self, params: Any, batch: Batch, rng: jax.Array, *, deterministic: bool) -> LossOutput:
         """The (weighted) squared error at one random timestep per picture; deterministic drops no condition."""
         draws, noises, times, drops = jax.random.split(rng, 4)
-        posterior = Posterior(mean=batch["latent_mean"], log_variance=batch["latent_log_variance"])
+        if self.frozen is None:
+            posterior = Posterior(mean=batch["latent_mean"], log_variance=batch["latent_log_variance"])
+            conditioning = batch["conditioning"]
+        else:
+            posterior, conditioning = self.frozen.posterior(params, batch), self.frozen.conditioning(params, batch)
         latents = self.scaling_factor * posterior.sample(draws)
         noise = standard_noise(noises, latents.shape)
         count = len(latents)
         timesteps = jax.random.randint(times, (count,), 0, self.schedule.num_train_timesteps)
-        conditioning = batch["conditioning"]
         if not deterministic:
             dropped = jax.random.bernoulli(drops, self.config.condition_dropout, (count, 1, 1))
             conditioning = jnp.where(dropped, jnp.asarray(self.unconditional, conditioning.dtype), conditioning)

@@ -1,0 +1,183 @@
+"""Conditions and latents computed in the step are those that were stored before, and make the same run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from emu_jax.checkpoints.model_directory import boxed_shapes, load_model, save_model
+from emu_jax.config import to_dict
+from emu_jax.data.decoder_examples import Condition, DecoderExamples, WeightedSet
+from emu_jax.data.tokenizer import train_tokenizer
+from emu_jax.diffusion.config import CROSS_DOWN, CROSS_UP, UNetConfig, VAEConfig
+from emu_jax.diffusion.decoder import VisualDecoder, load_visual_decoder
+from emu_jax.errors import UserError
+from emu_jax.generation.api import load
+from emu_jax.generation.decoder_examples import prepare_examples
+from emu_jax.models.presets import emu_tiny
+from emu_jax.sharding.mesh import MeshConfig, make_mesh
+from emu_jax.sharding.specs import unbox
+from emu_jax.training.config import OptimizerConfig, TrainConfig
+from emu_jax.training.decoder_sources import ComputedExamples, ComputedSource
+from emu_jax.training.jobs import VisualDecoderRun, read_job
+from emu_jax.training.log import read_metrics
+from emu_jax.training.loop import train
+from emu_jax.training.optimizer import make_optimizer
+from emu_jax.training.partition import flatten
+from emu_jax.training.state import abstract_state
+from tests.data.conftest import make_set
+
+LONGEST = 30  # characters; some captions of the set are longer
+BATCH, SEED = 8, 5
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Folders: a small Emu, a decoder that takes narrower embeddings, a prepared set, examples of each condition."""
+
+    emu: Path
+    decoder: Path
+    pairs: Path
+    stored: dict[Condition, Path]
+
+    def computed(self, condition: Condition, **fields) -> ComputedExamples:
+        chosen = {"max_caption_length": LONGEST, "prompt_length": 40} | fields
+        return ComputedExamples(emu=str(self.emu), sets=(WeightedSet(str(self.pairs)),), condition=condition, **chosen)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    folder = tmp_path_factory.mktemp("world")
+    pairs = make_set(folder, "pairs", 0)
+    lines = [f"number {n} and on and on end" for n in range(200)]
+    tokenizer = train_tokenizer(lines, folder / "t.model", vocab_size=300)
+    sizes = emu_tiny(vocab_size=tokenizer.vocab_size)
+    vision = dataclasses.replace(sizes.vision, image_size=8, patch_size=4, width=16, num_layers=1, num_heads=2)
+    former = dataclasses.replace(sizes.causal_former, width=16, num_heads=2, head_dim=8, mlp_dim=16)
+    decoder = dataclasses.replace(sizes.decoder, width=16, num_layers=1, num_heads=2, num_kv_heads=2, mlp_dim=16)
+    config = dataclasses.replace(sizes, vision=vision, causal_former=former, decoder=decoder)
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(scale=0.2, size=leaf.shape).astype(np.float32), unbox(boxed_shapes(config))
+    )
+    save_model(folder / "emu", config, params, tokenizer=folder / "t.model")
+    unet = UNetConfig(
+        sample_size=4,
+        block_out_channels=(8,),
+        down_block_types=(CROSS_DOWN,),
+        up_block_types=(CROSS_UP,),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=2,
+        cross_attention_dim=12,
+    )
+    vae = VAEConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, sample_size=8)
+    made = VisualDecoder.create(unet, vae, seed=7)
+    made.save(folder / "decoder")
+    stored = {}
+    for condition in Condition:
+        stored[condition] = folder / condition.value
+        count = prepare_examples(
+            load(folder / "emu"), made, sets=[str(pairs)], output=stored[condition], condition=condition,
+            image_size=8, max_caption_length=LONGEST, batch_size=16,
+        )  # fmt: skip
+        assert 20 < count < 61  # some were left out
+    return World(folder / "emu", folder / "decoder", pairs, stored)
+
+
+@pytest.mark.parametrize("condition", Condition)
+def test_computed_batches_are_the_stored_ones(world, condition):
+    decoder = load_visual_decoder(world.decoder, cross_attention_dim=16)
+    source = ComputedSource.open(world.computed(condition), mesh=MeshConfig())
+    frozen = source.frozen(decoder)
+    stored = DecoderExamples.open(world.stored[condition])
+    np.testing.assert_allclose(source.unconditional, stored.unconditional, rtol=0, atol=1e-6)
+    params = {"emu": jax.device_get(source.emu_params), "vae": decoder.params["vae"]}
+    compute = jax.jit(lambda batch: (frozen.conditioning(params, batch), frozen.posterior(params, batch)))
+    computed = source.loader(decoder, batch_size=BATCH, seed=SEED)()
+    wanted = stored.loader(batch_size=BATCH, seed=SEED)
+    spec = frozen.batch_spec(batch_size=BATCH, picture_size=8)
+    for _ in range(8):  # more than a pass
+        batch, examples = next(computed), next(wanted)
+        assert {n: (a.shape, a.dtype) for n, a in batch.items()} == {n: (s.shape, s.dtype) for n, s in spec.items()}
+        conditioning, posterior = compute(batch)
+        for ours, name in (
+            (conditioning, "conditioning"),
+            (posterior.mean, "latent_mean"),
+            (posterior.log_variance, "latent_log_variance"),
+        ):
+            np.testing.assert_allclose(ours, examples[name], rtol=0, atol=1e-5 * np.abs(examples[name]).max())
+        assert np.ptp(conditioning, axis=0).max() > 0.01  # they differ from picture to picture
+
+
+def run_of(world: World, **source) -> VisualDecoderRun:
+    optimizer = OptimizerConfig(learning_rate=1e-3, eps=1e-3, warmup_steps=0, ema_decay=0.5)
+    config = TrainConfig(steps=3, seed=SEED, log_every=1, optimizer=optimizer)
+    return VisualDecoderRun("visual_decoder", str(world.decoder), BATCH, config, **source)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("condition", Condition)
+def test_a_run_that_computes_is_the_run_on_what_was_stored(world, condition, tmp_path, capsys):
+    results, losses = [], []
+    runs = {"stored": {"examples": str(world.stored[condition])}, "computed": {"computed": world.computed(condition)}}
+    for name, source in runs.items():
+        job = read_job(to_dict(run_of(world, **source)))
+        result = train(job.train, stage=job.stage, data=job.data, workdir=tmp_path / name, start=job.start)
+        job.finish(tmp_path / name, result)
+        results.append(result)
+        losses.append([r["loss"] for r in read_metrics(tmp_path / name) if "loss" in r])
+        said = capsys.readouterr().out
+        assert f"the U-Net begins with the weights in {world.decoder}" in said
+        assert "8 projections are new" in said
+        assert "attn2.to_k.weight" in said
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert len(losses[0]) == 3
+    own, other = (flatten(jax.device_get(result.params["unet"])) for result in results)
+    for path, leaf in own.items():
+        np.testing.assert_allclose(other[path], leaf, rtol=0, atol=1e-5, err_msg=path)
+
+    # What is frozen is as it was read, and the optimizer knows nothing of it.
+    computed = results[1]
+    emu = flatten(load_model(world.emu).params)
+    kept = {
+        path: leaf for path, leaf in flatten(jax.device_get(computed.params)).items() if not path.startswith("unet")
+    }
+    assert {path.split("/")[0] for path in kept} == {"emu", "vae"}
+    for path, leaf in kept.items():
+        if path.startswith("emu/"):
+            np.testing.assert_array_equal(leaf, emu[path.removeprefix("emu/")])
+    assert set(computed.ema) == {"unet"}
+    # The folder that is left holds the average, and another folder's autoencoder as it was.
+    left, began = (load_visual_decoder(path) for path in (tmp_path / "computed" / "visual_decoder", world.decoder))
+    jax.tree.map(np.testing.assert_array_equal, left.params["unet"], jax.device_get(computed.ema["unet"]))
+    jax.tree.map(np.testing.assert_array_equal, left.params["vae"], began.params["vae"])
+
+
+def test_the_optimizer_has_no_moments_of_what_is_frozen(world):
+    job = read_job(to_dict(run_of(world, computed=world.computed(Condition.PREDICTED))))
+    optimizer = make_optimizer(job.train.optimizer, steps=3)
+    mesh = make_mesh(job.train.mesh)
+    with jax.set_mesh(mesh):
+        state = abstract_state(job.stage, optimizer, config=job.train.optimizer, mesh=mesh)
+    assert set(state.params) == {"unet", "vae", "emu"}
+    assert set(state.params["emu"]) == {"decoder", "regression_head"}  # what predicting from a caption needs
+    count = len(jax.tree.leaves(state.params["unet"]))
+    assert len(jax.tree.leaves(state.opt_state)) == 2 * count + 2
+
+
+def test_mistakes_are_told(world, tmp_path):
+    with pytest.raises(UserError, match="either stored `examples` or what is to be `computed`"):
+        run_of(world)
+    with pytest.raises(UserError, match="prompt_length must lie between 3 and"):
+        ComputedSource.open(world.computed(Condition.PREDICTED, prompt_length=2), mesh=MeshConfig())
+    decoder = load_visual_decoder(world.decoder)
+    source = ComputedSource.open(world.computed(Condition.PREDICTED, max_caption_length=3), mesh=MeshConfig())
+    with pytest.raises(UserError, match="is a picture with a caption of at most 3 characters"):
+        source.loader(decoder, batch_size=BATCH, seed=0)()
+    with pytest.raises(UserError, match="holds no decoder examples"):
+        read_job(to_dict(run_of(world, examples=str(tmp_path))))
