@@ -1,5 +1,7 @@
 """A model directory to PyTorch's files: the release's names and shapes, or a LLaMA folder with the rest beside it.
 
+A visual decoder goes out as `unet/`, `vae/`, `scheduler/` beside the Emu, where the release's pipeline looks for it.
+
 One of our parameters is in memory at a time; its layers are written one after the other.
 """
 
@@ -17,15 +19,24 @@ import numpy as np
 from etils import epath
 
 from emu_jax.checkpoints.huggingface_tokenizer import tokenizer_files
-from emu_jax.checkpoints.model_directory import PARAMS, TOKENIZER, open_unused, params_directory
+from emu_jax.checkpoints.model_directory import (
+    PARAMS,
+    TOKENIZER,
+    VISUAL_DECODER,
+    open_unused,
+    params_directory,
+    read_json,
+)
 from emu_jax.checkpoints.streaming import StoredParams
 from emu_jax.checkpoints.torch_config import CONFIG, find_config, read_config, to_llama_config, to_release_config
 from emu_jax.checkpoints.torch_files import Planned, Tensor, write_safetensors, write_torch
 from emu_jax.checkpoints.torch_maps import DECODER, Row, emu_rows, peft_name, to_torch, unused_shapes
+from emu_jax.diffusion.folder import copy_decoder, is_one
 from emu_jax.errors import UserError
 from emu_jax.models.config import EmuConfig
 
 SHARD_BYTES = 5 * 10**9
+DECODER_STAGES = ("vae", "visual_decoder")  # their checkpoints hold no Emu; the result is in WORKDIR/visual_decoder
 _HEAD = DECODER + "stu_regress_head."
 
 Progress = Callable[[int], None]
@@ -47,12 +58,14 @@ class PreparedExport:
       tensors: all that will be written, by the release's names, in order.
       zeros: tensors that the model never had and that are written as zeros.
       tokenizer: to be copied; None where the model has none.
+      visual_decoder: folder to be copied, in its own dtype; None where the model has none.
     """
 
     config: EmuConfig
     tensors: tuple[Planned, ...]
     zeros: tuple[str, ...]
     tokenizer: Path | None
+    visual_decoder: Path | None = None
 
     @property
     def nbytes(self) -> int:
@@ -90,7 +103,9 @@ class PreparedExport:
                 self._write_huggingface(temporary, **kind)
             if self.tokenizer is not None:
                 shutil.copyfile(self.tokenizer, temporary / TOKENIZER)
-            return tuple(sorted(str(p.relative_to(temporary)) for p in temporary.rglob("*") if p.is_file()))
+            if self.visual_decoder is not None:
+                copy_decoder(self.visual_decoder, temporary)
+            return _files(temporary)
 
     def _write_release(self, folder: Path, **kind: Any) -> None:
         rename = peft_name if self.config.lora is not None else (lambda name: name)
@@ -160,7 +175,37 @@ def prepare_export(checkpoint: Path, *, dtype: Any = None, merge_lora: bool = Fa
     for name, shape in unused_shapes(config).items():
         tensors.append(_planned_unused(name, shape, unused.get(name), target, common))
     tokenizer = checkpoint / TOKENIZER
-    return PreparedExport(config, tuple(tensors), zeros, tokenizer if tokenizer.is_file() else None)
+    return PreparedExport(
+        config,
+        tuple(tensors),
+        zeros,
+        tokenizer=tokenizer if tokenizer.is_file() else None,
+        visual_decoder=_decoder_of(checkpoint),
+    )
+
+
+def decoder_alone(checkpoint: Path) -> Path | None:
+    """The diffusers folder of a checkpoint without an Emu: itself, or what the decoder's stages left."""
+    if is_one(checkpoint):
+        return checkpoint
+    of_stage = read_json(checkpoint / CONFIG).get("stage") in DECODER_STAGES
+    return _decoder_of(checkpoint) if of_stage or params_directory(checkpoint) is None else None
+
+
+def export_decoder(source: Path, destination: Path) -> tuple[str, ...]:
+    """Writes a diffusers folder alone; complete or not there at all. The files, relative to the destination."""
+    with _new_folder(destination) as temporary:
+        copy_decoder(source, temporary)
+        return _files(temporary)
+
+
+def _decoder_of(checkpoint: Path) -> Path | None:
+    folder = checkpoint / VISUAL_DECODER
+    return folder if is_one(folder) else None
+
+
+def _files(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
 
 
 class _Stack:

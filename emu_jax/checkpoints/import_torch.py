@@ -26,6 +26,7 @@ from emu_jax.data.tokenizer import fitting_tokenizer
 from emu_jax.diffusion import folder as diffusers_folder
 from emu_jax.diffusion import torch_layout
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
+from emu_jax.diffusion.decoder import fresh_projections
 from emu_jax.errors import UserError
 from emu_jax.layers.linear import LoraConfig
 from emu_jax.models.config import EmuConfig, VisionConfig
@@ -128,11 +129,30 @@ def is_diffusers_folder(path: Path) -> bool:
     return all((path / part / "config.json").is_file() for part in ("unet", "vae"))
 
 
-def import_visual_decoder(source: Path, destination: Path, *, progress: Progress | None = None) -> tuple[str, ...]:
+def holds_emu(path: Path) -> bool:
+    """Whether an Emu lies beside the parts of a diffusers folder: in the release's place for it, or in ours."""
+    return (path / "multimodal_encoder").is_dir() or (path / CONFIG).is_file()
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportedDecoder:
+    """The parts of a diffusers folder that were taken, and the torch names of what is new in the U-Net."""
+
+    parts: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+
+def import_visual_decoder(
+    source: Path, destination: Path, *, width: int | None = None, seed: int = 0, progress: Progress | None = None
+) -> ImportedDecoder:
     """Copies a diffusers folder to DESTINATION/visual_decoder as safetensors, checked against the table.
 
-    Returns:
-      The parts that were copied.
+    Args:
+      source: the folder; its safety checker and feature extractor come along where they are.
+      destination: a model directory, or what will be one.
+      width: of the embeddings that the U-Net is to take; default: that of the Emu in DESTINATION, or else the
+        folder's. Where the folder has another (SD v1.5: 768), the keys' and values' projections are new.
+      seed: of what is new.
 
     Raises:
       UserError: a tensor is missing, of another shape, or holds NaN; or there is a visual decoder already.
@@ -140,14 +160,19 @@ def import_visual_decoder(source: Path, destination: Path, *, progress: Progress
     target = destination / VISUAL_DECODER
     if target.exists():
         raise UserError(f"{target} is there already; name another directory, or remove that one.")
+    if width is None and (destination / CONFIG).is_file():
+        width = read_config(destination / CONFIG).decoder.width
     unet = UNetConfig.from_diffusers(diffusers_folder.read_config(source, diffusers_folder.UNET))
     vae = VAEConfig.from_diffusers(diffusers_folder.read_config(source, diffusers_folder.VAE))
-    tables = {
-        diffusers_folder.UNET: torch_layout.unet_table(unet),
-        diffusers_folder.VAE: torch_layout.vae_table(vae),
+    configs = {part: diffusers_folder.read_config(source, part) for part in diffusers_folder.NEEDED}
+    planned = {
+        diffusers_folder.UNET: _checked_part(source, diffusers_folder.UNET, torch_layout.unet_table(unet)),
+        diffusers_folder.VAE: _checked_part(source, diffusers_folder.VAE, torch_layout.vae_table(vae)),
     }
-    configs = {part: diffusers_folder.read_config(source, part) for part in diffusers_folder.CONFIG_NAME}
-    planned = {part: _checked_part(source, part, table) for part, table in tables.items()}
+    fresh: tuple[str, ...] = ()
+    if width is not None and width != unet.cross_attention_dim:
+        planned[diffusers_folder.UNET], fresh = _with_width(planned[diffusers_folder.UNET], unet, width, seed)
+        configs[diffusers_folder.UNET] = configs[diffusers_folder.UNET] | {"cross_attention_dim": width}
     with diffusers_folder.replacing_folder(target) as temporary:
         for part, config in configs.items():
             diffusers_folder.write_part(temporary, part, config)
@@ -155,7 +180,22 @@ def import_visual_decoder(source: Path, destination: Path, *, progress: Progress
             for tensor in write_safetensors(temporary / part, tensors, stem=diffusers_folder.WEIGHTS):
                 if progress is not None:
                     progress(tensor.nbytes)
-    return tuple(configs)
+        screening = diffusers_folder.copy_screening(source, temporary)
+    return ImportedDecoder((*configs, *screening), fresh)
+
+
+def _with_width(
+    tensors: list[Planned], unet: UNetConfig, width: int, seed: int
+) -> tuple[list[Planned], tuple[str, ...]]:
+    """The U-Net's tensors with new projections of embeddings `width` wide, and which these are."""
+    fresh = fresh_projections(dataclasses.replace(unet, cross_attention_dim=width), seed=seed)
+    changed = []
+    for tensor in tensors:
+        if tensor.name in fresh:
+            make = lambda name=tensor.name, dtype=tensor.dtype: fresh[name]().astype(dtype)
+            tensor = Planned(tensor.name, (tensor.shape[0], width), tensor.dtype, make)
+        changed.append(tensor)
+    return changed, tuple(fresh)
 
 
 def _checked_part(source: Path, part: str, table: torch_layout.Table) -> list[Planned]:

@@ -21,6 +21,7 @@ from emu_jax.checkpoints.torch_config import CONFIG, read_config, write_config
 from emu_jax.checkpoints.torch_files import Planned, Tensor, open_tensors, write_safetensors
 from emu_jax.checkpoints.torch_maps import lora_rank
 from emu_jax.checkpoints.torch_plan import open_sources, read_checked, release_to_params
+from emu_jax.diffusion.folder import is_one
 from emu_jax.errors import UserError
 from emu_jax.layers.linear import LoraConfig
 from emu_jax.models.config import EmuConfig
@@ -175,7 +176,8 @@ def load_model(directory: str | os.PathLike, *, mesh: Mesh | None = None, dtype:
     if dtype is not None:
         name = np.dtype(dtype).name
         config = dataclasses.replace(config, dtype=name, param_dtype=name)
-    return ModelParts(config, params, _there(path / TOKENIZER), _there(path / VISUAL_DECODER))
+    beside = path if is_one(path) else None  # as `export-torch` lays them out
+    return ModelParts(config, params, _there(path / TOKENIZER), _there(path / VISUAL_DECODER) or beside)
 
 
 def params_directory(directory: Path) -> Path | None:

@@ -5,7 +5,10 @@
   python -m emu_jax export-torch models/emu out/llama --format huggingface --dtype bfloat16
   python -m emu_jax export-torch models/emu_instruct out/merged --merge-lora
 
-CHECKPOINT is a model directory, a training run (its newest checkpoint goes out), or one step of a run.
+  python -m emu_jax export-torch runs/decoder out/decoder                          a run of the stage visual_decoder
+
+CHECKPOINT is a model directory, a training run (its newest checkpoint goes out), or one step of a run. A visual decoder
+goes out beside the Emu as unet/, vae/ and scheduler/, which diffusers opens.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from emu_jax.checkpoints.export_torch import SHARD_BYTES, Layout, prepare_export
+from emu_jax.checkpoints.export_torch import SHARD_BYTES, Layout, decoder_alone, export_decoder, prepare_export
 from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.cli.progress import byte_progress
 
@@ -36,6 +39,12 @@ def main(argv: list[str]) -> None:
     )
     arguments = parser.parse_args(argv)
 
+    decoder = decoder_alone(arguments.checkpoint)
+    if decoder is not None:
+        files = export_decoder(decoder, arguments.destination)
+        print(f"the visual decoder is in {arguments.destination}:")
+        print("\n".join(f"  {name}" for name in files))
+        return
     dtype = None if arguments.dtype is None else DTYPES[arguments.dtype]
     prepared = prepare_export(arguments.checkpoint, dtype=dtype, merge_lora=arguments.merge_lora)
     with byte_progress("exporting", total=prepared.nbytes) as advance:

@@ -7,14 +7,15 @@
 
 SOURCE is a file (.safetensors, .bin, .pt) or a folder with one (sharded or not). A config.json beside it, in the
 release's layout or ours, tells the sizes; without one they must be the published ones. DEST becomes a model directory,
-which `train`, `generate` and `emu_jax.load` read. What no source covers is freshly initialised and listed.
+which `train`, `generate` and `emu_jax.load` read. What no source covers is freshly initialised and listed, and so are
+the U-Net's projections of its conditioning where they are not as wide as the Emu's embeddings (Stable Diffusion: 768).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from emu_jax.checkpoints.import_torch import import_visual_decoder, is_diffusers_folder, prepare_import
+from emu_jax.checkpoints.import_torch import holds_emu, import_visual_decoder, is_diffusers_folder, prepare_import
 from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.cli.progress import byte_progress
 
@@ -27,11 +28,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--config", metavar="FILE", help="config.json with the sizes, or the preset emu_14b")
     parser.add_argument("--tokenizer", metavar="FILE", type=Path, help="SentencePiece model (default: beside SOURCE)")
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="interpolate positions to this image size")
+    parser.add_argument(
+        "--embedding-width", type=int, metavar="D", help="of what the U-Net is to take (default: the Emu's in DEST)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of what is freshly initialised (default 0)")
     arguments = parser.parse_args(argv)
 
     diffusers = [source for source in arguments.sources if is_diffusers_folder(source)]
-    models = [s for s in arguments.sources if s not in diffusers or (s / "multimodal_encoder").is_dir()]
+    models = [s for s in arguments.sources if s not in diffusers or holds_emu(s)]
     if models:
         prepared = prepare_import(
             models,
@@ -56,8 +60,17 @@ def main(argv: list[str]) -> None:
         print(f"{imported.parameters} parameters ({prepared.nbytes / 1e9:.2f} GB) are in {arguments.destination}")
     for source in diffusers:
         with byte_progress("importing the visual decoder", total=_size(source)) as advance:
-            parts = import_visual_decoder(source, arguments.destination, progress=advance)
-        print(f"the visual decoder ({', '.join(parts)}) is in {arguments.destination / 'visual_decoder'}")
+            decoder = import_visual_decoder(
+                source,
+                arguments.destination,
+                width=arguments.embedding_width,
+                seed=arguments.seed,
+                progress=advance,
+            )
+        if decoder.fresh:
+            print(f"{len(decoder.fresh)} projections of the U-Net take embeddings of another width and are new:")
+            print("\n".join(f"  {name}" for name in decoder.fresh))
+        print(f"the visual decoder ({', '.join(decoder.parts)}) is in {arguments.destination / 'visual_decoder'}")
 
 
 def _size(folder: Path) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class VisualDecoder:
     Attributes:
       params: `{"unet": ..., "vae": ...}`, unboxed.
       fresh: torch names of parameters that the folder did not have in the wanted width and that are new.
+      source: the folder it was read from; `save` takes its safety checker along.
     """
 
     unet: UNet
@@ -51,6 +53,7 @@ class VisualDecoder:
     schedule: NoiseSchedule
     params: dict[str, Any]
     fresh: tuple[str, ...] = ()
+    source: Path | None = None
 
     @classmethod
     def create(
@@ -130,9 +133,8 @@ class VisualDecoder:
         Raises:
           UserError: a size, width of embeddings, number of steps or scale that does not fit.
         """
-        table = sampler_table(_sampler(sampler), self.schedule, steps)
-        if not guidance_scale >= 0:
-            raise UserError(f"guidance_scale must be 0 or more, not {guidance_scale}.")
+        check_sampling(sampler=sampler, steps=steps, guidance_scale=guidance_scale)
+        table = sampler_table(Sampler(sampler), self.schedule, steps)
         embeddings = self._embeddings(conditioning, "conditioning")
         noise = self._noise(len(embeddings), seed, height, width) if latents is None else self._latents(latents)
         embeddings = self._embeddings(conditioning, "conditioning", len(noise))
@@ -176,12 +178,22 @@ class VisualDecoder:
                 arrays = torch_layout.to_torch(table, self.params[part])
                 folder.write_part(work, part, module.config.to_diffusers(), arrays)
             folder.write_part(work, folder.SCHEDULER, self.schedule.to_diffusers())
+            if self.source is not None:
+                folder.copy_screening(self.source, work)
 
-    def _noise(self, batch: int, seed: int, height: int | None, width: int | None) -> Array:
+    def latent_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """Height and width of a picture's latents; by default of a picture as the U-Net was trained on.
+
+        Raises:
+          UserError: a height or width in pixels that the U-Net cannot halve as often as it does.
+        """
         factor, config = self.vae.config.factor, self.unet.config
         size = tuple(config.sample_size * factor if pixels is None else pixels for pixels in (height, width))
         _check_multiple("picture", size, factor * config.size_multiple)
-        shape = (size[0] // factor, size[1] // factor, config.in_channels)
+        return size[0] // factor, size[1] // factor
+
+    def _noise(self, batch: int, seed: int, height: int | None, width: int | None) -> Array:
+        shape = (*self.latent_size(height, width), self.unet.config.in_channels)
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(batch))
         return jax.vmap(lambda key: standard_noise(key, shape))(keys)
 
@@ -241,8 +253,19 @@ def load_visual_decoder(
     if cross_attention_dim is not None and cross_attention_dim != unet_config.cross_attention_dim:
         unet_config = dataclasses.replace(unet_config, cross_attention_dim=cross_attention_dim)
         unet = UNet(unet_config, **kinds)
-        fresh = _widen(params[folder.UNET], unet_config, jax.random.key(seed), param_dtype)
-    return VisualDecoder(unet, vae, schedule=schedule, params=params, fresh=fresh)
+        fresh = _widen(params[folder.UNET], unet_config, seed, param_dtype)
+    return VisualDecoder(unet, vae, schedule=schedule, params=params, fresh=fresh, source=directory)
+
+
+def check_sampling(*, sampler: Sampler | str, steps: int, guidance_scale: float) -> None:
+    """Raises UserError for a sampler that there is not, no steps, or a guidance scale below 0."""
+    known = [one.value for one in Sampler]
+    if (sampler.value if isinstance(sampler, Sampler) else sampler) not in known:
+        raise UserError(f"The sampler must be one of {', '.join(map(repr, known))}, not {sampler!r}.")
+    if steps < 1:
+        raise UserError(f"steps must be 1 or more, not {steps}.")
+    if not 0 <= guidance_scale < float("inf"):
+        raise UserError(f"guidance_scale must be 0 or more, not {guidance_scale}.")
 
 
 def unet_inputs(config: UNetConfig) -> tuple[Array, Array, Array]:
@@ -295,16 +318,29 @@ def _sample(
     return run_sampler(step, table, noise, return_steps=return_steps)
 
 
-def _widen(params: Any, config: UNetConfig, rng: jax.Array, dtype: Dtype) -> tuple[str, ...]:
+def fresh_projections(config: UNetConfig, *, seed: int) -> dict[str, Callable[[], np.ndarray]]:
+    """What draws new keys' and values' projections of the conditioning, float32, by torch name in torch's layout."""
+    rng = jax.random.key(seed)
+
+    def draw(index: int, shape: tuple[int, ...]) -> np.ndarray:
+        return np.asarray(lecun_normal(jax.random.fold_in(rng, index), shape[::-1], jnp.float32)).T
+
+    return {
+        row.torch: functools.partial(draw, index, row.shape)
+        for index, row in enumerate(torch_layout.unet_table(config))
+        if row.ours.endswith(("cross_attention/key/kernel", "cross_attention/value/kernel"))
+    }
+
+
+def _widen(params: Any, config: UNetConfig, seed: int, dtype: Dtype) -> tuple[str, ...]:
     """Puts new keys' and values' projections of `config`'s width into `params`; their torch names."""
-    fresh = []
-    for index, row in enumerate(torch_layout.unet_table(config)):
-        *path, module, leaf = row.ours.split("/")
-        if path[-1:] == ["cross_attention"] and module in ("key", "value"):
-            parent = functools.reduce(lambda tree, name: tree[name], [*path, module], params)
-            kernel = lecun_normal(jax.random.fold_in(rng, index), row.shape[::-1], dtype)
-            parent[leaf] = kernel.reshape(-1, *parent[leaf].shape[1:])
-            fresh.append(row.torch)
+    fresh = fresh_projections(config, seed=seed)
+    for row in torch_layout.unet_table(config):
+        if row.torch in fresh:
+            *path, leaf = row.ours.split("/")
+            parent = functools.reduce(lambda tree, name: tree[name], path, params)
+            kernel = row.to_ours(fresh[row.torch](), (config.cross_attention_dim, *parent[leaf].shape[1:]))
+            parent[leaf] = jnp.asarray(kernel, dtype)
     return tuple(fresh)
 
 
@@ -319,11 +355,3 @@ def _check_multiple(what: str, size: tuple[int, ...], multiple: int) -> None:
     for name, length in zip(("height", "width"), size, strict=True):
         if length < 1 or length % multiple:
             raise UserError(f"The {what} {name} must be a multiple of {multiple}, not {length}.")
-
-
-def _sampler(name: Sampler | str) -> Sampler:
-    try:
-        return Sampler(name)
-    except ValueError:
-        known = ", ".join(repr(sampler.value) for sampler in Sampler)
-        raise UserError(f"The sampler must be one of {known}, not {name!r}.") from None

@@ -1,4 +1,7 @@
-"""A model folder as diffusers lays it out: `unet/`, `vae/` and `scheduler/`, each a config and perhaps its weights."""
+"""A model folder as diffusers lays it out: `unet/`, `vae/` and `scheduler/`, each a config and perhaps its weights.
+
+Stable Diffusion's own, and Emu's, have `safety_checker/` and `feature_extractor/` beside them.
+"""
 
 import contextlib
 import json
@@ -13,8 +16,18 @@ import numpy as np
 from emu_jax.errors import UserError
 
 UNET, VAE, SCHEDULER = "unet", "vae", "scheduler"
-CONFIG_NAME = {UNET: "config.json", VAE: "config.json", SCHEDULER: "scheduler_config.json"}
+SAFETY, EXTRACTOR = "safety_checker", "feature_extractor"
+NEEDED, SCREENING = (UNET, VAE, SCHEDULER), (SAFETY, EXTRACTOR)
+CONFIG_NAME = {
+    UNET: "config.json",
+    VAE: "config.json",
+    SCHEDULER: "scheduler_config.json",
+    SAFETY: "config.json",
+    EXTRACTOR: "preprocessor_config.json",
+}
 WEIGHTS = "diffusion_pytorch_model"
+_FILES = dict.fromkeys((UNET, VAE), (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.bin"))
+_FILES[SAFETY] = ("model.safetensors", "pytorch_model.bin")
 
 # How diffusers called the autoencoder's attention before 0.17; SD v1.5's own file still does.
 _LEGACY = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -37,8 +50,13 @@ class LazyArrays(Mapping[str, np.ndarray]):
 
 
 def is_one(directory: Path) -> bool:
-    """Whether `directory` has the configs of all three parts."""
-    return all((directory / part / name).is_file() for part, name in CONFIG_NAME.items())
+    """Whether `directory` has the configs of all three parts that make a decoder."""
+    return all((directory / part / CONFIG_NAME[part]).is_file() for part in NEEDED)
+
+
+def screens(directory: Path) -> bool:
+    """Whether a safety checker's weights lie in `directory`."""
+    return any((directory / SAFETY / name).is_file() for name in _FILES[SAFETY])
 
 
 def read_config(directory: Path, part: str) -> dict[str, Any]:
@@ -65,13 +83,12 @@ def read_weights(directory: Path, part: str) -> LazyArrays:
     Raises:
       UserError: there are none, they cannot be read, or torch is missing for a `.bin`.
     """
-    stem = directory / part / WEIGHTS
-    for suffix, read in ((".safetensors", _read_safetensors), (".bin", _read_bin)):
-        path = stem.with_suffix(suffix)
+    for name in _FILES[part]:
+        path = directory / part / name
         if path.is_file():
-            names, load = read(path)
+            names, load = _read_bin(path) if path.suffix == ".bin" else _read_safetensors(path)
             return LazyArrays({_current(name): name for name in names}, load)
-    raise UserError(f"{directory / part} holds no weights; {WEIGHTS}.safetensors or {WEIGHTS}.bin must be there.")
+    raise UserError(f"{directory / part} holds no weights; {' or '.join(_FILES[part])} must be there.")
 
 
 @contextlib.contextmanager
@@ -104,6 +121,29 @@ def write_part(
         save_file(dict(arrays), folder / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
 
 
+def copy_screening(source: Path, target: Path) -> tuple[str, ...]:
+    """Copies the safety checker and what prepares pictures for it into `target`; the parts that were there."""
+    there = tuple(part for part in SCREENING if (source / part / CONFIG_NAME[part]).is_file())
+    for part in there:
+        _copy_part(source, target, part)
+    return there
+
+
+def copy_decoder(source: Path, target: Path) -> None:
+    """Copies all parts of a diffusers folder into `target`."""
+    for part in NEEDED:
+        _copy_part(source, target, part)
+    copy_screening(source, target)
+
+
+def _copy_part(source: Path, target: Path, part: str) -> None:
+    """A config and its weights; of weights in several formats one is enough."""
+    weights = [name for name in _FILES.get(part, ()) if (source / part / name).is_file()][:1]
+    (target / part).mkdir()
+    for name in (CONFIG_NAME[part], *weights):
+        shutil.copyfile(source / part / name, target / part / name)
+
+
 def _current(name: str) -> str:
     for old, new in _LEGACY.items():
         name = name.replace(old, new)
@@ -124,7 +164,7 @@ def _read_bin(path: Path) -> tuple[list[str], Callable[[str], np.ndarray]]:
     try:
         import torch
     except ImportError:
-        raise UserError(f"Reading {path} wants PyTorch; install torch, or give {WEIGHTS}.safetensors.") from None
+        raise UserError(f"Reading {path} wants PyTorch; install torch, or give safetensors.") from None
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises a different kind for each way in which a file can be broken
