@@ -9,10 +9,12 @@ is one. In --prompt files stand in angle brackets:
     python -m emu_jax generate --checkpoint runs/demo video.mp4 "Which way does it go?" --chat
     python -m emu_jax generate --checkpoint runs/demo "a red circle" --output circle.png --seed 7
     python -m emu_jax generate --checkpoint runs/demo a.png b.png --output image --num-images 4
+    python -m emu_jax generate --checkpoint runs/demo a.png --autoencode --output again.png
     python -m emu_jax generate --checkpoint runs/demo "Once upon a time" --output story --max-images 3
 
 Text goes to stdout. Pictures go to FILE.png, or with `--output image` to a new emu-N.png here; several of them to
-one sheet. Bad input is one line on stderr and exit code 2, and nothing is written.
+one sheet. Where a safety checker's weights lie beside the visual decoder's, it screens every picture: one that it flags
+comes out black. Bad input is one line on stderr and exit code 2, and nothing is written.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import dataclasses
 import io
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,7 @@ from emu_jax.generation.api import load
 from emu_jax.generation.chat import SYSTEM_IMAGE, SYSTEM_VIDEO, Turn, chat_prompt
 from emu_jax.generation.mixed import OpenImage
 from emu_jax.generation.options import PictureOptions
-from emu_jax.generation.pictures import contact_sheet
+from emu_jax.generation.pictures import SafetyCheck, contact_sheet
 from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.generation.prompt import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Part
 from emu_jax.generation.sampling import TextOptions
@@ -56,15 +59,45 @@ def main(argv: list[str]) -> None:
     special = {"special_tokens": arguments.special_tokens}
     if arguments.output == TEXT:
         print(str(emu.generate_text(parts, **special, **dataclasses.asdict(text))).strip())
-    elif arguments.output == STORY:
-        _story(emu, parts, arguments, text, picture)
+        return
+    screen = Screen(None if arguments.no_safety else emu.safety_checker)
+    if arguments.output == STORY:
+        _story(emu, parts, arguments, text, picture, screen)
     else:
-        pictures = emu.generate_image(parts, num_images=arguments.num_images, **special, **dataclasses.asdict(picture))
+        pictures = emu.generate_image(
+            parts,
+            num_images=arguments.num_images,
+            autoencode=arguments.autoencode,
+            safety=screen.safety,
+            **special,
+            **dataclasses.asdict(picture),
+        )
         sheet = pictures[0] if len(pictures) == 1 else contact_sheet(pictures)
         path = output or free_name("emu")
         save_picture(sheet, path)
         print(f"{path}: {len(pictures)} picture{'s' * (len(pictures) > 1)} of {pictures[0].width} x "
               f"{pictures[0].height}, {picture.steps} steps of {picture.sampler}, seed {picture.seed}")  # fmt: skip
+    screen.report()
+
+
+class Screen:
+    """A safety checker that counts what it flags; `safety` is None where there is no checker."""
+
+    def __init__(self, checker: SafetyCheck | None) -> None:
+        self.flagged = 0
+        self._checker = checker
+        self.safety: SafetyCheck | None = None if checker is None else self._check
+
+    def _check(self, pictures: Sequence[PIL.Image.Image]) -> Sequence[bool]:
+        assert self._checker is not None
+        found = self._checker(pictures)
+        self.flagged += sum(found)
+        return found
+
+    def report(self) -> None:
+        """One line where a picture was flagged."""
+        if self.flagged:
+            print(f"flagged by the safety checker and left black: {self.flagged}; try another --seed or prompt")
 
 
 def parser() -> ArgumentParser:
@@ -80,6 +113,14 @@ def parser() -> ArgumentParser:
     parser.add_argument("--special-tokens", action="store_true", help="[IMG], </s> ... in the text are special tokens")
     add_text_arguments(parser)
     pictures = parser.add_argument_group("pictures")
+    pictures.add_argument(
+        "--autoencode",
+        action="store_true",
+        help="paints what the encoder sees in the prompt's one image, predicts nothing",
+    )
+    pictures.add_argument(
+        "--no-safety", action="store_true", help="shows pictures unscreened although there is a safety checker"
+    )
     pictures.add_argument("--num-images", type=int, default=1, help="pictures of one prompt")
     pictures.add_argument("--sampler", default="pndm", help="pndm, ddim or dpm-solver++ (default: pndm)")
     pictures.add_argument("--steps", type=int, default=50, help="of the sampler (default: 50)")
@@ -134,6 +175,10 @@ def prompt_parts(arguments: Any) -> list[Part]:
     if not parts:
         raise UserError("There is no prompt; give text and files, as in: photo.jpg 'What is this?'")
     check_parts(parts, special_tokens=arguments.special_tokens)
+    if arguments.autoencode and (len(parts) != 1 or isinstance(parts[0], str) or arguments.output in (TEXT, STORY)):
+        raise UserError(
+            "--autoencode takes one image and --output image or a file: photo.jpg --autoencode --output image"
+        )
     return parts
 
 
@@ -223,7 +268,9 @@ def save_picture(picture: PIL.Image.Image, path: Path) -> None:
         raise UserError(f"{path} cannot be written ({error.strerror}).") from None
 
 
-def _story(emu: EmuPipeline, parts: list[Part], arguments: Any, text: TextOptions, picture: PictureOptions) -> None:
+def _story(
+    emu: EmuPipeline, parts: list[Part], arguments: Any, text: TextOptions, picture: PictureOptions, screen: Screen
+) -> None:
     emu.visual_decoder  # noqa: B018  its errors before the work
     for part in emu.generate(
         parts,
@@ -232,6 +279,7 @@ def _story(emu: EmuPipeline, parts: list[Part], arguments: Any, text: TextOption
         pictures=True,
         picture=picture,
         special_tokens=arguments.special_tokens,
+        safety=screen.safety,
         **dataclasses.asdict(text),
     ):
         if isinstance(part, PIL.Image.Image):

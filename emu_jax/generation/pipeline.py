@@ -16,6 +16,8 @@ from jax.sharding import Mesh
 
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.diffusion.decoder import VisualDecoder, load_visual_decoder
+from emu_jax.diffusion.folder import screens
+from emu_jax.diffusion.safety import SafetyChecker, load_safety_checker
 from emu_jax.errors import UserError
 from emu_jax.generation.buckets import bucket, power_of_two
 from emu_jax.generation.forward import embed_images, forward_pass
@@ -177,6 +179,16 @@ class EmuPipeline:
             raise UserError(f"The visual decoder takes embeddings of width {width}, but this Emu makes {wanted}.")
         return self._visual_decoder
 
+    @functools.cached_property
+    def safety_checker(self) -> SafetyChecker | None:
+        """What to give as `safety`; None where there are no weights of one beside the visual decoder.
+
+        Raises:
+          UserError: they do not fit their config.
+        """
+        source = self.visual_decoder.source if self.has_visual_decoder else None
+        return load_safety_checker(source) if source is not None and screens(source) else None
+
     @property
     def has_visual_decoder(self) -> bool:
         return self._visual_decoder is not None
@@ -186,6 +198,7 @@ class EmuPipeline:
         prompt: Parts,
         *,
         num_images: int = 1,
+        autoencode: bool = False,
         special_tokens: bool = False,
         safety: SafetyCheck | None = None,
         **options: Any,
@@ -193,20 +206,31 @@ class EmuPipeline:
         """Pictures of a prompt: text to image, blending (two images), in context (text and images in any order).
 
         Args:
+          autoencode: the prompt is one image, whose own embeddings are painted; nothing is predicted.
           num_images: pictures from one prompt, each from other noise.
-          safety: screens the pictures; those it flags come back black.
+          safety: screens the pictures, as `emu.safety_checker` does; those it flags come back black.
           options: fields of `PictureOptions`: sampler, steps, guidance_scale, seed, height, width.
         """
         if num_images < 1:
             raise UserError(f"num_images must be at least 1, not {num_images}.")
-        decoder = self.visual_decoder  # its errors before the work
-        del decoder
-        embeddings = self.generate_embeddings(prompt, special_tokens=special_tokens)
+        asked = picture_options(**options)
+        self.visual_decoder.latent_size(asked.height, asked.width)  # errors before the work
+        if autoencode:
+            (embeddings,) = self._only_image(prompt)
+        else:
+            embeddings = self.generate_embeddings(prompt, special_tokens=special_tokens)
         return self.decode_embeddings(np.repeat(embeddings[None], num_images, axis=0), safety=safety, **options)
 
     def autoencode_image(self, image: Part, *, safety: SafetyCheck | None = None, **options: Any) -> PIL.Image.Image:
         """An image through the encoder and the visual decoder: what the embeddings keep of it."""
-        return self.decode_embeddings(self.visual_embeddings([image])[:1], safety=safety, **options)[0]
+        return self.generate_image([image], autoencode=True, safety=safety, **options)[0]
+
+    def _only_image(self, prompt: Parts) -> np.ndarray:
+        """The visual embeddings `[1, N, D]` of a prompt that is one image."""
+        built = self.build_prompt(prompt)
+        if len(built.images) != 1 or len(built.tokens) != 3 + self.config.causal_former.num_image_tokens:
+            raise UserError("Give one image, and nothing else, to autoencode.")
+        return self.visual_embeddings(built.images[0])
 
     def decode_embeddings(
         self, embeddings: np.ndarray, *, safety: SafetyCheck | None = None, **options: Any
@@ -250,6 +274,9 @@ class EmuPipeline:
             known = ", ".join(repr(one.value) for one in OpenImage)
             raise UserError(f"open_image must be one of {known}, not {open_image!r}.") from None
         pictures = self.has_visual_decoder if pictures is None else pictures
+        picture = picture or PictureOptions()
+        if pictures:
+            self.visual_decoder.latent_size(picture.height, picture.width)  # errors before the work
         image_tokens = ImageTokens(
             self.tokenizer.boi_id, self.tokenizer.eoi_id, self.tokenizer.image_token_id, max_images, when
         )
@@ -272,7 +299,6 @@ class EmuPipeline:
         found = interleave(tokens[1:length], embeddings, tokenizer=self.tokenizer)
         if not pictures:
             return list(found)
-        picture = picture or PictureOptions()
         return [
             part
             if isinstance(part, str)

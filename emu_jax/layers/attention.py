@@ -66,6 +66,7 @@ class Attention(nn.Module):
     head_dim: int
     num_kv_heads: int | None = None
     scale: float | None = None  # None: 1 / sqrt(head_dim); T5 does not scale, 1.0
+    qkv_bias: bool = False
     out_bias: bool = False
     lora: LoraConfig | None = None
     dtype: Dtype = jnp.float32
@@ -94,7 +95,9 @@ class Attention(nn.Module):
 
         def project(name: str, source: jax.Array, heads: int, head_axis: str, init: Initializer) -> jax.Array:
             features, names = (heads, self.head_dim), (head_axis, axes.KV)
-            dense = DenseGeneral(features, (axes.EMBED,), names, kernel_init=init, name=name, **kinds)
+            dense = DenseGeneral(
+                features, (axes.EMBED,), names, use_bias=self.qkv_bias, kernel_init=init, name=name, **kinds
+            )
             return dense(source, deterministic=deterministic)
 
         query = project("query", x, self.num_heads, axes.HEADS, query_init)

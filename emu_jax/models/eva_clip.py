@@ -13,6 +13,7 @@ from emu_jax.layers.attention import dot_product_attention
 from emu_jax.layers.linear import DenseGeneral
 from emu_jax.layers.mlp import Mlp
 from emu_jax.layers.norms import LayerNorm
+from emu_jax.layers.patches import patches
 from emu_jax.layers.stack import stack
 from emu_jax.models.config import VisionConfig
 from emu_jax.sharding import axes
@@ -83,8 +84,8 @@ class EvaVisionTransformer(nn.Module):
     def __call__(self, images: Float[Array, "n H W C"]) -> Float[Array, "n P D"]:
         config, width = self.config, self.config.width
         kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        patches = _patches(images, config.patch_size)
-        x = DenseGeneral((width,), (axes.PATCH,), (axes.EMBED,), use_bias=True, name="patch_embed", **kinds)(patches)
+        cut = patches(images, config.patch_size)
+        x = DenseGeneral((width,), (axes.PATCH,), (axes.EMBED,), use_bias=True, name="patch_embed", **kinds)(cut)
         small = nn.initializers.normal(config.embedding_std)
         class_init = nn.with_logical_partitioning(small, (axes.EMBED,))
         class_token = jnp.asarray(self.param("class_token", class_init, (width,), self.param_dtype), self.dtype)
@@ -96,13 +97,6 @@ class EvaVisionTransformer(nn.Module):
             x, None, None
         )
         return x
-
-
-def _patches(images: jax.Array, size: int) -> jax.Array:
-    """`[n, H, W, C]` to `[n, patches, size * size * C]`, so that the patch convolution is one matrix product."""
-    count, height, width, channels = images.shape
-    x = images.reshape(count, height // size, size, width // size, size, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(count, -1, size * size * channels)
 
 
 def _exact_gelu(x: jax.Array) -> jax.Array:

@@ -25,7 +25,7 @@ class Recorder:
     def __init__(self) -> None:
         self.asked: list[tuple[str, list, dict]] = []
 
-    visual_decoder = None
+    visual_decoder = safety_checker = None
 
     def generate_text(self, parts: list, **options) -> str:
         self.asked.append(("text", parts, options))
@@ -79,9 +79,35 @@ def test_a_picture(emu: Recorder, capsys: pytest.CaptureFixture) -> None:
     assert PIL.Image.open("circle.png").size == (8, 8)
     assert "circle.png" in capsys.readouterr().out
     _, _, options = emu.asked[0]
-    assert PictureOptions(**{k: v for k, v in options.items() if k != "special_tokens"}) == PictureOptions(
+    others = {"special_tokens", "autoencode", "safety"}
+    assert PictureOptions(**{k: v for k, v in options.items() if k not in others}) == PictureOptions(
         seed=7, steps=4, height=64
     )
+    assert options["safety"] is None
+
+
+def test_an_image_through_encoder_and_decoder(emu: Recorder) -> None:
+    assert _run("cat.png", "--autoencode", "--output", "again.png") == 0
+    _, parts, options = emu.asked[0]
+    assert parts == [Path("cat.png")]
+    assert options["autoencode"]
+
+
+def test_pictures_are_screened_unless_it_is_said_not_to(emu: Recorder, capsys: pytest.CaptureFixture) -> None:
+    emu.safety_checker = lambda pictures: [True] * len(pictures)
+    assert _run("a red circle", "--output", "circle.png", "--num-images", "2") == 0
+    assert emu.asked[-1][2]["safety"](["one", "other"]) == [True, True]
+    assert "flagged" not in capsys.readouterr().out  # the recorder never asked
+    for output in ("image", "story"):
+        assert _run("a red circle", "--output", output, "--no-safety") == 0
+        assert emu.asked[-1][2]["safety"] is None
+
+
+def test_what_was_flagged_is_told(capsys: pytest.CaptureFixture) -> None:
+    screen = generate.Screen(lambda pictures: [True, False, True])
+    assert screen.safety([None] * 3) == [True, False, True]
+    screen.report()
+    assert "left black: 2" in capsys.readouterr().out
 
 
 def test_several_pictures_go_to_one_new_sheet(emu: Recorder) -> None:
@@ -114,6 +140,8 @@ def test_a_story(emu: Recorder, capsys: pytest.CaptureFixture) -> None:
         (["a", "--num-beams", "0"], "num_beams"),
         (["a", "--top-p", "0.5"], "temperature"),
         (["a", "--num-beam", "2"], "--num-beam"),
+        (["a red circle", "--autoencode", "--output", "image"], "--autoencode takes one image"),
+        (["cat.png", "--autoencode"], "--autoencode takes one image"),
     ],
 )
 def test_mistakes_are_one_line(emu: Recorder, capsys: pytest.CaptureFixture, words: list, says: str) -> None:

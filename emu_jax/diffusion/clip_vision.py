@@ -1,0 +1,140 @@
+"""CLIP's vision tower with its projection (Radford et al. 2021): what Stable Diffusion's safety checker looks with."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emu_jax.errors import UserError
+from emu_jax.layers.attention import Attention
+from emu_jax.layers.linear import DenseGeneral
+from emu_jax.layers.mlp import Mlp
+from emu_jax.layers.norms import LayerNorm
+from emu_jax.layers.patches import patches
+from emu_jax.layers.stack import stack
+from emu_jax.sharding import axes
+from emu_jax.typing import Array, Float
+
+_ACTIVATIONS = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipVisionConfig:
+    """CLIPVisionConfig and the projection's width; the defaults are those that transformers leaves unsaid."""
+
+    image_size: int = 224
+    patch_size: int = 32
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    projection_dim: int = 512
+
+    def __post_init__(self) -> None:
+        if self.hidden_act not in _ACTIVATIONS:
+            raise UserError(f"The CLIP tower's hidden_act must be one of {', '.join(_ACTIVATIONS)}.")
+
+    @classmethod
+    def from_transformers(cls, config: Mapping[str, Any]) -> "ClipVisionConfig":
+        """Reads a CLIPConfig; older ones keep the tower's sizes under `vision_config_dict`."""
+        tower = (config.get("vision_config") or {}) | (config.get("vision_config_dict") or {})
+        names = {field.name for field in dataclasses.fields(cls)}
+        values = {name: value for name, value in tower.items() if name in names and value is not None}
+        return cls(**values | {"projection_dim": config.get("projection_dim", cls.projection_dim)})
+
+
+class ClipBlock(nn.Module):
+    """`x + attention(norm(x))`, then `x + mlp(norm(x))`."""
+
+    config: ClipVisionConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _per_layer: None, _shared: None) -> tuple[jax.Array, None]:
+        config = self.config
+        heads, eps = config.num_attention_heads, config.layer_norm_eps
+        attention = Attention(heads, config.hidden_size // heads, qkv_bias=True, out_bias=True, name="attention")
+        x += attention(LayerNorm(eps, name="attention_norm")(x))[0]
+        mlp = Mlp(config.intermediate_size, _ACTIVATIONS[config.hidden_act], use_bias=True, name="mlp")
+        return x + mlp(LayerNorm(eps, name="mlp_norm")(x)), None
+
+
+class ClipVision(nn.Module):
+    """Normalised pictures to embeddings: the class token after the last layer, normed and projected. Float32."""
+
+    config: ClipVisionConfig
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "n H W C"]) -> Float[Array, "n D"]:
+        config, width, eps = self.config, self.config.hidden_size, self.config.layer_norm_eps
+        cut = patches(images, config.patch_size)
+        x = DenseGeneral((width,), (axes.PATCH,), (axes.EMBED,), name="patch_embed")(cut)
+        small = nn.initializers.normal(0.02)
+        class_token = self.param("class_token", nn.with_logical_partitioning(small, (axes.EMBED,)), (width,))
+        x = jnp.concatenate([jnp.broadcast_to(class_token, (len(x), 1, width)), x], axis=1)
+        position_init = nn.with_logical_partitioning(small, (axes.POSITIONS, axes.EMBED))
+        x = x + self.param("position_embedding", position_init, x.shape[1:])
+        x = LayerNorm(eps, name="pre_norm")(x)
+        x, _ = stack(ClipBlock, length=config.num_hidden_layers, name="blocks", config=config)(x, None, None)
+        pooled = LayerNorm(eps, name="post_norm")(x[:, 0])
+        return DenseGeneral((config.projection_dim,), (axes.EMBED_IN,), (axes.EMBED,), name="projection")(pooled)
+
+
+def clip_params(source: Mapping[str, np.ndarray], config: ClipVisionConfig) -> dict[str, Any]:
+    """The parameters of `ClipVision` from transformers' names, without the `vision_model.` that stands before most.
+
+    Raises:
+      UserError: a tensor that is missing, or of another size than the config says.
+    """
+    width, heads, mlp = config.hidden_size, config.num_attention_heads, config.intermediate_size
+    size = config.patch_size
+    split = (heads, width // heads)
+
+    def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name not in source:
+            raise UserError(f"The safety checker's weights lack {name}.")
+        array = np.asarray(source[name], np.float32)
+        if array.shape != shape:
+            raise UserError(f"The safety checker's {name} is {list(array.shape)}; its config says {list(shape)}.")
+        return array
+
+    def norm(name: str) -> dict[str, np.ndarray]:
+        return {"scale": read(f"{name}.weight", (width,)), "bias": read(f"{name}.bias", (width,))}
+
+    def linear(name: str, inputs: int, outputs: int) -> dict[str, np.ndarray]:
+        return {"kernel": read(f"{name}.weight", (outputs, inputs)).T, "bias": read(f"{name}.bias", (outputs,))}
+
+    def block(index: int) -> dict[str, Any]:
+        name = f"encoder.layers.{index}"
+        attention = {}
+        for ours, theirs in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
+            flat = linear(f"{name}.self_attn.{theirs}", width, width)
+            attention[ours] = {"kernel": flat["kernel"].reshape(width, *split), "bias": flat["bias"].reshape(split)}
+        out = linear(f"{name}.self_attn.out_proj", width, width)
+        attention["out"] = out | {"kernel": out["kernel"].reshape(*split, width)}
+        return {
+            "attention_norm": norm(f"{name}.layer_norm1"),
+            "attention": attention,
+            "mlp_norm": norm(f"{name}.layer_norm2"),
+            "mlp": {"up": linear(f"{name}.mlp.fc1", width, mlp), "down": linear(f"{name}.mlp.fc2", mlp, width)},
+        }
+
+    kernel = read("embeddings.patch_embedding.weight", (width, 3, size, size))
+    tokens = (config.image_size // size) ** 2 + 1
+    return {
+        "patch_embed": {"kernel": kernel.transpose(2, 3, 1, 0).reshape(-1, width)},
+        "class_token": read("embeddings.class_embedding", (width,)),
+        "position_embedding": read("embeddings.position_embedding.weight", (tokens, width)),
+        "pre_norm": norm("pre_layrnorm"),
+        "blocks": jax.tree.map(lambda *layers: np.stack(layers), *map(block, range(config.num_hidden_layers))),
+        "post_norm": norm("post_layernorm"),
+        "projection": {"kernel": read("visual_projection.weight", (config.projection_dim, width)).T},
+    }
