@@ -1,6 +1,7 @@
 """The autoencoder of Stable Diffusion: pictures in [-1, 1] to a Gaussian over latents, and latents back to pictures."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
@@ -29,6 +30,10 @@ class Posterior:
 
     mean: Float[Array, "B height width C"]
     log_variance: Float[Array, "B height width C"]
+
+    def __iter__(self) -> Iterator[Float[Array, "B height width C"]]:
+        """As a pair: `mean, log_variance = decoder.encode(images)`."""
+        return iter((self.mean, self.log_variance))
 
     def sample(self, rng: jax.Array) -> Float[Array, "B height width C"]:
         """Latents drawn from it."""

@@ -12,6 +12,7 @@ from emu_jax.data.images import preprocess
 from emu_jax.data.prepared import PreparedSet
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.diffusion.decoder import VisualDecoder
+from emu_jax.generation.buckets import power_of_two
 from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.generation.prompt import Tokens
 
@@ -86,6 +87,9 @@ def _examples(
     image_size: int,
 ) -> Iterator[Example]:
     pixels = np.stack([preprocess(image, image_size) for _, image in pairs])
+    # Few shapes, so that the encoder is not compiled anew for each number of pairs that were left out.
+    blank = np.zeros((power_of_two(len(pairs)) - len(pairs), *pixels.shape[1:]), np.uint8)
+    pixels = np.concatenate([pixels, blank])
     posterior = decoder.encode(pixels.astype(np.float32) / 127.5 - 1)
     if condition is Condition.PREDICTED:
         prompts = [as_text(caption, emu.tokenizer) for caption, _ in pairs]

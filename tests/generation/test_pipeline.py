@@ -166,8 +166,32 @@ def test_pictures(painter: EmuPipeline) -> None:
     blended = painter.generate_image([RED, BLUE], safety=lambda pictures: [True] * len(pictures), **few)[0]
     assert not np.asarray(blended).any()
     assert painter.autoencode_image(RED, **few).size == (8, 8)
+    of_its_own = painter.decode_embeddings(painter.visual_embeddings([RED]), seed=1, **few)
+    assert painter.generate_image([RED], autoencode=True, seed=1, **few)[0].tobytes() == of_its_own[0].tobytes()
     story = painter.generate(["a red"], open_image="first", max_new_tokens=2, picture=PictureOptions(**few))
     assert isinstance(story[0], PIL.Image.Image)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        (["a"], {"num_images": 0}, "num_images must be at least 1"),
+        (["a"], {"steps": 0}, "steps must be 1 or more"),
+        (["a"], {"guidance_scale": -1}, "guidance_scale must be 0 or more"),
+        (["a"], {"sampler": "euler"}, "sampler must be one of"),
+        (["a"], {"height": 10}, "height must be a multiple of 4, not 10"),
+        (["a"], {"seed": -1}, "seed of pictures lies between"),
+        (["a"], {"guidance": 1}, "no option 'guidance'"),
+        (["a", RED], {"autoencode": True}, "one image, and nothing else"),
+        ([RED, BLUE], {"autoencode": True}, "one image, and nothing else"),
+    ],
+)
+def test_a_picture_that_cannot_be_is_told_before_the_work(
+    painter: EmuPipeline, monkeypatch: pytest.MonkeyPatch, prompt: list, options: dict, message: str
+) -> None:
+    monkeypatch.setattr(painter, "generate_embeddings", lambda *_, **__: pytest.fail("the work began"))
+    with pytest.raises(UserError, match=message):
+        painter.generate_image(prompt, **options)
 
 
 def test_contact_sheet() -> None:
