@@ -25,7 +25,7 @@ from emu_jax.generation.images import generate_embeddings
 from emu_jax.generation.mixed import ImageTokens, OpenImage, generate_mixed, interleave
 from emu_jax.generation.options import PictureOptions, picture_options, text_options
 from emu_jax.generation.pictures import SafetyCheck, screened, to_pictures
-from emu_jax.generation.prompt import Part, Prompt, PromptBatch, build_prompt, load_images, pad_prompts
+from emu_jax.generation.prompt import Part, Prompt, PromptBatch, build_prompt, load_images, only_image, pad_prompts
 from emu_jax.generation.sampling import TextOptions, compile_options
 from emu_jax.generation.score import score_candidates
 from emu_jax.generation.text import generate_tokens
@@ -216,7 +216,8 @@ class EmuPipeline:
         asked = picture_options(**options)
         self.visual_decoder.latent_size(asked.height, asked.width)  # errors before the work
         if autoencode:
-            (embeddings,) = self._only_image(prompt)
+            image = only_image(self.build_prompt(prompt), num_image_tokens=self.config.causal_former.num_image_tokens)
+            embeddings = self.visual_embeddings(image)[0]
         else:
             embeddings = self.generate_embeddings(prompt, special_tokens=special_tokens)
         return self.decode_embeddings(np.repeat(embeddings[None], num_images, axis=0), safety=safety, **options)
@@ -224,13 +225,6 @@ class EmuPipeline:
     def autoencode_image(self, image: Part, *, safety: SafetyCheck | None = None, **options: Any) -> PIL.Image.Image:
         """An image through the encoder and the visual decoder: what the embeddings keep of it."""
         return self.generate_image([image], autoencode=True, safety=safety, **options)[0]
-
-    def _only_image(self, prompt: Parts) -> np.ndarray:
-        """The visual embeddings `[1, N, D]` of a prompt that is one image."""
-        built = self.build_prompt(prompt)
-        if len(built.images) != 1 or len(built.tokens) != 3 + self.config.causal_former.num_image_tokens:
-            raise UserError("Give one image, and nothing else, to autoencode.")
-        return self.visual_embeddings(built.images[0])
 
     def decode_embeddings(
         self, embeddings: np.ndarray, *, safety: SafetyCheck | None = None, **options: Any

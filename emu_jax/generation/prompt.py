@@ -133,6 +133,13 @@ def pad_rows(prompts: Sequence[np.ndarray], *, length: int, pad_id: int) -> tupl
     return tokens, is_token
 
 
+def only_image(prompt: Prompt, *, num_image_tokens: int) -> np.ndarray:
+    """The image of a prompt that is one image; with text or more images it raises UserError."""
+    if len(prompt.images) != 1 or len(prompt.tokens) != num_image_tokens + 3:
+        raise UserError("Give one image, and nothing else, to autoencode.")
+    return prompt.images[0]
+
+
 def load_images(part: Part, image_size: int) -> list[np.ndarray]:
     """The normalised images `[S, S, 3]` of an image or (8 of them) a video."""
     if isinstance(part, np.ndarray | jax.Array):

@@ -146,7 +146,7 @@ def test_a_run_that_computes_is_the_run_on_what_was_stored(world, condition, tmp
         job.finish(tmp_path / name, result)
         results.append(result)
         losses.append([r["loss"] for r in read_metrics(tmp_path / name) if "loss" in r])
-        said = capsys.readouterr().out
+        said = capsys.readouterr().err
         assert f"the U-Net begins with the weights in {world.decoder}" in said
         assert "8 projections are new" in said
         assert "attn2.to_k.weight" in said
