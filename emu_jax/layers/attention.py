@@ -30,6 +30,9 @@ def dot_product_attention(
     batch, length, heads, head_dim = query.shape
     kv_heads = key.shape[2]
     query = query.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    part = _queries_at_once(length, key.shape[1])
+    if mask is None and bias is None and part is not None:
+        return _by_queries(query, key, value, scale=scale, part=part).reshape(batch, length, heads, head_dim)
     logits = scale * jnp.einsum("BTKGH,BSKH->BKGTS", query, key, preferred_element_type=jnp.float32)
     if bias is not None:
         logits += bias.reshape(bias.shape[0], kv_heads, heads // kv_heads, *bias.shape[2:])
@@ -37,6 +40,35 @@ def dot_product_attention(
         logits = jnp.where(mask[:, None, None], logits, _MASKED)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     return jnp.einsum("BKGTS,BSKH->BTKGH", weights, value).reshape(batch, length, heads, head_dim)
+
+
+def _queries_at_once(length: int, keys: int) -> int | None:
+    """How many queries `_by_queries` takes; None where the logits are few, or the length does not divide."""
+    if length * keys < 2**16:
+        return None
+    return next((size for size in (256, 128, 64) if length % size == 0 and (size < 256 or keys <= 512)), None)
+
+
+def _by_queries(query: jax.Array, key: jax.Array, value: jax.Array, *, scale: float, part: int) -> jax.Array:
+    """The same, `part` queries at a time, forwards and backwards: memory grows with the length, not with its square.
+
+    On a CPU it is also some times faster for the 1024 places of a picture, whose logits no cache holds.
+    """
+    batch, length, kv_heads, group, width = query.shape
+    key, value = (array.transpose(0, 2, 1, 3) for array in (key, value))  # once, not in every part
+
+    @jax.checkpoint
+    def attend(some: jax.Array) -> jax.Array:
+        logits = scale * jnp.einsum("BKTH,BKSH->BKTS", some, key, preferred_element_type=jnp.float32)
+        weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+        summed = jnp.einsum("BKTS,BKSH->BKTH", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+        # Divided here, where there are fewest numbers.
+        return (summed / jnp.sum(weights, axis=-1, keepdims=True)).astype(value.dtype)
+
+    count = length // part
+    parts = query.reshape(batch, count, part, kv_heads, group, width).transpose(1, 0, 3, 4, 2, 5)
+    out = jax.lax.map(attend, parts.reshape(count, batch, kv_heads, group * part, width))
+    return out.reshape(parts.shape).transpose(1, 0, 4, 2, 3, 5)
 
 
 @dataclasses.dataclass(frozen=True)

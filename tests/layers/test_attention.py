@@ -78,3 +78,25 @@ def test_a_cache_takes_its_keys_where_its_index_says():
     assert np.asarray(filled.key)[0, :, 0, 0].tolist() == [0, 1, 1, 0]
     assert np.asarray(filled.value)[0, :, 0, 0].tolist() == [0, 2, 2, 0]
     assert int(filled.index) == 1
+
+
+@pytest.mark.parametrize("length", [576, 640])
+def test_many_places_are_attended_in_parts(length):
+    """Value and gradients are those of all places at once."""
+    rng = np.random.default_rng(0)
+    shapes = ((1, length, 2, 4), (1, length, 1, 4), (1, length, 1, 4), (1, length, 2, 4))
+    query, key, value, weights = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
+
+    def at_once(query, key, value):
+        shares = jax.nn.softmax(0.5 * jnp.einsum("BTNH,BSKH->BNTS", query, key))
+        return jnp.einsum("BNTS,BSKH->BTNH", shares, value)
+
+    def with_gradients(attend):
+        out, pull = jax.vjp(attend, query, key, value)
+        return out, *pull(weights)
+
+    in_parts = lambda *arrays: dot_product_attention(*arrays, scale=0.5)
+    assert "scan" in str(jax.make_jaxpr(in_parts)(query, key, value))
+    ours, whole = (jax.jit(with_gradients, static_argnums=0)(attend) for attend in (in_parts, at_once))
+    for mine, wanted in zip(ours, whole, strict=True):
+        np.testing.assert_allclose(mine, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
