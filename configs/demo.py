@@ -98,7 +98,7 @@ def vae(demo: str) -> ConfigDict:
     config = common.autoencoder(
         vae={"sample_size": 32, "block_out_channels": (16, 32, 32), "layers_per_block": 1, "norm_num_groups": 4},
         unet={
-            "block_out_channels": (32, 64),
+            "block_out_channels": (48, 96),
             "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
             "layers_per_block": 1,
@@ -110,6 +110,7 @@ def vae(demo: str) -> ConfigDict:
         batch_size=32,
         steps=750,
     )
+    config.schedule.prediction_type = "v_prediction"  # of few steps it learns colours better than the noise
     config.train.optimizer.learning_rate = 2e-3
     _step_by_muon(config, CONVOLUTIONS, learning_rate=8e-3)
     config.train.optimizer.weight_decay = 0.0
@@ -121,7 +122,7 @@ def vae(demo: str) -> ConfigDict:
 def unet(demo: str) -> ConfigDict:
     """The U-Net: paints the latents of a picture from the embeddings that Emu predicts for its caption."""
     config = common.visual_decoder(
-        examples=f"{demo}/data/decoder", decoder=f"{demo}/vae/visual_decoder", batch_size=32, steps=1300
+        examples=f"{demo}/data/decoder", decoder=f"{demo}/vae/visual_decoder", batch_size=32, steps=1000
     )
     config.train.optimizer.learning_rate = 1e-3
     _step_by_muon(config, CONVOLUTIONS, learning_rate=4e-3)

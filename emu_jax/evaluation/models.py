@@ -58,7 +58,7 @@ class DiffusionPainter:
     emu: EmuPipeline
     sampler: str = "dpm-solver++"
     steps: int = 20
-    guidance_scale: float = 3.0
+    guidance_scale: float = 2.0
     seed: int = 0
     batch_size: int = 32
 

@@ -14,6 +14,7 @@ from emu_jax.data.pictures import PictureConfig, make_picture_loader
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.diffusion.decoder import VisualDecoder, load_visual_decoder
+from emu_jax.diffusion.schedule import NoiseSchedule
 from emu_jax.errors import UserError
 from emu_jax.training.config import TrainConfig
 from emu_jax.training.decoder_sources import ComputedExamples, ComputedSource, StoredSource, on_host, start_with
@@ -56,6 +57,7 @@ class VAERun:
 
     Attributes:
       unet: sizes of the U-Net that will paint its latents.
+      schedule: the noise that it will be trained with, and what it predicts.
     """
 
     stage: str
@@ -64,6 +66,7 @@ class VAERun:
     pictures: PictureConfig
     batch_size: int
     train: TrainConfig
+    schedule: NoiseSchedule = dataclasses.field(default_factory=NoiseSchedule)
     training: VAETrainingConfig = dataclasses.field(default_factory=VAETrainingConfig)
 
 
@@ -133,7 +136,8 @@ def _vae(config: Any) -> Job:
             {"params": result.params["vae"]}, to_unit_range(next(load())["images"]), method="encode"
         )
         scaled = dataclasses.replace(run.vae, scaling_factor=1 / float(jnp.std(posterior.mean)))
-        _save(VisualDecoder.create(run.unet, scaled, seed=run.train.seed), workdir, part="vae", result=result)
+        decoder = VisualDecoder.create(run.unet, scaled, schedule=run.schedule, seed=run.train.seed)
+        _save(decoder, workdir, part="vae", result=result)
 
     return Job(config=run, train=run.train, stage=stage, data=_from_start_or_state(load), finish=finish)
 
