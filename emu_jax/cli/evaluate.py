@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--num-beams", type=int, default=1, help="of the answers (default 1)")
     parser.add_argument("--sampler", default="dpm-solver++", help="pndm, ddim or dpm-solver++ (default)")
     parser.add_argument("--steps", type=int, default=20, help="of the sampler (default 20)")
-    parser.add_argument("--guidance-scale", type=float, default=3.0, help="1 is the prompt alone (default 3)")
+    parser.add_argument("--guidance-scale", type=float, default=2.0, help="1 is the prompt alone (default 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes, the noise and the untrained model")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="the scores, for programs")
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="scores and samples, for people")
