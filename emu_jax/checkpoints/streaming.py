@@ -53,10 +53,14 @@ class LazyParameter:
         """The whole array."""
         if not self.stacked:
             return np.ascontiguousarray(self.layer(0), self.dtype)
-        whole = np.empty(self.shape, self.dtype)
-        for i in range(self.count):
-            whole[i] = self.layer(i)
-        return whole
+        return self.layers(range(self.count))
+
+    def layers(self, group: range) -> np.ndarray:
+        """Some layers of a stacked array."""
+        block = np.empty((len(group), *self.shape[1:]), self.dtype)
+        for row, i in zip(block, group, strict=True):
+            row[...] = self.layer(i)
+        return block
 
 
 def write_params(
@@ -124,11 +128,8 @@ class _LazyHandler(type_handlers.NumpyHandler):
             step = max(1, _WRITE_BYTES * value.count // (chunk * value.nbytes)) * chunk
             for start in range(0, value.count, step):
                 group = range(start, min(start + step, value.count))
-                block = np.empty((len(group), *value.shape[1:]), value.dtype)
-                for row, i in zip(block, group, strict=True):
-                    row[...] = value.layer(i)
-                await store[start : group.stop].write(block)
-                self._progress(block.nbytes)
+                await store[start : group.stop].write(value.layers(group))  # unnamed: gone before the next is made
+                self._progress(value.nbytes // value.count * len(group))
 
 
 class StoredParams:
