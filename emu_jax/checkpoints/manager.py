@@ -1,4 +1,4 @@
-"""Checkpoints of a run: DIR/STEP/{params, optimizer, data, config}, written by Orbax in the background.
+"""Checkpoints of a run: DIR/STEP/{params, optimizer, data, config, fingerprints}, written by Orbax in the background.
 
 Parameters, optimizer state and data state are separate items, so that parameters alone can be read. A step is there
 only once it is complete: a process killed while writing leaves a temporary directory, which is ignored.
@@ -17,11 +17,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
+from emu_jax.checkpoints.fingerprint import differing, fingerprints
 from emu_jax.checkpoints.host_state import HostStateHandler, HostStateRestore, HostStateSave
 from emu_jax.checkpoints.params import check_fits
 from emu_jax.errors import UserError
 
-PARAMS, OPTIMIZER, DATA, CONFIG = "params", "optimizer", "data", "config"
+PARAMS, OPTIMIZER, DATA, CONFIG, FINGERPRINTS = "params", "optimizer", "data", "config", "fingerprints"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +102,7 @@ class Checkpoints:
                 OPTIMIZER: ocp.StandardCheckpointHandler(),
                 DATA: HostStateHandler(),
                 CONFIG: ocp.JsonCheckpointHandler(),
+                FINGERPRINTS: ocp.JsonCheckpointHandler(),
             },
         )
 
@@ -138,6 +140,7 @@ class Checkpoints:
                         OPTIMIZER: ocp.args.StandardSave(optimizer),
                         DATA: HostStateSave(data),
                         CONFIG: ocp.args.JsonSave(config),
+                        FINGERPRINTS: ocp.args.JsonSave(fingerprints({PARAMS: params, OPTIMIZER: optimizer})),
                     }
                 ),
                 metrics=metrics,
@@ -197,7 +200,10 @@ class Checkpoints:
                 restored, error = None, failure
             if _everywhere(error is None):
                 assert restored is not None
-                return dataclasses.replace(restored, warnings=tuple(warnings))
+                damaged = self._damaged(restored)
+                if not damaged:
+                    return dataclasses.replace(restored, warnings=tuple(warnings))
+                error = ValueError(f"{damaged[0]} is not what was saved")
             warnings.append(f"checkpoint {step} cannot be read ({_first_line(error)}); going back to the one before")
             logging.error(warnings[-1])
             self._put_aside(step)
@@ -207,6 +213,14 @@ class Checkpoints:
                 "Start again in another --workdir, or put back a good one."
             )
         return None
+
+    def _damaged(self, restored: Restored) -> list[str]:
+        """Paths of the arrays that are not those that were saved."""
+        if not (self.directory / str(restored.step) / FINGERPRINTS).exists():  # older than they are
+            return []
+        item = ocp.args.Composite(**{FINGERPRINTS: ocp.args.JsonRestore()})
+        saved = self._manager.restore(restored.step, args=item)[FINGERPRINTS]
+        return differing(fingerprints({PARAMS: restored.params, OPTIMIZER: restored.optimizer}), saved)
 
     def _put_aside(self, step: int) -> None:
         self._manager.close()

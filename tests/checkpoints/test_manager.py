@@ -166,6 +166,26 @@ def test_a_damaged_newest_step_falls_back_to_the_one_before(tmp_path, damage, it
     assert newest(checkpoints).step == 2
 
 
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.9])
+def test_one_bit_in_the_midst_of_a_large_array_is_found(tmp_path, place):
+    """Nothing in the file itself tells: such numbers do not compress, and are stored as they are."""
+    numbers = np.random.default_rng(0).standard_normal((2, 1 << 18), np.float32)
+    params = {"kernel": jnp.asarray(numbers)}
+    for step in (1, 2):
+        checkpoints = Checkpoints(tmp_path / "run")
+        checkpoints.save(step, params=params, optimizer={"step": jnp.int32(step)}, data={}, config={})
+        checkpoints.close()
+    files = (path for path in (tmp_path / "run" / "2" / "params").rglob("*") if path.is_file())
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[int(place * len(content))] ^= 0x10
+    largest.write_bytes(content)
+    wanted = structs(params), structs({"step": jnp.int32(0)})
+    restored = Checkpoints(tmp_path / "run").restore_newest(params=wanted[0], optimizer=wanted[1])
+    assert restored.step == 1
+    np.testing.assert_array_equal(restored.params["kernel"], numbers)
+
+
 def test_when_nothing_can_be_read_the_run_does_not_begin_anew_silently(tmp_path):
     checkpoints = Checkpoints(tmp_path / "run")
     save(checkpoints, 1)
