@@ -52,12 +52,12 @@ def text_losses(logits: Float[Array, "B L V"], *, tokens: Int[Array, "B L"], voc
     Returns:
         float32 [B L]. The last place has no next token: its value is 0, and so must be its mask.
     """
-    logits = logits[:, :-1].astype(jnp.float32)
-    if logits.shape[-1] > vocab_size:
-        logits = jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, -jnp.inf)
-    labels = tokens[:, 1:, None]
-    losses = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, labels, axis=-1)[..., 0]
-    return jnp.pad(losses, ((0, 0), (0, 1)))
+    vocabulary = jnp.arange(logits.shape[-1])
+    # Slicing the logits, or gathering from them, would write them out whole in float32; this only reads them.
+    logits = jnp.where(vocabulary < vocab_size, logits.astype(jnp.float32), -jnp.inf)
+    labels = jnp.roll(tokens, -1, axis=1)[:, :, None]
+    losses = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(vocabulary == labels, logits, 0.0), axis=-1)
+    return losses.at[:, -1].set(0.0)
 
 
 @typechecked

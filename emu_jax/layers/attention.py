@@ -6,8 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
+from jax.ad_checkpoint import checkpoint_name
 
+from emu_jax.layers.fused_attention import fused_attention
+from emu_jax.layers.kept import ATTENTION_OUT, CONTEXT, QKV
 from emu_jax.layers.linear import DenseGeneral, LoraConfig, lecun_normal
+from emu_jax.layers.masks import PackedCausal
 from emu_jax.layers.positions import RotaryTables, apply_rotary
 from emu_jax.sharding import axes
 from emu_jax.sharding.specs import logical_constraint
@@ -110,7 +114,7 @@ class Attention(nn.Module):
         x: Float[Array, "B T D"],
         context: Float[Array, "B S E"] | None = None,
         *,
-        mask: Bool[Array, "#B T S"] | None = None,
+        mask: Bool[Array, "#B T S"] | PackedCausal | None = None,
         bias: Float[Array, "#B N T S"] | None = None,
         rotary: RotaryTables | None = None,
         cache: LayerCache | None = None,
@@ -138,15 +142,20 @@ class Attention(nn.Module):
         if rotary is not None:
             query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
         query, key, value = (
-            logical_constraint(a, (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_HEADS, axes.ACT_KV))
+            checkpoint_name(logical_constraint(a, (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_HEADS, axes.ACT_KV)), QKV)
             for a in (query, key, value)
         )
         if cache is not None:
             cache = cache.append(key, value)
             key, value = cache.key.astype(self.dtype), cache.value.astype(self.dtype)
-        out = dot_product_attention(query, key, value, scale=scale, mask=mask, bias=bias)
+        if isinstance(mask, PackedCausal):
+            out = fused_attention(query, key, value, scale=scale, segment_ids=mask.segment_ids, causal=True)
+        else:
+            out = dot_product_attention(query, key, value, scale=scale, mask=mask, bias=bias)
+            out = checkpoint_name(out, CONTEXT)
         project_out = DenseGeneral(
             (x.shape[-1],), (axes.HEADS, axes.KV), (axes.EMBED,), use_bias=self.out_bias, name="out", **kinds
         )
         out = project_out(out, deterministic=deterministic)
-        return logical_constraint(out, (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_EMBED)), cache
+        out = logical_constraint(out, (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_EMBED))
+        return checkpoint_name(out, ATTENTION_OUT), cache

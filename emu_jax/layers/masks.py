@@ -1,5 +1,8 @@
 """Attention masks: True = may attend."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 
 from emu_jax.typing import Array, Bool, Int, typechecked
@@ -21,6 +24,16 @@ def packed_causal_mask(segment_ids: Int[Array, "B L"]) -> Bool[Array, "B L L"]:
     length = segment_ids.shape[1]
     causal = jnp.arange(length)[:, None] >= jnp.arange(length)[None, :]
     return causal[None] & (segment_ids[:, :, None] == segment_ids[:, None, :])
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedCausal:
+    """What `packed_causal_mask` draws, said by the segment ids `[B, L]` alone: for a kernel that makes no mask."""
+
+    segment_ids: jax.Array
+
+
+jax.tree_util.register_dataclass(PackedCausal, data_fields=["segment_ids"], meta_fields=[])
 
 
 @typechecked

@@ -6,7 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
+from jax.ad_checkpoint import checkpoint_name
 
+from emu_jax.layers.kept import GATE, UP
 from emu_jax.layers.linear import DenseGeneral
 from emu_jax.sharding import axes
 from emu_jax.sharding.specs import logical_constraint
@@ -28,7 +30,8 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, deterministic: bool = True) -> jax.Array:
         kinds = {"use_bias": self.use_bias, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        hidden = self.activation(DenseGeneral((self.mlp_dim,), (axes.EMBED,), (axes.MLP,), name="up", **kinds)(x))
+        up = DenseGeneral((self.mlp_dim,), (axes.EMBED,), (axes.MLP,), name="up", **kinds)(x)
+        hidden = self.activation(checkpoint_name(up, UP))
         hidden = nn.Dropout(self.dropout)(logical_constraint(hidden, _HIDDEN), deterministic=deterministic)
         out = DenseGeneral((x.shape[-1],), (axes.MLP,), (axes.EMBED,), name="down", **kinds)(hidden)
         return logical_constraint(out, _RESIDUAL)
@@ -46,6 +49,7 @@ class GatedMlp(nn.Module):
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         gate = DenseGeneral((self.mlp_dim,), (axes.EMBED,), (axes.MLP,), name="gate", **kinds)(x)
         up = DenseGeneral((self.mlp_dim,), (axes.EMBED,), (axes.MLP,), name="up", **kinds)(x)
+        gate, up = checkpoint_name(gate, GATE), checkpoint_name(up, UP)
         hidden = logical_constraint(nn.silu(gate) * up, _HIDDEN)
         out = DenseGeneral((x.shape[-1],), (axes.MLP,), (axes.EMBED,), name="down", **kinds)(hidden)
         return logical_constraint(out, _RESIDUAL)

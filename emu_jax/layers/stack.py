@@ -1,31 +1,36 @@
 """A stack of equal layers, scanned so that compile time does not grow with depth: nn.scan and nn.remat live here."""
 
 import enum
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 
+from emu_jax.layers.kept import CONTEXT
 from emu_jax.sharding import axes
 
 
 class Remat(enum.Enum):
-    """What the backward pass keeps of each layer."""
+    """What the backward pass finds of each layer without computing it again."""
 
     NONE = "none"  # everything
-    DOTS = "dots"  # results of matrix products without batch dimensions
-    FULL = "full"  # only the layer's input
+    DOTS = "dots"  # results of matrix products without batch dimensions, and of attention
+    FULL = "full"  # the layer's input, and what is named beside it
 
 
-_POLICIES = {
-    Remat.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    Remat.FULL: jax.checkpoint_policies.nothing_saveable,
-}
+def _policy(remat: Remat, kept: tuple[str, ...]) -> Callable[..., bool]:
+    policies = jax.checkpoint_policies
+    if remat is Remat.FULL:
+        return policies.save_only_these_names(*kept)
+    return policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(CONTEXT)
+    )
 
 
 def remat_layer(layer: type[nn.Module], *, remat: Remat) -> type[nn.Module]:
     """`layer` under rematerialisation, for networks whose layers differ and so are not scanned."""
-    return layer if remat is Remat.NONE else nn.remat(layer, policy=_POLICIES[remat])
+    return layer if remat is Remat.NONE else nn.remat(layer, policy=_policy(remat, ()))
 
 
 def stack(
@@ -33,6 +38,7 @@ def stack(
     *,
     length: int,
     remat: Remat = Remat.NONE,
+    kept: tuple[str, ...] = (),
     cached: bool = False,
     name: str = "layers",
     **fields: Any,
@@ -41,9 +47,10 @@ def stack(
 
     A layer is called as `layer(x, per_layer, shared)` and returns `(x, per_layer)`. `per_layer` is sliced along its
     leading axis when `cached` and handed to every layer as it is (None) when not; `shared` goes to every layer whole.
+    `kept`: what of `layers/kept.py` the backward pass finds under Remat.FULL besides each layer's input.
     """
     if remat is not Remat.NONE:
-        layer = nn.remat(layer, prevent_cse=False, policy=_POLICIES[remat])
+        layer = nn.remat(layer, prevent_cse=False, policy=_policy(remat, kept))
     per_layer = 0 if cached else nn.broadcast
     scanned = nn.scan(
         layer,

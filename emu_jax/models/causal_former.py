@@ -76,6 +76,7 @@ class CausalFormer(nn.Module):
             CausalFormerBlock,
             length=config.num_layers,
             remat=config.remat,
+            kept=config.kept,
             name="blocks",
             config=config,
             deterministic=deterministic,

@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from emu_jax.layers.masks import cached_causal_mask, packed_causal_mask
+from emu_jax.layers.fused_attention import on_tpu
+from emu_jax.layers.masks import PackedCausal, cached_causal_mask, packed_causal_mask
 from emu_jax.layers.norms import LayerNorm
 from emu_jax.models.causal_former import CausalFormer
 from emu_jax.models.config import EmuConfig
@@ -70,10 +71,11 @@ class Emu(nn.Module):
             embedded = self.embed_images(flat, deterministic=deterministic)
             visual_embeddings = embedded.reshape(batch, images.shape[1], *embedded.shape[1:])
         embeddings = self.embed(tokens, visual_embeddings)
+        segment_ids = jnp.asarray(segment_ids)
         hidden, _ = self.decoder(
             embeddings,
             positions=jnp.asarray(positions),
-            mask=packed_causal_mask(jnp.asarray(segment_ids)),
+            mask=PackedCausal(segment_ids) if on_tpu() else packed_causal_mask(segment_ids),
             deterministic=deterministic,
         )
         return EmuOutput(

@@ -8,8 +8,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from emu_jax.layers.attention import dot_product_attention
+from emu_jax.layers.fused_attention import fused_attention, on_tpu
+from emu_jax.layers.kept import ATTENTION_OUT, CONTEXT, QKV
 from emu_jax.layers.linear import DenseGeneral
 from emu_jax.layers.mlp import Mlp
 from emu_jax.layers.norms import LayerNorm
@@ -51,8 +54,14 @@ class EvaAttention(nn.Module):
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axes.HEADS, axes.KV))
         query += jnp.asarray(self.param("query_bias", zeros, heads, self.param_dtype), self.dtype)
         value += jnp.asarray(self.param("value_bias", zeros, heads, self.param_dtype), self.dtype)
-        out = dot_product_attention(query, key, value, scale=heads[1] ** -0.5)
-        return DenseGeneral((width,), (axes.HEADS, axes.KV), (axes.EMBED,), use_bias=True, name="out", **kinds)(out)
+        query, key, value = (checkpoint_name(a, QKV) for a in (query, key, value))
+        scale = heads[1] ** -0.5
+        if on_tpu():
+            out = fused_attention(query, key, value, scale=scale, segment_ids=None, causal=False)
+        else:
+            out = checkpoint_name(dot_product_attention(query, key, value, scale=scale), CONTEXT)
+        project = DenseGeneral((width,), (axes.HEADS, axes.KV), (axes.EMBED,), use_bias=True, name="out", **kinds)
+        return checkpoint_name(project(out), ATTENTION_OUT)
 
 
 class EvaBlock(nn.Module):
@@ -93,9 +102,15 @@ class EvaVisionTransformer(nn.Module):
         position_init = nn.with_logical_partitioning(small, (axes.POSITIONS, axes.EMBED))
         positions = self.param("position_embedding", position_init, (config.num_tokens, width), self.param_dtype)
         x = logical_constraint(x + jnp.asarray(positions, self.dtype), _TOKENS)
-        x, _ = stack(EvaBlock, length=config.num_layers, remat=config.remat, name="blocks", config=config, **kinds)(
-            x, None, None
-        )
+        x, _ = stack(
+            EvaBlock,
+            length=config.num_layers,
+            remat=config.remat,
+            kept=config.kept,
+            name="blocks",
+            config=config,
+            **kinds,
+        )(x, None, None)
         return x
 
 

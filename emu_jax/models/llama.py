@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from emu_jax.layers.attention import Attention, LayerCache
 from emu_jax.layers.linear import LoraConfig
+from emu_jax.layers.masks import PackedCausal
 from emu_jax.layers.mlp import GatedMlp
 from emu_jax.layers.norms import RMSNorm
 from emu_jax.layers.positions import RotaryTables, rotary_tables
@@ -32,7 +33,7 @@ class LlamaBlock(nn.Module):
         self,
         x: Float[Array, "B T D"],
         cache: LayerCache | None,
-        shared: tuple[RotaryTables, Bool[Array, "B T S"]],
+        shared: tuple[RotaryTables, Bool[Array, "B T S"] | PackedCausal],
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         config = self.config
         rotary, mask = shared
@@ -85,7 +86,7 @@ class LlamaDecoder(nn.Module):
         embeddings: Float[Array, "B T D"],
         *,
         positions: Int[Array, "B T"],
-        mask: Bool[Array, "B T S"],
+        mask: Bool[Array, "B T S"] | PackedCausal,
         cache: KVCache | None = None,
         deterministic: bool = True,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
@@ -97,6 +98,7 @@ class LlamaDecoder(nn.Module):
             LlamaBlock,
             length=config.num_layers,
             remat=config.remat,
+            kept=config.kept,
             cached=cache is not None,
             name="blocks",
             config=config,

@@ -19,6 +19,16 @@ def logical_constraint(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     return spmd.with_logical_constraint(x, tuple(axes), rules=DEFAULT_RULES, fallback=spmd.RulesFallback.RAISE_ERROR)
 
 
+def activation_spec(axes: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
+    """Where an activation lies on the mesh in use, for `jax.shard_map`; axes that do not divide it are left out."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    wanted = spmd.logical_to_mesh_axes(tuple(axes), DEFAULT_RULES)
+    parts = [() if entry is None else (entry,) if isinstance(entry, str) else entry for entry in wanted]
+    parts = [entry if set(entry) <= set(sizes) else () for entry in parts]
+    fits = [size % math.prod(sizes[name] for name in entry) == 0 for size, entry in zip(shape, parts, strict=True)]
+    return PartitionSpec(*(entry if fit and entry else None for entry, fit in zip(parts, fits, strict=True)))
+
+
 def unbox(tree: Any) -> Any:
     """The parameters themselves, without the boxes that carry their axis names."""
     return meta.unbox(tree)
