@@ -19,12 +19,28 @@ def read_flags(argv: list[str]) -> tuple[ConfigDict, str]:
     """The config with its overrides, and the workdir: an absolute path, or a URL as `gs://BUCKET/run`.
 
     Raises:
-      UserError: a flag or a field that does not exist (the nearest is named), no such file, a value of another type.
+      UserError: as `read_config`; no workdir.
     """
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "Path of a config file.", flag_values=values)
     flags.DEFINE_string("workdir", None, "Where the run lives.", flag_values=values)
     flags.DEFINE_bool("profile", False, "Short for --config.train.profile=true.", flag_values=values)
+    config = read_config(argv, beside=values)
+    if not values["workdir"].value:
+        raise UserError("--workdir is missing: the folder where the run lives.")
+    if values["profile"].value:
+        config.train.profile = True
+    workdir = values["workdir"].value
+    return config, workdir if is_remote(workdir) else str(Path(workdir).absolute())
+
+
+def read_config(argv: list[str], *, beside: flags.FlagValues | None = None) -> ConfigDict:
+    """The config that `argv` names, with its overrides; `beside` are other flags that may stand there, and are set.
+
+    Raises:
+      UserError: a flag or a field that does not exist (the nearest is named), no such file, a value of another type.
+    """
+    values = flags.FlagValues() if beside is None else beside
+    config_flags.DEFINE_config_file("config", None, "Path of a config file.", flag_values=values)
     before, sys.argv = sys.argv, ["train", *argv]  # config_flags looks for overrides there and nowhere else
     try:
         rest = values(sys.argv)[1:]
@@ -46,12 +62,7 @@ def read_flags(argv: list[str]) -> tuple[ConfigDict, str]:
         raise UserError(f"{rest[0]!r} is not understood; fields are set as --config.train.steps=2000.")
     if config is None:
         raise UserError("--config is missing, as in --config=configs/tiny.py.")
-    if not values["workdir"].value:
-        raise UserError("--workdir is missing: the folder where the run lives.")
-    if values["profile"].value:
-        config.train.profile = True
-    workdir = values["workdir"].value
-    return config, workdir if is_remote(workdir) else str(Path(workdir).absolute())
+    return config
 
 
 def _config_path(argv: list[str]) -> str:

@@ -149,7 +149,7 @@ class VisualDecoder:
             raise UserError(
                 f"A guidance_scale of {guidance_scale} wants the unconditional embeddings; give them, or 1."
             )
-        trajectory = _sample(
+        trajectory = sample_latents(
             self.unet,
             self.params["unet"],
             noise,
@@ -296,7 +296,7 @@ def _decode(vae: VAE, params: Any, latents: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=("unet", "return_steps"))
-def _sample(
+def sample_latents(
     unet: UNet,
     params: Any,
     noise: Array,
@@ -307,6 +307,8 @@ def _sample(
     *,
     return_steps: bool,
 ) -> Trajectory:
+    """From noise to latents, one model call a row of `table`; the guidance's two halves go through it together."""
+
     def predict(latents: Array, timestep: Array, embeddings: Array) -> Array:
         timesteps = jnp.broadcast_to(timestep, (len(latents),))
         return unet.apply({"params": params}, latents, timesteps, embeddings)

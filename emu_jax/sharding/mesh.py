@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 
 import jax
@@ -20,6 +21,21 @@ class MeshConfig:
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
+
+
+def read_mesh(text: str) -> MeshConfig:
+    """`"data:1,fsdp:-1,tensor:4"` as a MeshConfig; an axis that is not named has size 1.
+
+    Raises:
+      UserError: another axis, or a size that is no number.
+    """
+    sizes = dict.fromkeys(MESH_AXES, 1)
+    for part in text.split(","):
+        axis, _, size = part.partition(":")
+        if axis not in sizes or not re.fullmatch(r"-1|[1-9]\d*", size):
+            raise UserError(f"The mesh {text!r} is not understood at {part!r}; write it as in data:1,fsdp:64,tensor:1.")
+        sizes[axis] = int(size)
+    return MeshConfig(**sizes)
 
 
 def make_mesh(config: MeshConfig, *, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from emu_jax.checkpoints.manager import Checkpoints
 from emu_jax.checkpoints.params import replace_parameters, warm_start
@@ -20,17 +20,17 @@ from emu_jax.config import to_dict
 from emu_jax.errors import UserError
 from emu_jax.sharding.mesh import make_mesh
 from emu_jax.training.collapse import CollapseWatch
+from emu_jax.training.compilation import compile_train_step
 from emu_jax.training.config import TrainConfig
 from emu_jax.training.log import Console, MetricsLog, Sink, duration
 from emu_jax.training.metrics import Accumulator, Metrics
 from emu_jax.training.optimizer import make_optimizer
 from emu_jax.training.partition import split
-from emu_jax.training.prefetch import Data, Prefetcher, batch_shardings
+from emu_jax.training.prefetch import Data, Prefetcher
 from emu_jax.training.profile import Profiler
 from emu_jax.training.signals import StopSignal
 from emu_jax.training.stage import ReadsText, Stage
 from emu_jax.training.state import TrainState, abstract_state, create_state, describe
-from emu_jax.training.step import make_train_step
 from emu_jax.training.throughput import Throughput
 from emu_jax.training.weights_and_biases import WandbRun
 
@@ -263,20 +263,8 @@ class _Run:
 
     def _compile(self, state: TrainState) -> Callable[..., tuple[TrainState, Metrics]]:
         """Compiles the step ahead of its first call: it is traced once, and a second shape would be an error."""
-        step = make_train_step(
-            self.stage, config=self.config.optimizer, steps=self.config.steps, accumulation=self.config.accumulation
-        )
-        spec = self.stage.batch_spec()
-        placed = batch_shardings(spec, mesh=self.mesh)
-        batch = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed[k]) for k, x in spec.items()}
-        rows = next(iter(spec.values())).shape[0]
-        if rows % self.config.accumulation:
-            raise UserError(f"The batch of {rows} rows does not divide into {self.config.accumulation} microbatches.")
         started = time.monotonic()
-        shardings = jax.tree.map(lambda x: x.sharding, state)
-        replicated = NamedSharding(self.mesh, PartitionSpec())
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
-        compiled = jitted.lower(state, batch).compile()
+        compiled = compile_train_step(self.config, stage=self.stage, state=state, mesh=self.mesh)
         self.console.say(f"compiled the step in {duration(time.monotonic() - started)}")
         return compiled
 

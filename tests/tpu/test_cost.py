@@ -1,0 +1,112 @@
+"""Reading a compiled program, on one small enough to reckon by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emu_jax.tpu.arithmetic import hbm_traffic, matrix_flops
+from emu_jax.tpu.collectives import Network, replica_group
+from emu_jax.tpu.cost import estimate
+from emu_jax.tpu.hlo import Module, read_shapes
+from emu_jax.tpu.loops import trip_count
+from emu_jax.tpu.memory import largest_temporaries
+from emu_jax.tpu.topologies import CHIPS, read_topology
+
+# Five turns; in each a layer's weights [1024, 1024] are cut out of their stack, gathered from four chips while the
+# last turn's are multiplied, and the product is kept in a stack.
+PROGRAM = Path(__file__).with_name("loop.hlo").read_text()
+
+
+@pytest.fixture(scope="module")
+def module():
+    return Module(PROGRAM)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Eight chips along the ring of sixteen: no wrap, one link."""
+    topology = read_topology("v5e:16x16")
+    return Network(topology, np.asarray([(i, 0) for i in range(8)]), np.zeros(8, int))
+
+
+def test_shapes_know_their_bytes_and_where_they_lie():
+    first, second, third = read_shapes("(bf16[8,128]{1,0:T(8,128)(2,1)S(1)}, /*index=1*/s32[]{:T(128)}, f8e4m3fn[4])")
+    assert (first.bytes, first.space) == (2048, 1)
+    assert (second.bytes, second.dims) == (4, ())
+    assert third.bytes == 4
+
+
+def test_a_loops_turns_are_read_from_its_condition(module):
+    loop = module.entry.get("loop")
+    assert trip_count(module, loop, module.entry) == 5
+
+
+def test_a_loop_that_data_ends_has_no_count():
+    text = PROGRAM.replace("constant(5)", 'custom-call(), custom_call_target="Read"')
+    module = Module(text)
+    assert trip_count(module, module.entry.get("loop"), module.entry) is None
+
+
+def test_operations_of_a_product(module):
+    body = module.computations["body"]
+    assert matrix_flops(module, body.get("y"), body) == 2 * 512 * 1024 * 1024
+    assert matrix_flops(module, body.get("weights"), body) == 0
+
+
+def test_a_batch_of_products_is_a_convolution_with_a_window():
+    """[8, 64, 32] times [8, 32, 16], as XLA:TPU writes it: the batch is a window that meets one input place a time."""
+    window = "window={size=8 stride=7 pad=0_0 lhs_dilate=8}"
+    text = f"""\
+HloModule batch
+ENTRY %main () -> f32[8,64,16] {{
+  %a = bf16[8,64,32]{{2,1,0}} parameter(0)
+  %b = bf16[8,32,16]{{2,1,0}} parameter(1)
+  ROOT %c = f32[8,64,16]{{2,1,0}} convolution(%a, %b), {window}, dim_labels=0bf_0io->0bf
+}}
+"""
+    module = Module(text)
+    assert matrix_flops(module, module.entry.get("c"), module.entry) == 2 * 8 * 64 * 32 * 16
+
+
+def test_what_is_cut_out_of_a_stack_is_all_that_is_read(module):
+    body = module.computations["body"]
+    assert hbm_traffic(module, body.get("weights"), body) == 2 * 1024 * 1024 * 2 + 4  # and the index
+
+
+@pytest.mark.parametrize(
+    ("written", "group"),
+    [
+        ("replica_groups={{0,2},{1,3}}", [0, 2]),
+        ("replica_groups=[2,4]<=[8]", [0, 1, 2, 3]),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", [0, 4]),
+        ("replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}", [0, 1, 2, 3]),
+        ("replica_groups={}", list(range(8))),
+    ],
+)
+def test_groups_in_every_writing(written, group):
+    text = f"HloModule m\nENTRY %main () -> f32[4] {{\n  ROOT %r = f32[4]{{0}} all-reduce(%x), {written}\n}}\n"
+    assert replica_group(Module(text).entry.get("r"), devices=8).tolist() == group
+
+
+def test_the_whole_program_by_hand(network):
+    chip = CHIPS["v5e"]
+    cost = estimate(PROGRAM, generation="v5e", chip=chip, network=network)
+    cut = 2 * 2 * 1024 * 1024 / (chip.bandwidth * 0.8)  # its bytes, which are quicker than its cycles
+    product = 17500 / chip.clock
+    gather = 4096 * 1024 * 2 * 3 / 4 / chip.link  # not covered by the product beside it
+    reduce = 2 * 512 * 4 * 3 / 4 / chip.link
+    assert product < gather
+    assert cost.compute_seconds == pytest.approx(5 * (cut + product), rel=1e-4)
+    assert cost.seconds == pytest.approx(5 * (cut + gather) + reduce, rel=1e-4)
+    assert cost.flops == 5 * 2 * 512 * 1024 * 1024
+    found = {(use.kind, use.in_loop, use.overlapped): use for use in cost.collectives}
+    assert found["all-gather", True, True].count == 5
+    assert found["all-reduce", False, False].bytes == 512 * 4
+    assert cost.unknown_loops == []
+
+
+def test_the_largest_temporaries_tell_their_line():
+    found = largest_temporaries(PROGRAM, count=2)
+    assert [one.shape for one in found] == ["bf16[4096,1024]", "bf16[1024,1024]"]
+    assert any(one.source == "emu_jax/layers/mlp.py:47" for one in largest_temporaries(PROGRAM))
