@@ -56,11 +56,12 @@ def fused_attention(
     heads = activation_spec(head_axes, key.shape)
     rows = activation_spec((axes.ACT_BATCH, axes.ACT_LENGTH), query.shape[::2])
     attend = functools.partial(_on_one_chip, causal=causal, interpret=not on_tpu())
-    arrays, specs = (query, key, value), (heads, heads, heads)
+    arrays, specs = [query, key, value], [heads, heads, heads]
     if segment_ids is not None:
-        arrays, specs = (*arrays, segment_ids), (*specs, rows)
+        arrays.append(segment_ids)
+        specs.append(rows)
     if not jax.sharding.get_abstract_mesh().empty:
-        attend = jax.shard_map(attend, in_specs=specs, out_specs=heads, check_vma=False)
+        attend = jax.shard_map(attend, in_specs=tuple(specs), out_specs=heads, check_vma=False)
     return attend(*arrays).swapaxes(1, 2)[:, :length]
 
 

@@ -151,8 +151,9 @@ class _Clock:
         by_cycles = by_bytes if cycles is None else cycles / self.chip.clock
         self._spend(instruction, max(by_cycles, by_bytes) if flops else min(by_cycles, by_bytes), times)
         self.cost.flops += flops * times
-        for found in _kernels(self.module, inner):
-            self._kernel(found, inner, times)
+        if inner is not None:
+            for found in _kernels(self.module, inner):
+                self._kernel(found, inner, times)
 
     def _fused_collectives(
         self, fusion: Instruction, inner: Computation, computation: Computation, flops: float, times: float

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import jax
 
@@ -51,7 +52,7 @@ class Memory:
 
 def measure(compiled: jax.stages.Compiled, *, limit: float) -> Memory:
     """The compiler's own accounts."""
-    found = compiled.memory_analysis()
+    found: Any = compiled.memory_analysis()
     return Memory(
         arguments=found.argument_size_in_bytes,
         outputs=found.output_size_in_bytes - found.alias_size_in_bytes,

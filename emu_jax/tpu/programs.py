@@ -243,11 +243,13 @@ def _placed(boxed: Any, mesh: Mesh, dtype: Any) -> Any:
 def _prompts(run: RunConfig, load: Load) -> PromptBatch:
     """One image a row."""
     queries, width = run.model.causal_former.num_image_tokens, run.model.decoder.width
-    return PromptBatch(
-        tokens=jax.ShapeDtypeStruct((load.rows, load.prompt), jnp.int32),
-        is_token=jax.ShapeDtypeStruct((load.rows, load.prompt), bool),
-        visual_embeddings=jax.ShapeDtypeStruct((load.rows, queries, width), run.model.dtype),
-        slots=jax.ShapeDtypeStruct((load.rows, 1), jnp.int32),
+    return jax.eval_shape(
+        lambda: PromptBatch(
+            tokens=jnp.zeros((load.rows, load.prompt), jnp.int32),
+            is_token=jnp.zeros((load.rows, load.prompt), bool),
+            visual_embeddings=jnp.zeros((load.rows, queries, width), run.model.dtype),
+            slots=jnp.zeros((load.rows, 1), jnp.int32),
+        )
     )
 
 

@@ -101,7 +101,7 @@ def compile_report(program: Program, topology: Topology, *, mesh: MeshConfig | N
     except jax.errors.JaxRuntimeError as error:
         raise UserError(_why(str(error), topology)) from None
     seconds = time.monotonic() - started
-    text = compiled.as_text()
+    text = compiled.as_text() or ""
     network = Network(
         topology,
         np.asarray([device.coords for device in devices]),

@@ -14,7 +14,7 @@ from emu_jax.training.step import make_train_step
 _TPU_OPTIONS: tuple[tuple[str, str, str], ...] = ()
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str]:
+def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
     """What the compiler is told beyond its defaults for the devices of `mesh`."""
     kind = mesh.devices.flat[0].device_kind
     return {option: value for part, option, value in _TPU_OPTIONS if part in kind}

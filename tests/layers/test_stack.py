@@ -5,7 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 
+from emu_jax.layers.kept import UP
 from emu_jax.layers.linear import DenseGeneral
 from emu_jax.layers.stack import Remat, stack
 from emu_jax.sharding import axes
@@ -16,17 +18,19 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x, per_layer, shared):
-        x = x + jnp.tanh(DenseGeneral((x.shape[-1],), (axes.EMBED_IN,), (axes.EMBED,), name="map")(x)) + shared
+        mapped = DenseGeneral((x.shape[-1],), (axes.EMBED_IN,), (axes.EMBED,), name="map")(x)
+        x = x + jnp.tanh(checkpoint_name(mapped, UP)) + shared
         return x, None if per_layer is None else per_layer + 1
 
 
 class Stack(nn.Module):
     remat: Remat = Remat.NONE
+    kept: tuple[str, ...] = ()
     cached: bool = False
 
     @nn.compact
     def __call__(self, x, per_layer, shared):
-        return stack(Layer, length=3, remat=self.remat, cached=self.cached)(x, per_layer, shared)
+        return stack(Layer, length=3, remat=self.remat, kept=self.kept, cached=self.cached)(x, per_layer, shared)
 
 
 X = jax.random.normal(jax.random.key(0), (2, 8))
@@ -57,11 +61,19 @@ def test_each_layer_has_its_own_slice_of_what_is_cached():
     assert np.asarray(per_layer).tolist() == [11, 21, 31]
 
 
-@pytest.mark.parametrize("remat", [Remat.DOTS, Remat.FULL])
-def test_what_is_recomputed_has_the_same_gradient(remat):
-    def loss(p, kind):
-        return jnp.sum(Stack(remat=kind).apply({"params": p}, X, None, 0.5)[0] ** 2)
+def loss(p, remat, kept=()):
+    return jnp.sum(Stack(remat=remat, kept=kept).apply({"params": p}, X, None, 0.5)[0] ** 2)
 
-    kept, recomputed = (jax.grad(loss)(params(), kind) for kind in (Remat.NONE, remat))
+
+@pytest.mark.parametrize(("remat", "named"), [(Remat.DOTS, ()), (Remat.FULL, ()), (Remat.FULL, (UP,))])
+def test_what_is_recomputed_has_the_same_gradient(remat, named):
+    kept, recomputed = (jax.grad(loss)(params(), *kind) for kind in ((Remat.NONE,), (remat, named)))
     kept, recomputed = (np.asarray(g["layers"]["map"]["kernel"].value) for g in (kept, recomputed))
     np.testing.assert_allclose(recomputed, kept, rtol=0, atol=1e-5 * np.abs(kept).max())
+
+
+@pytest.mark.parametrize(("named", "products"), [((), 4), ((UP,), 3)])
+def test_what_is_named_is_not_computed_again(named, products):
+    """A product forward, two for the gradients, and the one that full rematerialisation does twice."""
+    program = str(jax.make_jaxpr(jax.grad(loss), static_argnums=(1, 2))(params(), Remat.FULL, named))
+    assert program.count("dot_general[") == products
