@@ -12,7 +12,9 @@ from emu_jax.data.pictures import PictureConfig
 from emu_jax.data.pipeline import DataConfig, SetConfig
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.errors import UserError
+from emu_jax.layers.kept import NAMES
 from emu_jax.models.presets import PRESETS
+from emu_jax.training.chips import ChipConfig
 from emu_jax.training.config import TrainConfig
 from emu_jax.training.jobs import VAERun, VisualDecoderRun
 from emu_jax.training.run import CAPTION_WARMUP, INSTRUCT, RunConfig
@@ -23,6 +25,7 @@ __all__ = [
     "LANGUAGE_SIDE",
     "autoencoder",
     "base",
+    "chips",
     "from_scratch",
     "paper",
     "scratch",
@@ -69,7 +72,9 @@ def paper(*, vocab_size: int = LLAMA_VOCAB) -> ConfigDict:
     config.train.optimizer.warmup_steps = 0.2
     config.train.optimizer.clip_norm = 5.0  # not published; Emu2's
     # 256 divides no dimension of the vision encoder's attention (1408 wide, 16 heads of 88), which would be whole on
-    # every chip, 3.6 GiB with its moments: on more than 128 chips set train.mesh.data, as to 2 on 256.
+    # every chip, 3.6 GiB with its moments.
+    config.train.mesh.data, config.train.mesh.fsdp = -1, 128
+    config.chips = chips()
     config.train.checkpoint.every_steps = 500
     config.train.checkpoint.keep_every_steps = 2500
     return config
@@ -138,6 +143,19 @@ def visual_decoder(
     """
     run = {"stage": "visual_decoder", "decoder": decoder, "batch_size": batch_size, "train": {"steps": steps}}
     return fields_of(from_config_dict(VisualDecoderRun, run | {"examples": examples, "computed": computed}))
+
+
+def chips() -> tuple[ConfigDict, ...]:
+    """What the 14B's layers keep for the backward pass, by experiments/records: all that fits, the decoder's first."""
+    return tuple(
+        fields_of(ChipConfig(**one))
+        for one in (
+            {"name": "v5e", "decoder": NAMES},
+            {"name": "v5p", "decoder": NAMES, "vision": NAMES, "causal_former": NAMES},
+            {"name": "v6e", "decoder": NAMES, "vision": NAMES, "causal_former": NAMES},
+            {"name": "v4", "decoder": NAMES},
+        )
+    )
 
 
 def sets(*chosen: dict) -> tuple[ConfigDict, ...]:

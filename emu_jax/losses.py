@@ -125,13 +125,15 @@ def collapse_monitors(visual_embeddings: Float[Array, "B I Q D"], *, num_images:
     B, I, Q, D = visual_embeddings.shape
     embeddings = jax.lax.stop_gradient(visual_embeddings)
     present = (jnp.arange(I) < num_images[:, None]).astype(jnp.float32)
-    # Slot-major, so that the few images the effective rank looks at come from as many rows as there are.
-    flat = embeddings.swapaxes(0, 1).reshape(I * B, Q, D)
-    mask = present.T.reshape(-1)
+    flat, mask = embeddings.reshape(B * I, Q, D), present.reshape(-1)
+    # Slot-major, so that the few images the effective rank looks at come from as many rows as there are; cut before
+    # they are put in order, so that no more than they are gathered on a mesh.
+    slots = -(-MONITORED_IMAGES // B)
+    first = embeddings[:, :slots].swapaxes(0, 1).reshape(-1, Q, D)
     weight = (mask.sum() > 1).astype(jnp.float32)
     monitors = {
         "visual_embedding_variance": embedding_variance(flat, mask=mask),
         "visual_embedding_cosine": mean_pairwise_cosine(flat, mask=mask),
-        "visual_embedding_rank": effective_rank(flat, mask=mask),
+        "visual_embedding_rank": effective_rank(first, mask=present[:, :slots].T.reshape(-1)),
     }
     return {name: Mean(value * weight, weight) for name, value in monitors.items()}

@@ -14,7 +14,7 @@ def check_kept(kept: tuple[str, ...]) -> None:
     """Raises UserError for a name that no layer gives."""
     for name in kept:
         if name not in NAMES:
-            raise UserError(f"model.*.kept may hold {', '.join(NAMES)}, not {name!r}.")
+            raise UserError(f"What a layer keeps may be {', '.join(NAMES)}, not {name!r}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,10 @@ from emu_jax.sharding.rules import MESH_AXES
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes within one slice; one of them may be -1, "what is left". Slices multiply `data`."""
+    """Sizes of the mesh axes within one slice; one of them may be -1, "what is left". Slices multiply `data`.
+
+    Where `data` is what is left, `fsdp` is cut down to the chips that there are.
+    """
 
     data: int = 1
     fsdp: int = -1
@@ -52,14 +55,27 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[jax.Device] | None = None
     if slices > 1:
         grid = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1, 1), devices=devices)
     elif devices[0].platform == "tpu":
-        grid = mesh_utils.create_device_mesh(shape, devices=devices)
+        grid = _on_torus(shape, devices)
     else:
         grid = np.asarray(devices, dtype=object).reshape(shape)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+def _on_torus(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    try:
+        return mesh_utils.create_device_mesh(shape, devices=devices)
+    except NotImplementedError:  # an axis takes a part of a side, as 128 of 16 x 16
+        return mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
+
+
 def _fill(sizes: tuple[int, int, int], count: int) -> tuple[int, ...]:
-    """Replaces the -1 in `sizes` so that they multiply to `count`: `(1, -1, 2), 8 -> (1, 4, 2)`."""
+    """Replaces the -1 in `sizes` so that they multiply to `count`: `(1, -1, 2), 8 -> (1, 4, 2)`.
+
+    `(-1, 128, 1)` is `(1, 64, 1)` for 64 and `(2, 128, 1)` for 256.
+    """
+    data, fsdp, tensor = sizes
+    if data == -1:
+        sizes = (data, min(fsdp, max(count // tensor, 1)), tensor)
     known = math.prod(size for size in sizes if size != -1)
     filled = tuple(count // known if size == -1 else size for size in sizes)
     if sizes.count(-1) > 1 or math.prod(filled) != count:

@@ -7,21 +7,17 @@ links; one that runs in the background costs only what the work between its star
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Iterator
 
 from emu_jax.tpu.arithmetic import hbm_traffic, matrix_flops
 from emu_jax.tpu.collectives import Network, kind_of
 from emu_jax.tpu.hlo import Computation, Instruction, Module
+from emu_jax.tpu.kernels import EFFICIENCY, kernel_flops
 from emu_jax.tpu.loops import trip_count
 from emu_jax.tpu.topologies import Chip
 
 HBM_EFFICIENCY = 0.8  # what streaming fusions reach of the data sheet's bandwidth
-
-# Share of the peak that splash attention reaches, by counting the bundles of its compiled kernels at blocks of 512 and
-# heads of 128: (forward, backward).
-KERNEL_EFFICIENCY = {"v4": (0.37, 0.64), "v5e": (0.53, 0.80), "v5p": (0.49, 0.78), "v6e": (0.18, 0.29)}
 
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
@@ -89,7 +85,7 @@ class _Clock:
 
     def __init__(self, module: Module, generation: str, chip: Chip, network: Network) -> None:
         self.module, self.chip, self.network = module, chip, network
-        self.forward, self.backward = KERNEL_EFFICIENCY[generation]
+        self.forward, self.backward = EFFICIENCY[generation]
         self.cost = Cost()
         self.uses: dict[tuple[str, bool, bool], CollectiveUse] = {}
         self.now = self.busy = 0.0
@@ -194,7 +190,7 @@ class _Clock:
     def _kernel(self, instruction: Instruction, computation: Computation, times: float) -> None:
         if 'custom_call_target="tpu_custom_call"' not in instruction.attributes:
             return
-        flops, backward = _kernel_flops(instruction, computation)
+        flops, backward = kernel_flops(instruction, computation)
         operands = (computation.get(name) for name in instruction.operands)
         moved = instruction.hbm_bytes() + sum(operand.hbm_bytes() for operand in operands if operand is not None)
         efficiency = self.backward if backward else self.forward
@@ -240,20 +236,3 @@ def _kernels(module: Module, computation: Computation | None) -> Iterator[Instru
 def _scatters(computation: Computation) -> bool:
     """Whether XLA fused an all-reduce with the slice that each chip keeps of it."""
     return "reduce-scatter" in computation.name
-
-
-def _kernel_flops(kernel: Instruction, computation: Computation) -> tuple[float, bool]:
-    """(operations, whether it is a backward pass) of an attention kernel; of others, what they say of themselves."""
-    said = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', kernel.attributes)
-    if not re.search(r"splash|flash", kernel.name):
-        return (float(said.group(1)) if said else 0.0), False
-    operands = (computation.get(name) for name in kernel.operands)
-    arrays = [o.shapes[0].dims for o in operands if o and o.shapes and o.shapes[0].dtype in ("bf16", "f32")]
-    query, key = [dims for dims in arrays if len(dims) >= 3][:2]
-    backward = "dkv" in kernel.name or "dq" in kernel.name
-    # Products: q k and p v forward; with the gradients of q, k, v and of p, five backward.
-    products = 5 if backward else 2
-    blocks = re.search(r'block_q\w*\\?": (\d+)', kernel.attributes)
-    count = max(1, query[-2] // int(blocks.group(1))) if blocks else 1
-    causal = (count + 1) / (2 * count) if query[-2] == key[-2] else 1.0
-    return products * 2.0 * math.prod(query) * key[-2] * causal, backward

@@ -53,6 +53,15 @@ CHIPS = {
 }
 
 
+# libtpu asks a cloud machine's metadata server what it runs on, and takes a lock on the TPU; here is neither.
+_NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Topology:
     """`slices` equal slices of a TPU generation, each a block of `sides` chips."""
@@ -111,10 +120,11 @@ def compile_devices(topology: Topology) -> list[jax.Device]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("The TPU compiler is not installed; pip install -e '.[compile]' brings it (libtpu, 130 MB).")
-    # libtpu asks a cloud machine's metadata server what it runs on; here it runs on nothing.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    for name, value in _NO_TPU.items():
+        os.environ.setdefault(name, value)
     chip = topology.chip
-    options: dict[str, object] = {"wrap": topology.wraps, "num_slices": topology.slices}
+    wraps = (*topology.wraps, False)[:3]  # libtpu wants three also of a flat torus
+    options: dict[str, object] = {"wrap": wraps, "num_slices": topology.slices}
     if chip.dimensions == 3:
         options["chips_per_host_bounds"] = (2, 2, 1)
     name = f"{chip.platform_name}:{'x'.join(map(str, topology.sides))}"

@@ -20,7 +20,15 @@ from emu_jax.training.config import TrainConfig
 from emu_jax.training.decoder_sources import ComputedExamples, ComputedSource, StoredSource, on_host, start_with
 from emu_jax.training.loop import DataFactory, Start, TrainResult
 from emu_jax.training.prefetch import Data
-from emu_jax.training.run import EMU_STAGES, PRETRAIN, data_factory, make_stage, read_run_config, with_vocabulary
+from emu_jax.training.run import (
+    EMU_STAGES,
+    PRETRAIN,
+    data_factory,
+    make_stage,
+    on_chip,
+    read_run_config,
+    with_vocabulary,
+)
 from emu_jax.training.stage import Stage
 from emu_jax.training.stages.vae import VAEStage, VAETrainingConfig, to_unit_range
 from emu_jax.training.stages.visual_decoder import VisualDecoderStage, VisualDecoderTrainingConfig
@@ -111,6 +119,7 @@ def _emu(config: Any) -> Job:
     run = read_run_config(config)
     tokenizer = Tokenizer.load(run.tokenizer, instruct=run.instruct)
     run = with_vocabulary(run, vocab_size=tokenizer.vocab_size)
+    run = on_chip(run, device_kind=jax.devices()[0].device_kind)
     return Job(
         config=run,
         train=run.train,

@@ -49,10 +49,11 @@ def batch_shardings(spec: Mapping[str, jax.ShapeDtypeStruct], *, mesh: Mesh) -> 
     if rows % parts:
         raise UserError(f"The batch of {rows} rows does not divide over {parts} devices; choose a multiple of {parts}.")
     own = {index[0].start or 0 for index in sharding.addressable_devices_indices_map((rows,)).values() if index}
-    if len(own) * (rows // parts) != rows // jax.process_count():
+    share = rows // len({device.process_index for device in mesh.devices.flat})
+    if len(own) * (rows // parts) != share:
         raise UserError(
             f"On this mesh a process would read {len(own) * (rows // parts)} of {rows} rows, where "
-            f"{rows // jax.process_count()} are its share: keep mesh.tensor within the devices of one process."
+            f"{share} are its share: keep mesh.tensor within the devices of one process."
         )
     return dict.fromkeys(spec, sharding)
 

@@ -11,6 +11,7 @@ from emu_jax.data.pipeline import DataConfig, Loader, make_loader, plans_from_st
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.models.config import EmuConfig
+from emu_jax.training.chips import ChipConfig, generation
 from emu_jax.training.config import TrainConfig
 from emu_jax.training.loop import DataFactory
 from emu_jax.training.stage import Stage
@@ -32,6 +33,7 @@ class RunConfig:
         `instruct` (chats).
       pretrain: weights of the losses, and what trains.
       train: length, optimizer, mesh, checkpoints.
+      chips: what is otherwise on some chips.
     """
 
     model: EmuConfig
@@ -41,6 +43,7 @@ class RunConfig:
     stage: str = PRETRAIN
     pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
     instruct: bool = False
+    chips: tuple[ChipConfig, ...] = ()
 
 
 def read_run_config(config: Mapping[str, Any] | Any) -> RunConfig:
@@ -78,6 +81,16 @@ def with_vocabulary(run: RunConfig, *, vocab_size: int) -> RunConfig:
         )
     model = dataclasses.replace(run.model, decoder=dataclasses.replace(decoder, vocab_size=vocab_size))
     return dataclasses.replace(run, model=model)
+
+
+def on_chip(run: RunConfig, *, device_kind: str) -> RunConfig:
+    """`run` as it is on devices of that kind."""
+    chip = next((chip for chip in run.chips if chip.name == generation(device_kind)), None)
+    if chip is None:
+        return run
+    parts = {name: getattr(run.model, name) for name in ("vision", "causal_former", "decoder")}
+    parts = {name: dataclasses.replace(part, kept=getattr(chip, name)) for name, part in parts.items()}
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, **parts))
 
 
 def make_stage(run: RunConfig, *, image_token_id: int) -> Stage:

@@ -13,12 +13,13 @@ from ml_collections import ConfigDict
 
 from emu_jax.config import from_config_dict, to_dict
 from emu_jax.errors import UserError
+from emu_jax.layers.kept import NAMES
 from emu_jax.sharding.mesh import make_mesh
 from emu_jax.sharding.specs import unbox
 from emu_jax.training.jobs import JOBS, VAERun, VisualDecoderRun
 from emu_jax.training.optimizer import make_optimizer, make_schedule
 from emu_jax.training.partition import flatten, split
-from emu_jax.training.run import RunConfig, make_stage, read_run_config, with_vocabulary
+from emu_jax.training.run import RunConfig, make_stage, on_chip, read_run_config, with_vocabulary
 from emu_jax.training.state import abstract_state
 from emu_jax.training.step import make_train_step
 
@@ -83,6 +84,14 @@ def test_scratch_sizes_are_what_they_are_called(name, millions):
     assert abs(counted / 1e6 - millions) < 0.05 * millions
     tokens = config.train.steps * config.data.batch.batch_size * config.data.batch.length
     assert 18 * millions < tokens / 1e6 < 22 * millions
+
+
+@pytest.mark.parametrize(
+    ("device_kind", "vision", "decoder"), [("TPU v5", NAMES, NAMES), ("TPU v5 lite", (), NAMES), ("cpu", (), ())]
+)
+def test_what_the_14b_keeps_goes_by_the_chip(device_kind, vision, decoder):
+    model = on_chip(read_run_config(load("pretrain_14b")), device_kind=device_kind).model
+    assert (model.vision.kept, model.decoder.kept) == (vision, decoder)
 
 
 def test_only_the_low_rank_factors_train_in_instruction_tuning():

@@ -1,6 +1,6 @@
 """The 14B's train step with few layers and true widths, compiled for four chips; `python -m tests.tpu.thin` writes it.
 
-The file holds what the compiler makes of it: the memory of a chip and every kind of collective. A change that gathers
+The file holds what each compiler makes of it: the memory of a chip and every kind of collective. A change that gathers
 activations, splits a gather or keeps more than it did shows as a difference.
 """
 
@@ -54,14 +54,18 @@ def held(report: dict[str, Any]) -> dict[str, Any]:
         for u in report["collectives"]
     ]
     return {
-        "versions": version(),
         "memory_mib": {name: round(size / 2**20, 1) for name, size in report["memory"].items()},
         "collectives": sorted(uses, key=lambda use: json.dumps(use, sort_keys=True)),
     }
 
 
+def golden() -> dict[str, Any]:
+    """Version of the compiler -> what it made."""
+    return json.loads(PATH.read_text()) if PATH.exists() else {}
+
+
 def main() -> None:
-    PATH.write_text(json.dumps(held(compiled()), indent=1) + "\n")
+    PATH.write_text(json.dumps(golden() | {version(): held(compiled())}, indent=1, sort_keys=True) + "\n")
     print(f"wrote {PATH}")
 
 
