@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from emu_jax.typing import Array, Float, Int, typechecked
 
@@ -31,9 +32,12 @@ def rotary_tables(positions: Int[Array, "B L"], *, head_dim: int, theta: float =
 @typechecked
 def apply_rotary(x: Float[Array, "B L N H"], tables: RotaryTables) -> Float[Array, "B L N H"]:
     """Rotates the pairs `(x[i], x[i + H/2])`: the half-split layout of the Hugging Face LLaMA weights."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = (first * tables.cos - second * tables.sin, second * tables.cos + first * tables.sin)
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+    half = x.shape[-1] // 2
+    # The other of each pair with its sign, by an exact product: halves of a head would leave a TPU's lanes half empty.
+    swap = np.eye(2 * half, k=half) - np.eye(2 * half, k=-half)
+    other = jnp.matmul(x, jnp.asarray(swap, x.dtype), precision=jax.lax.Precision.HIGHEST)
+    cos, sin = (jnp.concatenate([table, table], axis=-1) for table in (tables.cos, tables.sin))
+    return (x.astype(jnp.float32) * cos + other.astype(jnp.float32) * sin).astype(x.dtype)
 
 
 @typechecked

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from emu_jax.layers.attention import dot_product_attention
 from emu_jax.layers.fused_attention import fused_attention, on_tpu
 from emu_jax.layers.kept import ATTENTION_OUT, CONTEXT, QKV
-from emu_jax.layers.linear import DenseGeneral
+from emu_jax.layers.linear import DenseGeneral, IntoHeads, OutOfHeads
 from emu_jax.layers.mlp import Mlp
 from emu_jax.layers.norms import LayerNorm
 from emu_jax.layers.patches import patches
@@ -49,8 +49,8 @@ class EvaAttention(nn.Module):
         width = x.shape[-1]
         heads = (self.num_heads, width // self.num_heads)
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        fused = DenseGeneral((3, *heads), (axes.EMBED,), (axes.QKV, axes.HEADS, axes.KV), name="qkv", **kinds)(x)
-        query, key, value = fused[:, :, 0], fused[:, :, 1], fused[:, :, 2]
+        maps = IntoHeads((3, *heads), (axes.EMBED,), (axes.QKV, axes.HEADS, axes.KV), name="qkv", **kinds)(x)
+        query, key, value = maps
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axes.HEADS, axes.KV))
         query += jnp.asarray(self.param("query_bias", zeros, heads, self.param_dtype), self.dtype)
         value += jnp.asarray(self.param("value_bias", zeros, heads, self.param_dtype), self.dtype)
@@ -60,7 +60,7 @@ class EvaAttention(nn.Module):
             out = fused_attention(query, key, value, scale=scale, segment_ids=None, causal=False)
         else:
             out = checkpoint_name(dot_product_attention(query, key, value, scale=scale), CONTEXT)
-        project = DenseGeneral((width,), (axes.HEADS, axes.KV), (axes.EMBED,), use_bias=True, name="out", **kinds)
+        project = OutOfHeads((width,), (axes.HEADS, axes.KV), (axes.EMBED,), use_bias=True, name="out", **kinds)
         return checkpoint_name(project(out), ATTENTION_OUT)
 
 

@@ -102,7 +102,7 @@ def sample_pictures(config: Any, load: Load) -> Program:
         return sample_latents(unet, params, noise, conditioning, unconditional, scale, table, return_steps=False)
 
     def compile_for(mesh: Mesh) -> jax.stages.Compiled:
-        boxed = jax.eval_shape(unet.init, jax.random.key(0), *unet_inputs(unet.config))["params"]
+        boxed = jax.eval_shape(lambda: unet.init(jax.random.key(0), *unet_inputs(unet.config))["params"])
         noise = jax.ShapeDtypeStruct((load.rows, size, size, channels), jnp.float32)
         embeddings = jax.ShapeDtypeStruct((load.rows, queries, width), jnp.float32)
         arguments = (placed(boxed, mesh, jnp.bfloat16), *by_rows((noise, embeddings, embeddings), mesh))
@@ -117,7 +117,8 @@ def _whole_heads(run: RunConfig) -> MeshConfig:
 
 
 def _emu_params(emu: Emu, run: RunConfig, mesh: Mesh) -> Any:
-    boxed = jax.eval_shape(make_stage(run, image_token_id=emu.image_token_id).init, jax.random.key(0))
+    stage = make_stage(run, image_token_id=emu.image_token_id)
+    boxed = jax.eval_shape(lambda: stage.init(jax.random.key(0)))
     return placed(boxed, mesh, jnp.dtype(run.model.dtype))
 
 
