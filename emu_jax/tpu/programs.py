@@ -1,5 +1,6 @@
 """The programs that can be compiled for a pod: the train step of a config, and what uses the trained model."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from emu_jax.config import from_config_dict
-from emu_jax.diffusion.config import UNetConfig
+from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.errors import UserError
+from emu_jax.models.presets import emu_14b
 from emu_jax.tpu.generation_programs import decode_step, image_embeddings, prefill_prompts, sample_pictures
 from emu_jax.tpu.program import Load, Program, read_emu
 from emu_jax.training.compilation import compile_train_step
@@ -19,6 +21,7 @@ from emu_jax.training.jobs import JOBS, VISUAL_DECODER, VAERun, VisualDecoderRun
 from emu_jax.training.optimizer import make_optimizer
 from emu_jax.training.run import EMU_STAGES, PRETRAIN, make_stage, on_chip
 from emu_jax.training.stage import CountsFlops, Stage
+from emu_jax.training.stages.frozen import FrozenModels
 from emu_jax.training.stages.vae import VAEStage
 from emu_jax.training.stages.visual_decoder import VisualDecoderStage
 from emu_jax.training.state import abstract_state
@@ -72,12 +75,23 @@ def _stage(config: Any, *, device_kind: str) -> tuple[Stage, TrainConfig]:
 
 
 def _visual_decoder_stage(run: VisualDecoderRun) -> VisualDecoderStage:
-    """Stable Diffusion v1.5's U-Net, reading the released Emu's 32 embeddings of width 5120."""
-    model = UNetConfig(cross_attention_dim=5120)
+    """Stable Diffusion v1.5's U-Net at Emu's width, with the released Emu and autoencoder where the step computes."""
+    emu, vae = dataclasses.replace(emu_14b(), dtype="bfloat16"), VAEConfig()
+    queries, width = emu.causal_former.num_image_tokens, emu.decoder.width
+    frozen = None
+    if run.computed is not None:
+        frozen = FrozenModels(
+            emu=emu,
+            vae=vae,
+            image_token_id=emu.decoder.vocab_size - 1,
+            condition=run.computed.condition,
+            prompt_length=run.computed.prompt_length,
+        )
     return VisualDecoderStage(
-        model=model,
+        model=UNetConfig(cross_attention_dim=width),
         batch_size=run.batch_size,
-        unconditional=np.zeros((32, model.cross_attention_dim), np.float32),
-        scaling_factor=0.18215,
+        unconditional=np.zeros((queries, width), np.float32),
+        scaling_factor=vae.scaling_factor,
         config=run.training,
+        frozen=frozen,
     )
