@@ -12,7 +12,7 @@ from emu_jax.data.pictures import PictureConfig
 from emu_jax.data.pipeline import DataConfig, SetConfig
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.errors import UserError
-from emu_jax.layers.kept import NAMES
+from emu_jax.layers.kept import ATTENTION_OUT, CONTEXT, NAMES
 from emu_jax.models.presets import PRESETS
 from emu_jax.training.chips import ChipConfig
 from emu_jax.training.config import TrainConfig
@@ -150,10 +150,10 @@ def chips() -> tuple[ConfigDict, ...]:
     return tuple(
         fields_of(ChipConfig(**one))
         for one in (
-            {"name": "v5e", "decoder": NAMES},
+            {"name": "v5e", "decoder": NAMES, "vision": (CONTEXT, ATTENTION_OUT)},
             {"name": "v5p", "decoder": NAMES, "vision": NAMES, "causal_former": NAMES},
             {"name": "v6e", "decoder": NAMES, "vision": NAMES, "causal_former": NAMES},
-            {"name": "v4", "decoder": NAMES},
+            {"name": "v4", "decoder": NAMES, "vision": (CONTEXT, ATTENTION_OUT)},
         )
     )
 

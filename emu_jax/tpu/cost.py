@@ -110,9 +110,11 @@ class _Clock:
             elif opcode.endswith("-start") and (inner := self.module.called(instruction, "calls")) is not None:
                 for found in _collectives(self.module, inner):
                     self._collective(found, instruction.name, times, background=True, scatters=_scatters(inner))
+            elif opcode.endswith("-update"):  # between a start and its end on a core of its own
+                self._pending[instruction.name] = self._pending.pop(instruction.operands[0], 0.0)
             elif opcode.endswith("-done"):
                 self._wait(instruction.operands[0])
-            elif opcode not in _FREE and not opcode.endswith("-update"):
+            elif opcode not in _FREE:
                 self._work(instruction, computation, times)
 
     def _loop(self, loop: Instruction, computation: Computation, times: float) -> None:
@@ -221,8 +223,8 @@ def _cycles(module: Module, instruction: Instruction) -> float | None:
 def _inside(module: Module, computation: Computation | None) -> Iterator[Instruction]:
     for instruction in computation or ():
         yield instruction
-        if instruction.opcode in ("fusion", "async-start", "call-start"):
-            yield from _inside(module, module.called(instruction, "calls"))
+        if instruction.opcode in ("fusion", "async-start", "call-start", "call"):
+            yield from _inside(module, module.called(instruction, "calls") or module.called(instruction, "to_apply"))
 
 
 def _collectives(module: Module, computation: Computation) -> Iterator[Instruction]:

@@ -60,13 +60,6 @@ class Instruction:
         return sum(shape.bytes for shape in self.shapes if shape.space == 0)
 
     @functools.cached_property
-    def source(self) -> str:
-        """The line of Python that it comes from, and the operation there."""
-        file = re.search(r'source_file="([^"]*)"', self.attributes)
-        line = re.search(r"source_line=(\d+)", self.attributes)
-        return f"{file.group(1)}:{line.group(1)}" if file and line else self.op_name
-
-    @functools.cached_property
     def op_name(self) -> str:
         """The path of transformations and modules, as in "jit(step)/while/body/decoder/blocks/mlp/dot_general"."""
         name = re.search(r'op_name="([^"]*)"', self.attributes)
@@ -108,6 +101,7 @@ class Module:
     def __init__(self, text: str) -> None:
         self.computations: dict[str, Computation] = {}
         self.entry = Computation("")
+        self._frames = _read_frames(text)
         current: Computation | None = None
         pending: list[str] = []
 
@@ -125,7 +119,7 @@ class Module:
                 current = self.computations[head.group(2)] = Computation(head.group(2))
                 if head.group(1):
                     self.entry = current
-            elif line.startswith("}"):
+            elif line == "}" or line.startswith("}, "):  # a kernel's own text may begin a line with a bracket, too
                 flush()
                 current = None
             elif current is not None and _INSTRUCTION.match(line):
@@ -138,6 +132,44 @@ class Module:
         """The computation that `instruction` calls in `role`."""
         name = instruction.called(role)
         return self.computations.get(name) if name else None
+
+    def source(self, instruction: Instruction) -> str:
+        """The line of Python that `instruction` comes from, in this package if any caller is; else its `op_name`."""
+        file = re.search(r'source_file="([^"]*)"', instruction.attributes)
+        line = re.search(r"source_line=(\d+)", instruction.attributes)
+        frame = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
+        lines = self._callers(int(frame.group(1))) if frame else []
+        if file and line:
+            lines = [f"{file.group(1)}:{line.group(1)}"]
+        ours = (line[line.rindex("emu_jax/") :] for line in lines if "emu_jax/" in line)
+        return next(ours, lines[0] if lines else instruction.op_name)
+
+    def _callers(self, frame: int) -> list[str]:
+        """From the frame outwards."""
+        lines = []
+        while frame in self._frames:
+            line, parent = self._frames[frame]
+            lines.append(line)
+            if parent == frame:
+                break
+            frame = parent
+        return lines
+
+
+def _read_frames(text: str) -> dict[int, tuple[str, int]]:
+    """The tables that newer compilers write before a program: frame -> (file and line, the frame that called it)."""
+
+    def table(name: str, row: str) -> dict[int, tuple[str, ...]]:
+        block = re.search(rf"^{name}\n((?:\d+ .*\n)*)", text, re.MULTILINE)
+        rows = re.findall(rf"^(\d+) {row}", block.group(1), re.MULTILINE) if block else []
+        return {int(number): tuple(found) for number, *found in rows}
+
+    files = table("FileNames", r'"([^"]*)"')
+    places = table("FileLocations", r"\{file_name_id=(\d+) .*?line=(\d+)")
+    frames = table("StackFrames", r"\{file_location_id=(\d+)(?: parent_frame_id=(\d+))?")
+    lines = {number: f"{files[int(file)][0]}:{line}" for number, (file, line) in places.items()}
+    # Parents are numbered from one and written with one more.
+    return {number: (lines[int(place)], int(parent or 1) - 1) for number, (place, parent) in frames.items()}
 
 
 def read_shapes(text: str) -> tuple[Shape, ...]:

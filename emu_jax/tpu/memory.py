@@ -10,7 +10,7 @@ from emu_jax.tpu.hlo import Computation, Module
 
 _NO_BUFFER = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "opt-barrier",
-    "after-all", "add-dependency", "dynamic-update-slice",
+    "after-all", "add-dependency", "dynamic-update-slice", "copy-start", "slice-start",
 }  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def largest_temporaries(text: str, *, count: int = 10) -> list[Temporary]:
             for shape in instruction.shapes:
                 if shape.space == 0:
                     written = f"{shape.dtype}[{','.join(map(str, shape.dims))}]"
-                    one = Temporary(shape.bytes, written, instruction.source or instruction.opcode)
+                    one = Temporary(shape.bytes, written, module.source(instruction) or instruction.opcode)
                     found.setdefault((written, one.source), one)
     return sorted(found.values(), key=lambda one: -one.bytes)[:count]
 

@@ -61,6 +61,7 @@ def test_parameters_lie_where_their_axes_say_or_on_another_axis_that_divides() -
         "narrow": boxed((6, 8), axes.EMBED, axes.MLP),
         "stacked": boxed((4, 6, 7), axes.LAYERS, axes.EMBED, axes.MLP),
         "scale": boxed((8,), axes.NORM),
+        "whole_tiles": boxed((12, 64), axes.EMBED, axes.MLP),
     }
     placed = jax.device_put(unbox(tree), shardings(tree, mesh))
     assert placed["kernel"].sharding.spec == PartitionSpec("fsdp", "tensor")
@@ -69,6 +70,8 @@ def test_parameters_lie_where_their_axes_say_or_on_another_axis_that_divides() -
     assert placed["narrow"].sharding.spec == PartitionSpec(None, ("tensor", "fsdp"))
     # 2 divides 6 and 4 does not; and a scan's layers are never cut apart.
     assert placed["stacked"].sharding.spec == PartitionSpec(None, "tensor", None)
+    # 4 leaves 3 rows of 12, and whole tiles of 8 of what tensor parallelism leaves of 64.
+    assert placed["whole_tiles"].sharding.spec == PartitionSpec(None, ("tensor", "fsdp"))
     assert placed["scale"].is_fully_replicated
 
 

@@ -110,3 +110,36 @@ def test_the_largest_temporaries_tell_their_line():
     found = largest_temporaries(PROGRAM, count=2)
     assert [one.shape for one in found] == ["bf16[4096,1024]", "bf16[1024,1024]"]
     assert any(one.source == "emu_jax/layers/mlp.py:47" for one in largest_temporaries(PROGRAM))
+
+
+def test_newer_compilers_tell_lines_in_tables_and_kernels_write_over_several():
+    text = """\
+HloModule kernel
+
+FileNames
+1 "/home/me/emu_jax/layers/mlp.py"
+2 "/home/me/jax/numpy.py"
+
+FunctionNames
+1 "call"
+
+FileLocations
+1 {file_name_id=1 function_name_id=1 line=47 end_line=47 column=4 end_column=9}
+2 {file_name_id=2 function_name_id=1 line=9 end_line=9 column=4 end_column=9}
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=1}
+2 {file_location_id=2 parent_frame_id=2}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %kernel = f32[8]{0} custom-call(%a), custom_call_target="tpu_custom_call", backend_config={"metadata":{
+"block": 128
+}}, metadata={op_name="attend"}
+  ROOT %out = f32[8]{0} negate(%kernel), metadata={op_name="mlp/neg" stack_frame_id=2}
+}
+"""
+    module = Module(text)
+    assert list(module.entry.instructions) == ["a", "kernel", "out"]
+    assert module.source(module.entry.get("out")) == "emu_jax/layers/mlp.py:47"
+    assert module.source(module.entry.get("kernel")) == "attend"
