@@ -146,11 +146,14 @@ def visual_decoder(
 
 
 def chips() -> tuple[ConfigDict, ...]:
-    """What the 14B's layers keep for the backward pass, by experiments/records: all that fits, the decoder's first."""
+    """What the 14B's layers keep for the backward pass, by experiments/records: the decoder's first.
+
+    v5e has room for some of the vision encoder's, but then gathers no longer fit beside the products that hide them.
+    """
     return tuple(
         fields_of(ChipConfig(**one))
         for one in (
-            {"name": "v5e", "decoder": NAMES, "vision": (CONTEXT, ATTENTION_OUT)},
+            {"name": "v5e", "decoder": NAMES},
             {"name": "v5p", "decoder": NAMES, "vision": NAMES, "causal_former": NAMES},
             {"name": "v6e", "decoder": NAMES, "vision": NAMES, "causal_former": NAMES},
             {"name": "v4", "decoder": NAMES, "vision": (CONTEXT, ATTENTION_OUT)},
