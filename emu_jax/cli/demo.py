@@ -11,6 +11,7 @@ Stopped and started again it goes on. Each step is a command of its own, which i
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import jax
 from rich.console import Console
 
 from emu_jax.checkpoints.model_directory import load_model, save_model
@@ -74,6 +76,9 @@ def main(argv: list[str]) -> None:
     a = parser.parse_args(argv)
     if not Path(CONFIG).is_file():
         raise UserError(f"There is no {CONFIG} here; run the demo from the repository's folder.")
+    if a.fast:  # most of its time is compiling: these programs are ready twice as soon, and run slower
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        jax.config.update("jax_disable_most_optimizations", True)
     Demo(a.workdir or Path("runs/demo_fast" if a.fast else "runs/demo"), FAST if a.fast else FULL).run()
 
 
