@@ -99,7 +99,7 @@ def test_stopped_and_gone_on_with_it_is_the_same_run_bit_for_bit(whole, config_f
     ("words", "message"),
     [
         (["--config.train.stepz=3"], r"--config.train.stepz is not a field .* did you mean --config.train.steps\?"),
-        (["--config.nothing.like.it=3"], "the groups of fields are data, instruct, model, pretrain, stage"),
+        (["--config.nothing.like.it=3"], "the groups of fields are chips, data, instruct, model, pretrain, stage"),
         (["--config.train.steps=many"], "invalid literal"),
         (["--config.train.steps=0"], "train.steps must be at least 1"),
         (["--config.data.sets[0].path=nowhere"], "nowhere"),
