@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-CAPTION_STEPS = 600
+CAPTION_STEPS = 800
 
 # Share of the documents drawn from each set while Emu learns to read, and then to predict.
 READING = {
@@ -74,7 +74,7 @@ def pretrain(demo: str) -> ConfigDict:
     config = captions(demo)
     config.data.sets = _sets(demo, PREDICTING)
     config.data.image_first = 0.4
-    config.train.steps = 330
+    config.train.steps = 400
     config.train.warm_start = f"{demo}/captions/checkpoints/{CAPTION_STEPS}"
     config.pretrain.regression_coefficient = 1.0
     config.pretrain.normalize_targets = True
@@ -122,7 +122,7 @@ def vae(demo: str) -> ConfigDict:
 def unet(demo: str) -> ConfigDict:
     """The U-Net: paints the latents of a picture from the embeddings that Emu predicts for its caption."""
     config = common.visual_decoder(
-        examples=f"{demo}/data/decoder", decoder=f"{demo}/vae/visual_decoder", batch_size=32, steps=780
+        examples=f"{demo}/data/decoder", decoder=f"{demo}/vae/visual_decoder", batch_size=32, steps=1000
     )
     config.train.optimizer.learning_rate = 1e-3
     _step_by_muon(config, CONVOLUTIONS, learning_rate=4e-3)

@@ -59,7 +59,7 @@ class Scale:
     pictures: int
 
 
-FULL = Scale(WORLD, steps={}, examples=10_000, scenes=256, pictures=256)
+FULL = Scale(WORLD, steps={}, examples=10_000, scenes=256, pictures=128)
 FAST = Scale(
     WORLD.scaled(0.02),
     steps={"captions": 30, "pretrain": 20, "vae": 30, "unet": 30},
