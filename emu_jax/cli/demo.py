@@ -1,6 +1,6 @@
 """A small Emu, end to end: draws a world, trains an Emu and its visual decoder on it, and shows what they learnt.
 
-    python -m emu_jax demo                  half an hour on two busy cores
+    python -m emu_jax demo                  half an hour on two cores
     python -m emu_jax demo --fast           a little of everything in a few minutes
 
 What it makes lies under --workdir: the data sets in their real formats (world/), prepared (data/), a folder for each
