@@ -52,6 +52,7 @@ def main() -> None:
             tokenizer = train_tokenizer([CAPTION] * 50, folder / "t.model", vocab_size=320)
         rates = {"webdataset + PIL": rate(others(tar, tokenizer), arguments.batches)}
         kinds = {"the files as they are": (None, Store.PNG), "png 224": (224, Store.PNG), "jpeg 224": (224, Store.JPEG)}
+        off = difference(tar)
         for name, (size, store) in kinds.items():
             output = folder / name.replace(" ", "_")
             config = PrepareConfig(source="pairs", image_size=size, store=store)
@@ -64,7 +65,7 @@ def main() -> None:
             print(
                 f"prepared ({name}): {prepared:.0f} images/s/core, {summary.bytes / summary.images / 1e3:.0f} kB each"
             )
-    print(f"pixels decoded at a reduced scale are off by {difference(tar):.2f} of 255 on average")
+    print(f"pixels decoded at a reduced scale are off by {off:.2f} of 255 on average")
     base = rates["webdataset + PIL"]
     for name, images in rates.items():
         cores = NEEDED / images
