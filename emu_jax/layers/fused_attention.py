@@ -13,9 +13,8 @@ from emu_jax.sharding.specs import activation_spec
 from emu_jax.typing import Array, Float, Int, typechecked
 
 LANES = 128  # the kernel wants lengths that are multiples of this
-BLOCK = (
-    512  # queries and keys at a time: what fills the matrix unit without spilling (jax's own tuning for 128-wide heads)
-)
+# Queries and keys at a time: what fills the matrix unit without spilling (jax's own tuning for heads of 128).
+BLOCK = 512
 
 
 def on_tpu() -> bool:

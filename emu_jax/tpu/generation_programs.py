@@ -36,7 +36,7 @@ def prefill_prompts(config: Any, load: Load) -> Program:
     return Program(
         "prefill",
         _whole_heads(run),
-        lambda mesh: compile_program(program, mesh, (_emu_params(emu, run, mesh), by_rows(_prompts(run, load), mesh))),
+        lambda mesh: compile_program(program, (_emu_params(emu, run, mesh), by_rows(_prompts(run, load), mesh))),
         load.rows * load.prompt * flops.decoder,
         load.rows * load.prompt,
         load.rows,
@@ -61,7 +61,7 @@ def decode_step(config: Any, load: Load) -> Program:
             by_rows(cache, mesh), key=laid(cache.key, heads, mesh), value=laid(cache.value, heads, mesh)
         )
         embedding = by_rows(jax.ShapeDtypeStruct((load.rows, decoder.width), run.model.dtype), mesh)
-        return compile_program(program, mesh, (_emu_params(emu, run, mesh), embedding, cache), donated=(2,))
+        return compile_program(program, (_emu_params(emu, run, mesh), embedding, cache), donated=(2,))
 
     flops = forward_flops(run.model, context=load.prompt + load.new_tokens / 2)
     heads = 2 * decoder.width * decoder.vocab_size
@@ -82,7 +82,7 @@ def image_embeddings(config: Any, load: Load) -> Program:
     return Program(
         "images",
         _whole_heads(run),
-        lambda mesh: compile_program(program, mesh, (_emu_params(emu, run, mesh), by_rows(_prompts(run, load), mesh))),
+        lambda mesh: compile_program(program, (_emu_params(emu, run, mesh), by_rows(_prompts(run, load), mesh))),
         flops,
         read + written,
         load.rows,
@@ -106,7 +106,7 @@ def sample_pictures(config: Any, load: Load) -> Program:
         noise = jax.ShapeDtypeStruct((load.rows, size, size, channels), jnp.float32)
         embeddings = jax.ShapeDtypeStruct((load.rows, queries, width), jnp.float32)
         arguments = (placed(boxed, mesh, jnp.bfloat16), *by_rows((noise, embeddings, embeddings), mesh))
-        return compile_program(program, mesh, arguments)
+        return compile_program(program, arguments)
 
     return Program("sampling", MeshConfig(data=-1, fsdp=1), compile_for, None, 0, load.rows)
 

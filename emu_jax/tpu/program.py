@@ -12,7 +12,6 @@ from emu_jax.models.emu import Emu
 from emu_jax.sharding import axes
 from emu_jax.sharding.mesh import MeshConfig
 from emu_jax.sharding.specs import activation_spec, shardings, unbox
-from emu_jax.training.compilation import compiler_options
 from emu_jax.training.run import RunConfig, read_run_config
 
 
@@ -85,7 +84,6 @@ def laid(array: jax.ShapeDtypeStruct, names: tuple[str | None, ...], mesh: Mesh)
 
 
 def compile_program(
-    program: Callable[..., Any], mesh: Mesh, arguments: tuple[Any, ...], *, donated: tuple[int, ...] = ()
+    program: Callable[..., Any], arguments: tuple[Any, ...], *, donated: tuple[int, ...] = ()
 ) -> jax.stages.Compiled:
-    lowered = jax.jit(program, donate_argnums=donated).lower(*arguments)
-    return lowered.compile(compiler_options=compiler_options(mesh))
+    return jax.jit(program, donate_argnums=donated).lower(*arguments).compile()

@@ -4,20 +4,11 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emu_jax.errors import UserError
-from emu_jax.training.chips import generation
 from emu_jax.training.config import TrainConfig
 from emu_jax.training.prefetch import batch_shardings
 from emu_jax.training.stage import Stage
 from emu_jax.training.state import TrainState
 from emu_jax.training.step import make_train_step
-
-# Told to the TPU compiler: generation -> option -> value, each with what it is for.
-_TPU_OPTIONS: dict[str, dict[str, str | bool]] = {}
-
-
-def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
-    """What the compiler is told beyond its defaults for the devices of `mesh`."""
-    return _TPU_OPTIONS.get(generation(mesh.devices.flat[0].device_kind) or "", {})
 
 
 def compile_train_step(config: TrainConfig, *, stage: Stage, state: TrainState, mesh: Mesh) -> jax.stages.Compiled:
@@ -42,4 +33,4 @@ def compile_train_step(config: TrainConfig, *, stage: Stage, state: TrainState, 
     shardings = jax.tree.map(lambda x: x.sharding, state)
     replicated = NamedSharding(mesh, PartitionSpec())
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
-    return jitted.lower(state, batch).compile(compiler_options=compiler_options(mesh))
+    return jitted.lower(state, batch).compile()
