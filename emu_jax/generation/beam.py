@@ -80,7 +80,8 @@ def beam_search(
         scores = process_scores(log_probs, state.tokens.reshape(-1, room[2]), state.length, controls, search)
         vocabulary = scores.shape[-1]
         scores = state.scores[:, :, None] + scores.reshape(batch, beams, vocabulary)
-        best, places = jax.lax.top_k(scores.reshape(batch, -1), 2 * beams)
+        # What reads only a part of the best would make XLA on CPUs sort all scores.
+        best, places = jax.lax.optimization_barrier(jax.lax.top_k(scores.reshape(batch, -1), 2 * beams))
         origins, tokens = places // vocabulary, places % vocabulary
         state, origins, tokens = _advance(state, best, origins, tokens, controls, search)
         rows = (jnp.arange(batch)[:, None] * beams + origins).reshape(-1)

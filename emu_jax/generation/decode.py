@@ -83,9 +83,9 @@ def take_rows(cache: KVCache, rows: jax.Array, *, first: int) -> KVCache:
     picks = jax.nn.one_hot(rows, cache.valid.shape[0])
 
     def take(array: jax.Array) -> jax.Array:
-        slots = array.ndim - 3  # of [B, S, K, H], or of a stack of these
+        slots = array.ndim - 2  # of [B, K, S, H], or of a stack of these
         later = jax.lax.slice_in_dim(array, first, None, axis=slots)
-        taken = jnp.einsum("bc,...cskh->...bskh", picks.astype(array.dtype), later, precision=jax.lax.Precision.HIGHEST)
+        taken = jnp.einsum("bc,...cksh->...bksh", picks.astype(array.dtype), later, precision=jax.lax.Precision.HIGHEST)
         return jax.lax.dynamic_update_slice_in_dim(array, taken.astype(array.dtype), first, axis=slots)
 
     return dataclasses.replace(cache, key=jax.tree.map(take, cache.key), value=jax.tree.map(take, cache.value))

@@ -77,7 +77,10 @@ def _by_queries(query: jax.Array, key: jax.Array, value: jax.Array, *, scale: fl
 
 @dataclasses.dataclass(frozen=True)
 class LayerCache:
-    """Keys and values of one layer `[B, S, K, H]`, and the slot `index` (int32 scalar) where the next ones go."""
+    """Keys and values of one layer `[B, K, S, H]`, and the slot `index` (int32 scalar) where the next ones go.
+
+    Each head's slots lie side by side: a step's products read them as they lie.
+    """
 
     key: jax.Array
     value: jax.Array
@@ -85,11 +88,13 @@ class LayerCache:
 
     def append(self, key: jax.Array, value: jax.Array) -> "LayerCache":
         """The cache with `key` and `value` `[B, T, K, H]` written at `index`, which stays: the stack moves it on."""
-        return LayerCache(
-            key=jax.lax.dynamic_update_slice_in_dim(self.key, key.astype(self.key.dtype), self.index, axis=1),
-            value=jax.lax.dynamic_update_slice_in_dim(self.value, value.astype(self.value.dtype), self.index, axis=1),
-            index=self.index,
-        )
+
+        def write(slots: jax.Array, new: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(
+                slots, new.swapaxes(1, 2).astype(slots.dtype), self.index, axis=2
+            )
+
+        return LayerCache(key=write(self.key, key), value=write(self.value, value), index=self.index)
 
 
 jax.tree_util.register_dataclass(LayerCache, data_fields=["key", "value", "index"], meta_fields=[])
@@ -147,7 +152,7 @@ class Attention(nn.Module):
         )
         if cache is not None:
             cache = cache.append(key, value)
-            key, value = cache.key.astype(self.dtype), cache.value.astype(self.dtype)
+            key, value = (slots.swapaxes(1, 2).astype(self.dtype) for slots in (cache.key, cache.value))
         if isinstance(mask, PackedCausal):
             out = fused_attention(query, key, value, scale=scale, segment_ids=mask.segment_ids, causal=True)
         else:

@@ -123,7 +123,7 @@ def _per_layer(cache: KVCache | None) -> LayerCache | None:
 
 def empty_cache(config: DecoderConfig, *, batch: int, slots: int, dtype: str) -> KVCache:
     """A cache with room for `slots` tokens a row."""
-    shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
+    shape = (config.num_layers, batch, config.num_kv_heads, slots, config.head_dim)
     return KVCache(
         key=jnp.zeros(shape, dtype),
         value=jnp.zeros(shape, dtype),

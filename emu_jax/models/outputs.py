@@ -32,8 +32,8 @@ class KVCache:
     positions: rotary position of each row's next token.
     """
 
-    key: Float[Array, "layers B S K H"]
-    value: Float[Array, "layers B S K H"]
+    key: Float[Array, "layers B K S H"]
+    value: Float[Array, "layers B K S H"]
     valid: Bool[Array, "B S"]
     index: Int[Array, ""]
     positions: Int[Array, " B"]

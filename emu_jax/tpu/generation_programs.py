@@ -56,7 +56,7 @@ def decode_step(config: Any, load: Load) -> Program:
     def compile_for(mesh: Mesh) -> jax.stages.Compiled:
         slots = load.prompt + load.new_tokens
         cache = jax.eval_shape(lambda: empty_cache(decoder, batch=load.rows, slots=slots, dtype=run.model.dtype))
-        heads = (None, axes.ACT_BATCH, None, axes.ACT_HEADS, None)
+        heads = (None, axes.ACT_BATCH, axes.ACT_HEADS, None, None)
         cache = dataclasses.replace(
             by_rows(cache, mesh), key=laid(cache.key, heads, mesh), value=laid(cache.value, heads, mesh)
         )

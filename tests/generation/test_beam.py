@@ -38,8 +38,8 @@ class Chain:
         if method is Emu.next_logits:
             return inputs[0] @ table
         embedding, cache = inputs
-        state = 0.7 * cache.key[0, :, 1, 0] + embedding[:, 0]
-        return state[:, None], dataclasses.replace(cache, key=cache.key.at[0, :, 1, 0].set(state))
+        state = 0.7 * cache.key[0, :, 0, 1] + embedding[:, 0]
+        return state[:, None], dataclasses.replace(cache, key=cache.key.at[0, :, 0, 1].set(state))
 
 
 def _oracle(table: np.ndarray, start: np.ndarray, options: TextOptions) -> list[int]:
@@ -93,8 +93,8 @@ def _oracle(table: np.ndarray, start: np.ndarray, options: TextOptions) -> list[
 @functools.partial(jax.jit, static_argnames="search")
 def _search(table: jax.Array, start: jax.Array, controls: Any, search: Any) -> tuple[jax.Array, jax.Array]:
     cache = KVCache(
-        key=jnp.zeros((1, BATCH, 1 + ROOM, 1, V)),
-        value=jnp.zeros((1, BATCH, 1 + ROOM, 1, 1)),
+        key=jnp.zeros((1, BATCH, 1, 1 + ROOM, V)),
+        value=jnp.zeros((1, BATCH, 1, 1 + ROOM, 1)),
         valid=jnp.zeros((BATCH, 1 + ROOM), bool),
         index=jnp.int32(0),
         positions=jnp.zeros(BATCH, jnp.int32),

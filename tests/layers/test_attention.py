@@ -73,10 +73,10 @@ def test_cross_attention_reads_the_context():
 
 
 def test_a_cache_takes_its_keys_where_its_index_says():
-    cache = LayerCache(key=jnp.zeros((1, 4, 1, 2)), value=jnp.zeros((1, 4, 1, 2)), index=jnp.asarray(1))
+    cache = LayerCache(key=jnp.zeros((1, 1, 4, 2)), value=jnp.zeros((1, 1, 4, 2)), index=jnp.asarray(1))
     filled = cache.append(jnp.ones((1, 2, 1, 2)), 2 * jnp.ones((1, 2, 1, 2)))
-    assert np.asarray(filled.key)[0, :, 0, 0].tolist() == [0, 1, 1, 0]
-    assert np.asarray(filled.value)[0, :, 0, 0].tolist() == [0, 2, 2, 0]
+    assert np.asarray(filled.key)[0, 0, :, 0].tolist() == [0, 1, 1, 0]
+    assert np.asarray(filled.value)[0, 0, :, 0].tolist() == [0, 2, 2, 0]
     assert int(filled.index) == 1
 
 
