@@ -62,5 +62,17 @@ def leaving_at_once() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def with_large_pages() -> None:
+    """Begins the process anew, once, with glibc asking the kernel for large pages.
+
+    XLA's CPU programs take their temporaries anew in every call: in pages of 4 KB, a quarter of a small model's train
+    step goes into handing them out. glibc reads this at its start alone; who sets GLIBC_TUNABLES keeps what they set.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, sys.orig_argv)
+
+
 if __name__ == "__main__":
+    with_large_pages()
     sys.exit(main())

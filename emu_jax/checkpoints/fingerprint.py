@@ -15,7 +15,7 @@ Fingerprints = dict[str, tuple[str, int]]
 def fingerprints(tree: Any) -> Fingerprints:
     """Dtype and fingerprint of every array, by path. All processes that hold shards of them must call this together."""
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    sums = jax.device_get(_sums(leaves))
+    sums = jax.device_get({name: _sum(leaf) for name, leaf in leaves.items()})
     return {name: (str(leaf.dtype), int(sums[name])) for name, leaf in leaves.items()}
 
 
@@ -28,9 +28,9 @@ def differing(found: Fingerprints, saved: Mapping[str, Any]) -> list[str]:
     ]
 
 
-@jax.jit
-def _sums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: jnp.sum(_bits(leaf), dtype=jnp.uint32) for name, leaf in leaves.items()}
+@jax.jit  # once for each shape: all in one program would take longer to compile than to save
+def _sum(leaf: jax.Array) -> jax.Array:
+    return jnp.sum(_bits(leaf), dtype=jnp.uint32)
 
 
 def _bits(x: jax.Array) -> jax.Array:

@@ -80,12 +80,12 @@ class WarmStart:
         return "\n".join(lines)
 
 
-def warm_start(directory: str | epath.Path, params: Tree, *, vocab_size: int | None = None) -> tuple[Tree, WarmStart]:
-    """`params` with all that DIR/params holds under the same path and shape, read in params' own dtype and shards.
+def warm_start(directory: str | epath.Path, like: Tree, *, vocab_size: int | None = None) -> tuple[Tree, WarmStart]:
+    """What DIR/params holds under the same path and shape as `like`, read in its dtype and shards.
 
     Args:
       directory: a model directory, or one step of a run.
-      params: as initialised.
+      like: the model's parameters, or their shapes with shardings.
       vocab_size: of the model; tokens that the source does not know begin as the mean of those it does. None: the
         tables are taken over as they are.
 
@@ -94,7 +94,7 @@ def warm_start(directory: str | epath.Path, params: Tree, *, vocab_size: int | N
     """
     path = _params_path(directory)
     saved = traverse_util.flatten_dict(_saved_shapes(path), sep="/")
-    own = traverse_util.flatten_dict(params, sep="/")
+    own = traverse_util.flatten_dict(like, sep="/")
     known = None if vocab_size is None else vocabulary_of(Path(directory))
     grows = known is not None and vocab_size is not None and known < vocab_size
     tables = growing_tables(saved, own) if grows else {}
@@ -110,29 +110,28 @@ def warm_start(directory: str | epath.Path, params: Tree, *, vocab_size: int | N
     if not fitted:
         raise UserError(f"None of the {len(saved)} parameters in {path} fits this model.\n{report.summary()}")
     structs = {n: jax.ShapeDtypeStruct(saved[n].shape, own[n].dtype, sharding=own[n].sharding) for n in fitted}
-    taken = _restore(path, traverse_util.unflatten_dict(structs, sep="/"), partial=True)
-    merged = own | traverse_util.flatten_dict(taken, sep="/")
+    restored = _restore(path, traverse_util.unflatten_dict(structs, sep="/"), partial=True)
+    taken = traverse_util.flatten_dict(restored, sep="/")
     for name, axis in tables.items():
-        grown = grow(merged[name], axis=axis, known=known, vocab_size=vocab_size, rows=own[name].shape[axis])
-        merged[name] = jax.device_put(grown, own[name].sharding)
-    return traverse_util.unflatten_dict(merged, sep="/"), report
+        grown = grow(taken[name], axis=axis, known=known, vocab_size=vocab_size, rows=own[name].shape[axis])
+        taken[name] = jax.device_put(grown, own[name].sharding)
+    return traverse_util.unflatten_dict(taken, sep="/"), report
 
 
-def replace_parameters(params: Tree, parts: Tree) -> Tree:
-    """`params` with copies of the arrays of `parts`, a tree of some of them, in params' own dtypes and shards.
+def place_parameters(parts: Tree, like: Tree) -> Tree:
+    """Copies of the arrays of `parts`, some of a model's parameters, in the dtypes and shards of `like`, which has all.
 
     Raises:
-      UserError: a name or a shape that `params` do not have.
+      UserError: a name or a shape that `like` does not have.
     """
-    own = traverse_util.flatten_dict(params, sep="/")
     given = traverse_util.flatten_dict(parts, sep="/")
-    wanted = {name: leaf for name, leaf in own.items() if name in given}
+    wanted = {name: leaf for name, leaf in traverse_util.flatten_dict(like, sep="/").items() if name in given}
     check_fits(given, wanted, source="What the run is to begin with")
     placed = {name: _placed(given[name], leaf) for name, leaf in wanted.items()}
-    return traverse_util.unflatten_dict(own | placed, sep="/")
+    return traverse_util.unflatten_dict(placed, sep="/")
 
 
-def _placed(value: Any, like: jax.Array) -> jax.Array:
+def _placed(value: Any, like: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     """A copy of `value` (on the host, of every process the same; or already on devices) as `like` lies."""
     if isinstance(value, jax.Array):
         return jax.device_put(jnp.array(value, like.dtype), like.sharding)

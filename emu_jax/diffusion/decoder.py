@@ -64,14 +64,17 @@ class VisualDecoder:
         schedule: NoiseSchedule | None = None,
         seed: int = 0,
         dtype: Dtype = jnp.float32,
+        trained: dict[str, Any] | None = None,
     ) -> "VisualDecoder":
-        """A decoder with new parameters."""
+        """A decoder with the parameters of the parts that are `trained`, and new ones for the others."""
         modules = UNet(unet, dtype=dtype), VAE(vae, dtype=dtype)
         rngs = jax.random.split(jax.random.key(seed))
-        params = {
-            "unet": unbox(jax.jit(modules[0].init)(rngs[0], *unet_inputs(unet))["params"]),
-            "vae": unbox(jax.jit(modules[1].init)(rngs[1], *vae_inputs(vae))["params"]),
+        new = {
+            "unet": lambda: jax.jit(modules[0].init)(rngs[0], *unet_inputs(unet)),
+            "vae": lambda: jax.jit(modules[1].init)(rngs[1], *vae_inputs(vae)),
         }
+        params = {part: unbox(draw()["params"]) for part, draw in new.items() if part not in (trained or {})}
+        params |= trained or {}
         return cls(*modules, schedule=schedule or NoiseSchedule(), params=params)
 
     def predict_noise(self, latents: Any, timesteps: Any, conditioning: Any) -> Float[Array, "B height width C"]:

@@ -1,6 +1,7 @@
 """From a config to what one call of the loop wants, for each stage: the stage, its data, what is left at the end."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -141,12 +142,12 @@ def _vae(config: Any) -> Job:
         return make_picture_loader(run.pictures, batch_size=run.batch_size, seed=run.train.seed, **where)
 
     def finish(workdir: Path, result: TrainResult) -> None:
-        posterior = stage.vae.apply(
-            {"params": result.params["vae"]}, to_unit_range(next(load())["images"]), method="encode"
-        )
+        vae = _trained(result, "vae")
+        make = functools.partial(VisualDecoder.create, run.unet, schedule=run.schedule, seed=run.train.seed)
+        decoder = make(run.vae, trained={"vae": vae})
+        posterior = decoder.encode(to_unit_range(next(load())["images"]))
         scaled = dataclasses.replace(run.vae, scaling_factor=1 / float(jnp.std(posterior.mean)))
-        decoder = VisualDecoder.create(run.unet, scaled, schedule=run.schedule, seed=run.train.seed)
-        _save(decoder, workdir, part="vae", result=result)
+        _save(make(scaled, trained=decoder.params), workdir)
 
     return Job(config=run, train=run.train, stage=stage, data=_from_start_or_state(load), finish=finish)
 
@@ -171,7 +172,8 @@ def _visual_decoder(config: Any) -> Job:
     )
 
     def finish(workdir: Path, result: TrainResult) -> None:
-        _save(decoder, workdir, part="unet", result=result)
+        params = decoder.params | {"unet": _trained(result, "unet")}
+        _save(dataclasses.replace(decoder, params=params), workdir)
 
     return Job(
         config=run,
@@ -205,9 +207,12 @@ def _from_start_or_state(load: Callable[..., Data]) -> DataFactory:
     return make
 
 
-def _save(decoder: VisualDecoder, workdir: Path, *, part: str, result: TrainResult) -> None:
-    """WORKDIR/visual_decoder with the trained part, its moving average where one was kept."""
+def _trained(result: TrainResult, part: str) -> Any:
+    """What a run made of a part, in the host's memory: its moving average where one was kept."""
+    return jax.device_get((result.params if result.ema is None else result.ema)[part])
+
+
+def _save(decoder: VisualDecoder, workdir: Path) -> None:
+    """WORKDIR/visual_decoder."""
     if jax.process_index() == 0:
-        trained = result.params if result.ema is None else result.ema
-        params = decoder.params | {part: jax.device_get(trained[part])}
-        dataclasses.replace(decoder, params=params).save(workdir / VISUAL_DECODER)
+        decoder.save(workdir / VISUAL_DECODER)

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from emu_jax.checkpoints.manager import Checkpoints
-from emu_jax.checkpoints.params import replace_parameters, warm_start
+from emu_jax.checkpoints.params import place_parameters, warm_start
 from emu_jax.config import to_dict
 from emu_jax.errors import UserError
 from emu_jax.sharding.mesh import make_mesh
@@ -25,7 +24,7 @@ from emu_jax.training.config import TrainConfig
 from emu_jax.training.log import Console, MetricsLog, Sink, duration
 from emu_jax.training.metrics import Accumulator, Metrics
 from emu_jax.training.optimizer import make_optimizer
-from emu_jax.training.partition import split
+from emu_jax.training.partition import Tree, merge
 from emu_jax.training.prefetch import Data, Prefetcher
 from emu_jax.training.profile import Profiler
 from emu_jax.training.signals import StopSignal
@@ -140,23 +139,18 @@ def _start(
             console.say(f"WARNING: {warning}")
         console.say(f"going on from checkpoint {restored.step}")
         return from_items(restored.params, restored.optimizer), _placed(data, restored.data)
-    state = create_state(stage, optimizer, config=config.optimizer, mesh=mesh, seed=config.seed)
+    given: Tree = {}
     if start is not None:
         parts, source = start()
-        state = _beginning_with(state, replace_parameters(state.params, parts), stage)
+        given = place_parameters(parts, abstract.params)
         console.say(source)
     if config.warm_start is not None:
         vocab_size = stage.vocab_size if isinstance(stage, ReadsText) else None
-        params, report = warm_start(config.warm_start, state.params, vocab_size=vocab_size)
-        state = _beginning_with(state, params, stage)
+        taken, report = warm_start(config.warm_start, abstract.params, vocab_size=vocab_size)
+        given = merge(taken, given)
         console.say(f"parameters from {config.warm_start}\n{report.summary()}")
+    state = create_state(stage, optimizer, config=config.optimizer, mesh=mesh, seed=config.seed, given=given)
     return state, _placed(data, [])
-
-
-def _beginning_with(state: TrainState, params: Any, stage: Stage) -> TrainState:
-    """A new run's state with other parameters; their moving average begins there too."""
-    ema = None if state.ema is None else jax.tree.map(jnp.copy, split(params, stage.trainable)[0])
-    return dataclasses.replace(state, params=params, ema=ema)
 
 
 def _placed(data: Data | DataFactory, states: list[Any]) -> Data:

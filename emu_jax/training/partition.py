@@ -21,6 +21,11 @@ def flatten(tree: Tree) -> dict[str, Any]:
     return traverse_util.flatten_dict(tree, sep="/")
 
 
+def unflatten(flat: dict[str, Any]) -> Tree:
+    """The inverse of `flatten`."""
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
 def split(params: Tree, patterns: Sequence[str]) -> tuple[Tree, Tree]:
     """(what some pattern matches, the rest): two trees that together hold every parameter once.
 
@@ -30,12 +35,12 @@ def split(params: Tree, patterns: Sequence[str]) -> tuple[Tree, Tree]:
     flat = flatten(params)
     trainable = {path: value for path, value in flat.items() if matches(path)}
     frozen = {path: value for path, value in flat.items() if path not in trainable}
-    return traverse_util.unflatten_dict(trainable, sep="/"), traverse_util.unflatten_dict(frozen, sep="/")
+    return unflatten(trainable), unflatten(frozen)
 
 
 def merge(trainable: Tree, frozen: Tree) -> Tree:
     """The inverse of `split`."""
-    return traverse_util.unflatten_dict(flatten(frozen) | flatten(trainable), sep="/")
+    return unflatten(flatten(frozen) | flatten(trainable))
 
 
 def matcher(patterns: Sequence[str]) -> Callable[[str], bool]:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from emu_jax.errors import UserError
 from emu_jax.sharding.rules import DATA
 from emu_jax.sharding.specs import bytes_a_device, shardings, unbox
 from emu_jax.training.config import OptimizerConfig
-from emu_jax.training.partition import flatten, split
+from emu_jax.training.partition import Tree, flatten, split, unflatten
 from emu_jax.training.stage import Stage
 
 MUCH = 100e6  # bytes of parameters whole on every device that are worth a warning
@@ -43,10 +44,14 @@ class TrainState:
     skipped_in_row: jax.Array
 
 
-def _new_state(stage: Stage, optimizer: optax.GradientTransformation, config: OptimizerConfig, seed: int) -> TrainState:
+def _new_state(
+    stage: Stage, optimizer: optax.GradientTransformation, config: OptimizerConfig, seed: int, given: Tree
+) -> TrainState:
     """The state of step 0, boxed; to be traced, never run outside `jit`."""
     init_rng, rng = jax.random.split(jax.random.key(seed))
     params = stage.init(init_rng)
+    given = flatten(given)
+    params = unflatten({path: _filled(leaf, given.get(path)) for path, leaf in flatten(params).items()})
     trainable, _ = split(params, stage.trainable)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -59,6 +64,13 @@ def _new_state(stage: Stage, optimizer: optax.GradientTransformation, config: Op
     )
 
 
+def _filled(leaf: Any, value: jax.Array | None) -> Any:
+    """A leaf, or its box, with `value` where there is one."""
+    if value is None:
+        return leaf
+    return leaf.replace_boxed(value) if isinstance(leaf, nn.meta.AxisMetadata) else value
+
+
 def abstract_state(
     stage: Stage, optimizer: optax.GradientTransformation, *, config: OptimizerConfig, mesh: Mesh
 ) -> TrainState:
@@ -67,7 +79,7 @@ def abstract_state(
     Raises:
       UserError: a pattern of `stage.trainable` that matches no parameter.
     """
-    boxed = jax.eval_shape(lambda: _new_state(stage, optimizer, config, 0))
+    boxed = jax.eval_shape(lambda: _new_state(stage, optimizer, config, 0, {}))
     for pattern in stage.trainable:
         if not flatten(split(boxed.params, (pattern,))[0]):
             parts = ", ".join(boxed.params)
@@ -80,15 +92,26 @@ def abstract_state(
 
 
 def create_state(
-    stage: Stage, optimizer: optax.GradientTransformation, *, config: OptimizerConfig, mesh: Mesh, seed: int
+    stage: Stage,
+    optimizer: optax.GradientTransformation,
+    *,
+    config: OptimizerConfig,
+    mesh: Mesh,
+    seed: int,
+    given: Tree | None = None,
 ) -> TrainState:
-    """The state of step 0, each array made in its shards (never whole on one device)."""
+    """The state of step 0, each array made in its shards (never whole on one device).
+
+    Parameters in `given` (consumed) are taken as they are; the others are drawn. What is not drawn is not compiled
+    either: half a minute for a U-Net.
+    """
     abstract = abstract_state(stage, optimizer, config=config, mesh=mesh)
     create = jax.jit(
-        lambda: unbox(_new_state(stage, optimizer, config, seed)),
+        lambda given: unbox(_new_state(stage, optimizer, config, seed, given)),
         out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
+        donate_argnums=0,
     )
-    return create()
+    return create(given or {})
 
 
 def describe(state: TrainState, *, mesh: Mesh) -> list[str]:

@@ -82,6 +82,23 @@ def test_state_is_made_in_its_shards():
         assert {shard.data.size * 8 for shard in array.addressable_shards} == {array.size}
 
 
+def test_given_parameters_are_not_drawn_and_the_others_are_as_ever():
+    config = dataclasses.replace(CONFIG, ema_decay=0.9)
+    mesh = make_mesh(MeshConfig(1, 4, 2))
+    stage, optimizer = ToyStage(), make_optimizer(config, steps=10)
+    with jax.set_mesh(mesh):
+        drawn = create_state(stage, optimizer, config=config, mesh=mesh, seed=0)
+        kernel = drawn.params["tower"]["kernel"]
+        given = {"tower": {"kernel": jax.device_put(jnp.ones_like(kernel), kernel.sharding)}}
+        state = create_state(stage, optimizer, config=config, mesh=mesh, seed=0, given=given)
+    wanted = flatten(drawn.params) | {"tower/kernel": np.ones(kernel.shape)}
+    for tree in (state.params, state.ema):
+        assert jax.tree.structure(tree) == jax.tree.structure(drawn.params)
+        for path, value in flatten(tree).items():
+            np.testing.assert_array_equal(value, wanted[path], err_msg=path)
+    assert state.params["tower"]["kernel"].sharding == kernel.sharding
+
+
 def test_frozen_parameters_have_no_optimizer_state_and_do_not_move():
     stage = ToyStage(trainable=(r"^head/",))
     before, _, _ = run(stage, steps=0)
