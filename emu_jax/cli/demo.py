@@ -62,7 +62,7 @@ class Scale:
 FULL = Scale(WORLD, steps={}, examples=10_000, scenes=256, pictures=128)
 FAST = Scale(
     WORLD.scaled(0.02),
-    steps={"captions": 30, "pretrain": 20, "vae": 30, "unet": 30},
+    steps={"captions": 10, "pretrain": 10, "vae": 10, "unet": 10},
     examples=200,
     scenes=16,
     pictures=8,
@@ -128,7 +128,7 @@ class Demo:
         """One run of configs/demo.py in a process of its own, as a user would start it."""
         if run in self.scale.steps:
             overrides["train.steps"] = self.scale.steps[run]
-            overrides["train.log_every"] = 10
+            overrides["train.log_every"] = 5
         self.command(
             "train",
             f"--config={CONFIG}:{run},{self.workdir}",
