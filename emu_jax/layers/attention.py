@@ -37,13 +37,19 @@ def dot_product_attention(
     part = _queries_at_once(length, key.shape[1])
     if mask is None and bias is None and part is not None:
         return _by_queries(query, key, value, scale=scale, part=part).reshape(batch, length, heads, head_dim)
-    logits = scale * jnp.einsum("BTKGH,BSKH->BKGTS", query, key, preferred_element_type=jnp.float32)
+    # Heads before places, as a cache holds them: XLA on CPUs then turns none of the large operands of a product.
+    query, key, value = query.transpose(0, 2, 3, 1, 4), key.swapaxes(1, 2), value.swapaxes(1, 2)
+    grouped = query.shape[:-1]
+    query = query.reshape(batch, kv_heads, -1, head_dim)
+    logits = scale * jnp.einsum("BKQH,BKSH->BKQS", query, key, preferred_element_type=jnp.float32)
+    logits = logits.reshape(*grouped, -1)
     if bias is not None:
         logits += bias.reshape(bias.shape[0], kv_heads, heads // kv_heads, *bias.shape[2:])
     if mask is not None:
         logits = jnp.where(mask[:, None, None], logits, _MASKED)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, value).reshape(batch, length, heads, head_dim)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype).reshape(batch, kv_heads, -1, key.shape[2])
+    out = jnp.einsum("BKQS,BKSH->BKQH", weights, value).reshape(*grouped, head_dim)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim)
 
 
 def _queries_at_once(length: int, keys: int) -> int | None:
