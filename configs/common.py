@@ -14,7 +14,7 @@ from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.errors import UserError
 from emu_jax.layers.kept import ATTENTION_OUT, CONTEXT, NAMES
 from emu_jax.models.presets import PRESETS
-from emu_jax.training.chips import ChipConfig
+from emu_jax.training.chips import SPARSE_CORE_COLLECTIVES, ChipConfig
 from emu_jax.training.config import TrainConfig
 from emu_jax.training.jobs import VAERun, VisualDecoderRun
 from emu_jax.training.run import CAPTION_WARMUP, INSTRUCT, RunConfig
@@ -146,15 +146,22 @@ def visual_decoder(
 
 
 def chips() -> tuple[ConfigDict, ...]:
-    """What the 14B's layers keep for the backward pass, by experiments/records: the decoder's first.
+    """What the 14B's layers keep for the backward pass, and what its compiler is told, by experiments/records.
 
-    v5e has room for some of the vision encoder's, but then gathers no longer fit beside the products that hide them.
+    The decoder's come first. v5e has room for some of the vision encoder's, but then gathers no longer fit beside the
+    products that hide them.
     """
     return tuple(
         fields_of(ChipConfig(**one))
         for one in (
             {"name": "v5e", "decoder": NAMES},
-            {"name": "v5p", "decoder": NAMES, "vision": NAMES, "causal_former": NAMES},
+            {
+                "name": "v5p",
+                "decoder": NAMES,
+                "vision": NAMES,
+                "causal_former": NAMES,
+                "compiler_options": SPARSE_CORE_COLLECTIVES,
+            },
             {"name": "v6e", "decoder": NAMES, "vision": NAMES, "causal_former": NAMES},
             {"name": "v4", "decoder": NAMES, "vision": (CONTEXT, ATTENTION_OUT)},
         )

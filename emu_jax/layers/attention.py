@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 from jax.ad_checkpoint import checkpoint_name
 
+from emu_jax.layers.apart import gradient_written, written
 from emu_jax.layers.fused_attention import fused_attention
 from emu_jax.layers.kept import ATTENTION_OUT, CONTEXT, QKV
 from emu_jax.layers.linear import DenseGeneral, LoraConfig, lecun_normal
@@ -167,6 +168,6 @@ class Attention(nn.Module):
         project_out = DenseGeneral(
             (x.shape[-1],), (axes.HEADS, axes.KV), (axes.EMBED,), use_bias=self.out_bias, name="out", **kinds
         )
-        out = project_out(out, deterministic=deterministic)
+        out = project_out(gradient_written(out), deterministic=deterministic)
         out = logical_constraint(out, (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_EMBED))
-        return checkpoint_name(out, ATTENTION_OUT), cache
+        return written(checkpoint_name(out, ATTENTION_OUT)), cache

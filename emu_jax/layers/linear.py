@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
+from emu_jax.layers.apart import activated_product
 from emu_jax.sharding import axes
 
 # Standard deviation 1/sqrt(fan_in), fan_in counted over all input dimensions by `DenseGeneral`.
@@ -50,13 +52,16 @@ class DenseGeneral(nn.Module):
         y = self._product(x, kernel, inputs)
         if self.lora is not None:
             y += self._low_rank(x, inputs, self.lora, deterministic)
-        if self.use_bias:
-            init = nn.with_logical_partitioning(nn.initializers.zeros, self.out_axes)
-            y += jnp.asarray(self.param("bias", init, self.features, self.param_dtype), self.dtype)
-        return y
+        return self._with_bias(y)
 
     def _product(self, x: jax.Array, kernel: jax.Array, inputs: tuple[int, ...]) -> jax.Array:
         return _contract(x, kernel, len(inputs))
+
+    def _with_bias(self, y: jax.Array) -> jax.Array:
+        if not self.use_bias:
+            return y
+        init = nn.with_logical_partitioning(nn.initializers.zeros, self.out_axes)
+        return y + jnp.asarray(self.param("bias", init, self.features, self.param_dtype), self.dtype)
 
     def _low_rank(self, x: jax.Array, inputs: tuple[int, ...], lora: LoraConfig, deterministic: bool) -> jax.Array:
         rank = (lora.rank,)
@@ -73,6 +78,18 @@ class DenseGeneral(nn.Module):
 
         boxed = nn.with_logical_partitioning(flat_init, names)
         return jnp.asarray(self.param(name, boxed, (*inputs, *outputs), self.param_dtype), self.dtype)
+
+
+class Activated(DenseGeneral):
+    """`activation` of one or several inputs, and its product with the kernel, as `layers/apart.py` has it."""
+
+    activation: Callable[..., jax.Array] = nn.relu
+
+    @nn.compact
+    def __call__(self, *inputs: jax.Array) -> jax.Array:
+        width = inputs[0].shape[-1:]
+        kernel = self._kernel("kernel", width, self.features, self.in_axes + self.out_axes, self.kernel_init)
+        return self._with_bias(activated_product(self.activation, inputs, kernel))
 
 
 class IntoHeads(DenseGeneral):

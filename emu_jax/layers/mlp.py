@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jax.ad_checkpoint import checkpoint_name
 
+from emu_jax.layers.apart import written
 from emu_jax.layers.kept import GATE, UP
-from emu_jax.layers.linear import DenseGeneral
+from emu_jax.layers.linear import Activated, DenseGeneral
 from emu_jax.sharding import axes
 from emu_jax.sharding.specs import logical_constraint
 
@@ -31,10 +32,16 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array, *, deterministic: bool = True) -> jax.Array:
         kinds = {"use_bias": self.use_bias, "dtype": self.dtype, "param_dtype": self.param_dtype}
         up = DenseGeneral((self.mlp_dim,), (axes.EMBED,), (axes.MLP,), name="up", **kinds)(x)
-        hidden = self.activation(checkpoint_name(up, UP))
-        hidden = nn.Dropout(self.dropout)(logical_constraint(hidden, _HIDDEN), deterministic=deterministic)
-        out = DenseGeneral((x.shape[-1],), (axes.MLP,), (axes.EMBED,), name="down", **kinds)(hidden)
-        return logical_constraint(out, _RESIDUAL)
+        up = checkpoint_name(up, UP)
+        features, names = (x.shape[-1],), ((axes.MLP,), (axes.EMBED,))
+        if self.dropout and not deterministic:
+            hidden = logical_constraint(self.activation(up), _HIDDEN)
+            hidden = nn.Dropout(self.dropout)(hidden, deterministic=False)
+            out = DenseGeneral(features, *names, name="down", **kinds)(hidden)
+        else:
+            activation = lambda up: logical_constraint(self.activation(up), _HIDDEN)
+            out = Activated(features, *names, activation=activation, name="down", **kinds)(up)
+        return written(logical_constraint(out, _RESIDUAL))
 
 
 class GatedMlp(nn.Module):
@@ -50,6 +57,8 @@ class GatedMlp(nn.Module):
         gate = DenseGeneral((self.mlp_dim,), (axes.EMBED,), (axes.MLP,), name="gate", **kinds)(x)
         up = DenseGeneral((self.mlp_dim,), (axes.EMBED,), (axes.MLP,), name="up", **kinds)(x)
         gate, up = checkpoint_name(gate, GATE), checkpoint_name(up, UP)
-        hidden = logical_constraint(nn.silu(gate) * up, _HIDDEN)
-        out = DenseGeneral((x.shape[-1],), (axes.MLP,), (axes.EMBED,), name="down", **kinds)(hidden)
-        return logical_constraint(out, _RESIDUAL)
+        activation = lambda gate, up: logical_constraint(nn.silu(gate) * up, _HIDDEN)
+        out = Activated((x.shape[-1],), (axes.MLP,), (axes.EMBED,), activation=activation, name="down", **kinds)(
+            gate, up
+        )
+        return written(logical_constraint(out, _RESIDUAL))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from emu_jax.layers.apart import written
 from emu_jax.layers.attention import dot_product_attention
 from emu_jax.layers.fused_attention import fused_attention, on_tpu
 from emu_jax.layers.kept import ATTENTION_OUT, CONTEXT, QKV
@@ -61,7 +62,7 @@ class EvaAttention(nn.Module):
         else:
             out = checkpoint_name(dot_product_attention(query, key, value, scale=scale), CONTEXT)
         project = OutOfHeads((width,), (axes.HEADS, axes.KV), (axes.EMBED,), use_bias=True, name="out", **kinds)
-        return checkpoint_name(project(out), ATTENTION_OUT)
+        return written(checkpoint_name(project(out), ATTENTION_OUT))
 
 
 class EvaBlock(nn.Module):

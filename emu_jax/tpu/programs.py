@@ -36,7 +36,7 @@ def train_step(config: Any, load: Load) -> Program:
     images = math.prod(spec["images"].shape[:2]) if "images" in spec else next(iter(spec.values())).shape[0]
 
     def compile_for(mesh: Mesh) -> jax.stages.Compiled:
-        stage, _ = _stage(config, device_kind=mesh.devices.flat[0].device_kind)
+        stage, train = _stage(config, device_kind=mesh.devices.flat[0].device_kind)
         optimizer = make_optimizer(train.optimizer, steps=train.steps)
         state = abstract_state(stage, optimizer, config=train.optimizer, mesh=mesh)
         return compile_train_step(train, stage=stage, state=state, mesh=mesh)

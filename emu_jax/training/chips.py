@@ -19,21 +19,37 @@ def generation(device_kind: str) -> str | None:
     return next((name for part, name in _GENERATIONS if part in device_kind), None)
 
 
+# Sums of gradients and one-dimensional gathers on the SparseCores, beside the products: without them a v5p waits for
+# each (experiments/records/compile_v5p.md). Of Google's recipe for v5p, AI-Hypercomputer/tpu-recipes on GitHub,
+# training/v5p/DeepSeek3-671B-MaxText, less what is there for profiles and what libtpu no longer knows.
+SPARSE_CORE_COLLECTIVES = (
+    "xla_tpu_enable_sparse_core_collective_offload_all_gather=true",
+    "xla_tpu_enable_sparse_core_collective_offload_all_reduce=true",
+    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter=true",
+    # What the three above want: arrays laid out as the TensorCore has them, and one SparseCore program for a chip.
+    "xla_tpu_use_tc_device_shape_on_sc=true",
+    "xla_sc_enable_instruction_fusion=false",
+    "xla_sc_disable_megacore_partitioning=true",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class ChipConfig:
-    """How much a layer keeps for the backward pass, by the memory that a chip has.
+    """How much a layer keeps for the backward pass, by the memory that a chip has, and what its compiler is told.
 
     Attributes:
       name: of the generation, such as "v5e".
       vision: takes the place of `model.vision.kept`, which holds on any other chip.
       causal_former: likewise.
       decoder: likewise.
+      compiler_options: stand before `train.compiler_options`.
     """
 
     name: str
     vision: tuple[str, ...] = ()
     causal_former: tuple[str, ...] = ()
     decoder: tuple[str, ...] = ()
+    compiler_options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for kept in (self.vision, self.causal_former, self.decoder):

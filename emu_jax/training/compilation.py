@@ -15,13 +15,13 @@ def compile_train_step(config: TrainConfig, *, stage: Stage, state: TrainState, 
     """Compiles the step ahead of its first call: it is traced once, and a second shape would be an error.
 
     Args:
-      config: length, optimizer and microbatches of the run.
+      config: length, optimizer, microbatches and compiler options of the run.
       stage: what is trained.
       state: arrays, or shapes that carry their shardings.
       mesh: the one that `jax.set_mesh` was given.
 
     Raises:
-      UserError: the rows of a batch do not divide into the microbatches.
+      UserError: the rows of a batch do not divide into the microbatches, or the compiler knows no such option.
     """
     spec = stage.batch_spec()
     rows = next(iter(spec.values())).shape[0]
@@ -33,4 +33,13 @@ def compile_train_step(config: TrainConfig, *, stage: Stage, state: TrainState, 
     shardings = jax.tree.map(lambda x: x.sharding, state)
     replicated = NamedSharding(mesh, PartitionSpec())
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
-    return jitted.lower(state, batch).compile()
+    lowered = jitted.lower(state, batch)
+    words = {"true": True, "false": False}  # XLA reads "True" alone
+    pairs = (option.split("=", 1) for option in config.compiler_options)
+    options = {name: words.get(value, value) for name, value in pairs}
+    try:
+        return lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        if "compile option" not in str(error):
+            raise
+        raise UserError(f"train.compiler_options: {error}") from None

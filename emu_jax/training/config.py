@@ -107,6 +107,7 @@ class TrainConfig:
       collapse_rank: it warns as well when their effective rank falls below this.
       run_ahead: steps that may be on their way to the device before the oldest has finished.
       profile: write an XLA profile of steps 10 to 13 of this process under WORKDIR/profile.
+      compiler_options: of XLA for the train step, as in "xla_tpu_rwb_fusion=false"; the last of a name counts.
       wandb: project on Weights & Biases that the metrics go to as well; None for none.
     """
 
@@ -124,9 +125,13 @@ class TrainConfig:
     collapse_rank: float = 1.5
     run_ahead: int = 2
     profile: bool = False
+    compiler_options: tuple[str, ...] = ()
     wandb: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulation", "log_every", "max_skipped_in_row", "run_ahead"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} must be at least 1, not {getattr(self, name)}.")
+        for option in self.compiler_options:
+            if not all(option.partition("=")):
+                raise UserError(f"train.compiler_options are as in 'xla_tpu_rwb_fusion=false', not {option!r}.")

@@ -90,7 +90,9 @@ def on_chip(run: RunConfig, *, device_kind: str) -> RunConfig:
         return run
     parts = {name: getattr(run.model, name) for name in ("vision", "causal_former", "decoder")}
     parts = {name: dataclasses.replace(part, kept=getattr(chip, name)) for name, part in parts.items()}
-    return dataclasses.replace(run, model=dataclasses.replace(run.model, **parts))
+    options = chip.compiler_options + run.train.compiler_options
+    train = dataclasses.replace(run.train, compiler_options=options)
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, **parts), train=train)
 
 
 def make_stage(run: RunConfig, *, image_token_id: int) -> Stage:

@@ -16,6 +16,7 @@ from emu_jax.errors import UserError
 from emu_jax.layers.kept import NAMES
 from emu_jax.sharding.mesh import make_mesh
 from emu_jax.sharding.specs import unbox
+from emu_jax.training.chips import SPARSE_CORE_COLLECTIVES
 from emu_jax.training.jobs import JOBS, VAERun, VisualDecoderRun
 from emu_jax.training.optimizer import make_optimizer, make_schedule
 from emu_jax.training.partition import flatten, split
@@ -93,6 +94,13 @@ def test_scratch_sizes_are_what_they_are_called(name, millions):
 def test_what_the_14b_keeps_goes_by_the_chip(device_kind, vision, decoder):
     model = on_chip(read_run_config(load("pretrain_14b")), device_kind=device_kind).model
     assert (model.vision.kept, model.decoder.kept) == (vision, decoder)
+
+
+def test_what_the_compiler_is_told_goes_by_the_chip_and_the_users_word_is_last():
+    run = read_run_config(load("pretrain_14b"))
+    run = dataclasses.replace(run, train=dataclasses.replace(run.train, compiler_options=("xla_a=1",)))
+    assert on_chip(run, device_kind="cpu").train.compiler_options == ("xla_a=1",)
+    assert on_chip(run, device_kind="TPU v5").train.compiler_options == (*SPARSE_CORE_COLLECTIVES, "xla_a=1")
 
 
 def test_only_the_low_rank_factors_train_in_instruction_tuning():

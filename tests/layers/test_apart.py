@@ -1,0 +1,69 @@
+"""What is held apart for a TPU's compiler is the same arithmetic, to the rounding of the compute type."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emu_jax.layers import apart
+from emu_jax.layers.kept import NAMES
+from emu_jax.layers.masks import packed_causal_mask
+from emu_jax.layers.stack import Remat
+from emu_jax.models.config import DecoderConfig, VisionConfig
+from emu_jax.models.eva_clip import EvaVisionTransformer
+from emu_jax.models.llama import LlamaDecoder
+
+DECODER = DecoderConfig(vocab_size=32, width=32, num_layers=2, num_heads=2, num_kv_heads=2, mlp_dim=64)
+VISION = VisionConfig(image_size=8, patch_size=4, width=32, num_layers=2, num_heads=2, mlp_dim=64)
+
+
+def decoder(dtype):
+    config = dataclasses.replace(DECODER, remat=Remat.FULL, kept=NAMES)
+    x = jax.random.normal(jax.random.key(0), (2, 6, 32), dtype)
+    positions = jnp.broadcast_to(jnp.arange(6), (2, 6))
+    mask = packed_causal_mask(jnp.ones((2, 6), jnp.int32))
+    model = LlamaDecoder(config, dtype=dtype)
+    return model, lambda params: model.apply(params, x, positions=positions, mask=mask)[0], (x, positions, mask)
+
+
+def vision(dtype):
+    config = dataclasses.replace(VISION, remat=Remat.FULL, kept=NAMES)
+    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    model = EvaVisionTransformer(config, dtype=dtype)
+    return model, lambda params: model.apply(params, images), (images,)
+
+
+def value_and_gradients(part, dtype):
+    model, apply, inputs = part(dtype)
+    if part is decoder:
+        x, positions, mask = inputs
+        params = nn.meta.unbox(model.init(jax.random.key(1), x, positions=positions, mask=mask))
+    else:
+        params = nn.meta.unbox(model.init(jax.random.key(1), *inputs))
+    weights = jax.random.normal(jax.random.key(2), jax.eval_shape(apply, params).shape)
+    return jax.jit(jax.value_and_grad(lambda p: jnp.sum(apply(p).astype(jnp.float32) * weights)))(params)
+
+
+@pytest.mark.parametrize("part", [decoder, vision])
+@pytest.mark.parametrize(("dtype", "rounding"), [("float32", 2e-6), ("bfloat16", 2e-2)])
+def test_loss_and_gradients_are_the_plain_ones(part, dtype, rounding, monkeypatch):
+    plain_value, plain = value_and_gradients(part, dtype)
+    monkeypatch.setattr(apart, "on_tpu", lambda: True)
+    value, held_apart = value_and_gradients(part, dtype)
+    np.testing.assert_allclose(value, plain_value, rtol=rounding, atol=rounding)
+    for ours, theirs in zip(jax.tree.leaves(held_apart), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=rounding * np.abs(theirs).max())
+
+
+def test_an_activation_is_written_once_in_each_pass_and_so_are_its_gradients(monkeypatch):
+    def run(gate, up, kernel):
+        return jnp.sum(apart.activated_product(lambda gate, up: nn.silu(gate) * up, (gate, up), kernel))
+
+    inputs = (jnp.ones((3, 4)), jnp.ones((3, 4)), jnp.ones((4, 2)))
+    count = lambda: str(jax.make_jaxpr(jax.grad(run, argnums=(0, 1, 2)))(*inputs)).count("optimization_barrier")
+    assert count() == 0
+    monkeypatch.setattr(apart, "on_tpu", lambda: True)
+    assert count() == 4  # inputs, activation; its gradient; activation with the inputs' gradients
