@@ -92,6 +92,7 @@ class _Clock:
         self._pending: dict[str, float] = {}
         self._link_free = 0.0
         self._begun: set[tuple[str, str]] = set()
+        self._starts: dict[str, Computation] = {}
 
     def run(self, computation: Computation, times: float) -> None:
         """Moves the clock past one run of `computation`; what is counted is counted `times` over."""
@@ -108,10 +109,11 @@ class _Clock:
             elif opcode == "custom-call":
                 self._kernel(instruction, computation, times)
             elif opcode.endswith("-start") and (inner := self.module.called(instruction, "calls")) is not None:
-                for found in _collectives(self.module, inner):
-                    self._collective(found, instruction.name, times, background=True, scatters=_scatters(inner))
-            elif opcode.endswith("-update"):  # between a start and its end on a core of its own
-                self._pending[instruction.name] = self._pending.pop(instruction.operands[0], 0.0)
+                self._starts[instruction.name] = inner
+                if instruction.operands:
+                    self._begin(instruction.name, instruction.name, times)
+            elif opcode.endswith("-update"):  # a core of its own, started before its data are there, is given them
+                self._begin(instruction.operands[0], instruction.name, times)
             elif opcode.endswith("-done"):
                 self._wait(instruction.operands[0])
             elif opcode not in _FREE:
@@ -189,6 +191,14 @@ class _Clock:
         else:
             self.now += measured.seconds
 
+    def _begin(self, start: str, key: str, times: float) -> None:
+        """Collectives of the instruction `start` begin, if they have not; who waits for them waits for `key`."""
+        inner = self._starts.pop(start, None)
+        for found in _collectives(self.module, inner):
+            self._collective(found, key, times, background=True, scatters=inner is not None and _scatters(inner))
+        if start in self._pending and start != key:
+            self._pending[key] = self._pending.pop(start)
+
     def _kernel(self, instruction: Instruction, computation: Computation, times: float) -> None:
         if 'custom_call_target="tpu_custom_call"' not in instruction.attributes:
             return
@@ -223,11 +233,12 @@ def _cycles(module: Module, instruction: Instruction) -> float | None:
 def _inside(module: Module, computation: Computation | None) -> Iterator[Instruction]:
     for instruction in computation or ():
         yield instruction
-        if instruction.opcode in ("fusion", "async-start", "call-start", "call"):
-            yield from _inside(module, module.called(instruction, "calls") or module.called(instruction, "to_apply"))
+        if instruction.opcode in ("fusion", "async-start", "call-start", "call", "custom-call"):
+            roles = ("calls", "to_apply", "called_computations")
+            yield from _inside(module, next((c for role in roles if (c := module.called(instruction, role))), None))
 
 
-def _collectives(module: Module, computation: Computation) -> Iterator[Instruction]:
+def _collectives(module: Module, computation: Computation | None) -> Iterator[Instruction]:
     return (i for i in _inside(module, computation) if kind_of(i) is not None)
 
 

@@ -51,8 +51,8 @@ class Instruction:
     is_root: bool
 
     def called(self, role: str) -> str | None:
-        """The computation that `role=%...` names: `calls`, `body`, `condition`, `to_apply`."""
-        match = re.search(rf"\b{role}=%?([\w.\-<>]+)", self.attributes)
+        """The computation that `role=%...` names, the first of several: `calls`, `body`, `condition`, `to_apply`."""
+        match = re.search(rf"\b{role}=\{{?%?([\w.\-<>]+)", self.attributes)
         return match.group(1) if match else None
 
     def hbm_bytes(self) -> float:

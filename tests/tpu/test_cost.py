@@ -106,6 +106,45 @@ def test_the_whole_program_by_hand(network):
     assert cost.unknown_loops == []
 
 
+def test_a_collective_on_a_core_of_its_own_begins_when_it_is_given_its_data(network):
+    """As libtpu writes those of SparseCores: the start is without data, which come by the update."""
+    text = """\
+HloModule m, is_scheduled=true
+%fused_product (param_0: bf16[512,1024], param_1: bf16[1024,1024]) -> bf16[512,1024] {
+  %param_0 = bf16[512,1024]{1,0} parameter(0)
+  %param_1 = bf16[1024,1024]{1,0} parameter(1)
+  ROOT %product = bf16[512,1024]{1,0} convolution(%param_0, %param_1), dim_labels=bf_io->bf
+}
+%moved (p: bf16[1024,1024]) -> bf16[1024,1024] {
+  %p = bf16[1024,1024]{1,0} parameter(0)
+  ROOT %sum = bf16[1024,1024]{1,0} all-reduce(%p), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
+}
+%offloaded (q: bf16[1024,1024]) -> bf16[1024,1024] {
+  %q = bf16[1024,1024]{1,0} parameter(0)
+  ROOT %c = bf16[1024,1024]{1,0} custom-call(%q), custom_call_target="Core", called_computations={%moved}
+}
+ENTRY %main (x: bf16[512,1024], weights: bf16[1024,1024]) -> bf16[1024,1024] {
+  %x = bf16[512,1024]{1,0} parameter(0)
+  %weights = bf16[1024,1024]{1,0} parameter(1)
+  %start = ((), (), s32[8]{0}) async-start(), async_execution_thread="sparsecore", calls=%offloaded
+  FIRST
+  %given = ((bf16[1024,1024]{1,0}), bf16[1024,1024]{1,0}, s32[8]{0}) async-update(%start, %weights)
+  LAST
+  ROOT %summed = bf16[1024,1024]{1,0} async-done(%given)
+}
+"""
+    product = "%y = bf16[512,1024]{1,0} fusion(%x, %weights), kind=kOutput, calls=%fused_product"
+    chip = CHIPS["v5e"]
+    moving = 2 * (2 * 1024 * 1024) * 3 / 4 / chip.link
+    working = 4 * 1024 * 1024 / (chip.bandwidth * 0.8)  # without cycles, by its bytes
+    for first, last, seconds in ((product, "", working + moving), ("", product, moving)):
+        written = text.replace("FIRST", first).replace("LAST", last)
+        cost = estimate(written, generation="v5e", chip=chip, network=network)
+        assert cost.compute_seconds == pytest.approx(working)
+        assert cost.seconds == pytest.approx(seconds)
+        assert [(use.kind, use.overlapped) for use in cost.collectives] == [("all-reduce", True)]
+
+
 def test_the_largest_temporaries_tell_their_line():
     found = largest_temporaries(PROGRAM, count=2)
     assert [one.shape for one in found] == ["bf16[4096,1024]", "bf16[1024,1024]"]
