@@ -108,7 +108,7 @@ class _Clock:
                 self._collective(instruction, instruction.name, times, background=opcode.endswith("-start"))
             elif opcode == "custom-call":
                 self._kernel(instruction, computation, times)
-            elif opcode.endswith("-start") and (inner := self.module.called(instruction, "calls")) is not None:
+            elif opcode.endswith("-start") and (inner := _called(self.module, instruction)) is not None:
                 self._starts[instruction.name] = inner
                 if instruction.operands:
                     self._begin(instruction.name, instruction.name, times)
@@ -234,8 +234,12 @@ def _inside(module: Module, computation: Computation | None) -> Iterator[Instruc
     for instruction in computation or ():
         yield instruction
         if instruction.opcode in ("fusion", "async-start", "call-start", "call", "custom-call"):
-            roles = ("calls", "to_apply", "called_computations")
-            yield from _inside(module, next((c for role in roles if (c := module.called(instruction, role))), None))
+            yield from _inside(module, _called(module, instruction))
+
+
+def _called(module: Module, instruction: Instruction) -> Computation | None:
+    found = (module.called(instruction, role) for role in ("calls", "to_apply", "called_computations"))
+    return next((computation for computation in found if computation is not None), None)
 
 
 def _collectives(module: Module, computation: Computation | None) -> Iterator[Instruction]:

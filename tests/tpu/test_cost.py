@@ -1,5 +1,6 @@
 """Reading a compiled program, on one small enough to reckon by hand."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +127,7 @@ HloModule m, is_scheduled=true
 ENTRY %main (x: bf16[512,1024], weights: bf16[1024,1024]) -> bf16[1024,1024] {
   %x = bf16[512,1024]{1,0} parameter(0)
   %weights = bf16[1024,1024]{1,0} parameter(1)
-  %start = ((), (), s32[8]{0}) async-start(), async_execution_thread="sparsecore", calls=%offloaded
+  %start = ((), (), s32[8]{0}) STARTS
   FIRST
   %given = ((bf16[1024,1024]{1,0}), bf16[1024,1024]{1,0}, s32[8]{0}) async-update(%start, %weights)
   LAST
@@ -137,8 +138,13 @@ ENTRY %main (x: bf16[512,1024], weights: bf16[1024,1024]) -> bf16[1024,1024] {
     chip = CHIPS["v5e"]
     moving = 2 * (2 * 1024 * 1024) * 3 / 4 / chip.link
     working = 4 * 1024 * 1024 / (chip.bandwidth * 0.8)  # without cycles, by its bytes
-    for first, last, seconds in ((product, "", working + moving), ("", product, moving)):
-        written = text.replace("FIRST", first).replace("LAST", last)
+    starts = (
+        "async-start(), calls=%offloaded",
+        'custom-call-start(), custom_call_target="C", called_computations={%moved}',
+    )
+    orders = ((product, "", working + moving), ("", product, moving))
+    for start, (first, last, seconds) in itertools.product(starts, orders):
+        written = text.replace("STARTS", start).replace("FIRST", first).replace("LAST", last)
         cost = estimate(written, generation="v5e", chip=chip, network=network)
         assert cost.compute_seconds == pytest.approx(working)
         assert cost.seconds == pytest.approx(seconds)
