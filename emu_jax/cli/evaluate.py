@@ -63,6 +63,8 @@ def main(argv: list[str]) -> None:
 
 def run(emu: EmuPipeline, settings: Settings, how: dict[str, object]) -> Evaluation:
     """The evaluation beside an untrained model of the same sizes, with a bar on stderr."""
+    settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, settings.num_scenes))
+    how = {"batch_size": min(DiffusionPainter.batch_size, settings.num_pictures)} | how
     both = [emu, untrained_like(emu, seed=settings.seed)]
     models, untrained = (
         Models(one, DiffusionPainter(one, **how) if one.has_visual_decoder else None)  # type: ignore[arg-type]
