@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from emu_jax.checkpoints.fingerprint import differing, fingerprints
+from emu_jax.checkpoints.fingerprint import _sum_on_devices, differing, fingerprints
 from emu_jax.sharding.mesh import MeshConfig, make_mesh
 
 
@@ -28,6 +28,7 @@ def test_it_is_the_same_on_a_mesh(dtype):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     cut = jax.device_put(x, NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "tensor")))
     assert fingerprints({"x": cut}) == fingerprints({"x": x})
+    assert int(_sum_on_devices(cut)) == fingerprints({"x": x})["['x']"][1]  # as on accelerators
     assert fingerprints({"x": x})["['x']"][1] != 0
 
 
