@@ -29,7 +29,7 @@ def differing(found: Fingerprints, saved: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _sum(leaf: jax.Array) -> jax.Array | np.ndarray:
+def _sum(leaf: jax.Array) -> jax.Array | np.uint32:
     """On the devices; by NumPy where they are this host's CPU, which needs no program for each shape."""
     if leaf.is_fully_addressable and all(device.platform == "cpu" for device in leaf.devices()):
         host = np.asarray(leaf)

@@ -63,7 +63,8 @@ class Scale:
 
 
 FULL = Scale(WORLD, overrides={}, examples=10_000, scenes=256, pictures=128, sampler_steps=20)
-_FEW: Overrides = {"train.steps": 10, "train.log_every": 5}
+_FEW: Overrides = {"train.steps": 6, "train.log_every": 3}
+_SHALLOW: Overrides = {"data.batch.batch_size": 4, "model.decoder.num_layers": 1, "model.vision.num_layers": 1}
 _ONE_LEVEL: Overrides = {
     "unet.block_out_channels": "(32,)",
     "unet.down_block_types": "('CrossAttnDownBlock2D',)",
@@ -72,8 +73,8 @@ _ONE_LEVEL: Overrides = {
 FAST = Scale(
     WORLD.scaled(0.02),
     overrides={
-        "captions": _FEW | {"data.batch.batch_size": 4},
-        "pretrain": _FEW | {"data.batch.batch_size": 4},
+        "captions": _FEW | _SHALLOW,
+        "pretrain": _FEW | _SHALLOW,
         "vae": _FEW | {"batch_size": 4} | _ONE_LEVEL,
         "unet": _FEW | {"batch_size": 4},
     },
