@@ -1,6 +1,6 @@
 # From a bare machine with git, make and Python >= 3.11:
 #
-#   make demo      a small Emu, end to end (FAST=1: a little of everything in a few minutes, with poor pictures)
+#   make demo      a small Emu, end to end (FAST=1: a little of everything in three minutes, with poor pictures)
 #   make test      the tests: the quick ones first, then whole commands and training runs
 #   make setup     the environment alone
 #   make parity    our modules against PyTorch's, in an environment of their own (Python 3.11 only)
