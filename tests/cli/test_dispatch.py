@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import types
@@ -125,3 +126,22 @@ def test_the_parser_answers_mistakes_in_one_line_and_keeps_the_docstring(capsys:
         parser.parse_args(["--help"])
     assert end.value.code == 0
     assert "    prepare-data --output=DIR" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's tunables are Linux's")
+@pytest.mark.parametrize("chosen", [None, "glibc.malloc.check=0"])
+def test_a_process_begins_anew_once_with_large_pages_unless_the_user_chose(root: Path, chosen: str | None) -> None:
+    script = """
+from pathlib import Path
+from emu_jax.__main__ import with_large_pages
+print("begun", flush=True)
+with_large_pages()
+print(Path("/proc/self/environ").read_text().replace(chr(0), chr(10)))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    if chosen is not None:
+        environment["GLIBC_TUNABLES"] = chosen
+    ran = subprocess.run([sys.executable, "-c", script], cwd=root, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("begun") == (2 if chosen is None else 1)
+    assert f"GLIBC_TUNABLES={chosen or 'glibc.malloc.hugetlb=1'}" in ran.stdout.splitlines()
