@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from emu_jax.errors import UserError
@@ -31,9 +32,9 @@ def make_schedule(config: OptimizerConfig, *, steps: int) -> Callable[[jax.Array
             cooldown = max(round(config.cooldown_share * steps), 1)
             after = optax.linear_schedule(1.0, config.final_share, cooldown, max(steps - warmup - cooldown, 0))
         case Schedule.PIECEWISE:
-            starts = jnp.asarray(config.boundaries)
-            values = jnp.asarray((1.0, *config.values))
-            after = lambda count: values[jnp.sum(count + warmup >= starts)]
+            # NumPy's: `compile` comes here without a device to put arrays on.
+            starts, values = np.asarray(config.boundaries), np.asarray((1.0, *config.values), np.float32)
+            after = lambda count: jnp.asarray(values)[jnp.sum(count + warmup >= starts)]
     if warmup == 0:
         return after
     # The first step already moves: (step + 1) / warmup, not a step of size 0.
