@@ -18,7 +18,7 @@ from emu_jax.sharding.rules import MESH_AXES
 class MeshConfig:
     """Sizes of the mesh axes within one slice; one of them may be -1, "what is left". Slices multiply `data`.
 
-    Where `data` is what is left, `fsdp` is cut down to the chips that there are.
+    Where `data` is what is left, `tensor` and `fsdp` are cut down to the chips that there are.
     """
 
     data: int = 1
@@ -71,11 +71,12 @@ def _on_torus(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarr
 def _fill(sizes: tuple[int, int, int], count: int) -> tuple[int, ...]:
     """Replaces the -1 in `sizes` so that they multiply to `count`: `(1, -1, 2), 8 -> (1, 4, 2)`.
 
-    `(-1, 128, 1)` is `(1, 64, 1)` for 64 and `(2, 128, 1)` for 256.
+    `(-1, 128, 1)` is `(1, 64, 1)` for 64 and `(2, 128, 1)` for 256; `(-1, 1, 8)` is `(1, 1, 4)` for 4.
     """
     data, fsdp, tensor = sizes
     if data == -1:
-        sizes = (data, min(fsdp, max(count // tensor, 1)), tensor)
+        tensor = min(tensor, count)
+        sizes = (data, min(fsdp, count // tensor), tensor)
     known = math.prod(size for size in sizes if size != -1)
     filled = tuple(count // known if size == -1 else size for size in sizes)
     if sizes.count(-1) > 1 or math.prod(filled) != count:

@@ -29,6 +29,7 @@ def test_every_axis_has_one_name_and_one_rule() -> None:
         (MeshConfig(), (1, 8, 1)),
         (MeshConfig(data=-1, fsdp=2, tensor=2), (2, 2, 2)),
         (MeshConfig(data=-1, fsdp=128, tensor=2), (1, 4, 2)),
+        (MeshConfig(data=-1, fsdp=128, tensor=16), (1, 1, 8)),
         (MeshConfig(data=8, fsdp=1, tensor=1), (8, 1, 1)),
     ],
 )
