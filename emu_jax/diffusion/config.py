@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from emu_jax.config import from_config_dict
 from emu_jax.errors import UserError
 
 CROSS_DOWN, PLAIN_DOWN = "CrossAttnDownBlock2D", "DownBlock2D"
@@ -170,8 +171,8 @@ def _from_diffusers(cls, config: Mapping[str, Any], fixed: Mapping[str, Any], wh
                 f"The {what} in this folder has {key} = {json.dumps(given)}; only {json.dumps(value)} works."
             )
     names = {field.name for field in dataclasses.fields(cls)}
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items() if key in names}
-    return cls(**{key: value for key, value in values.items() if value is not None})
+    values = {key: value for key, value in config.items() if key in names and value is not None}
+    return from_config_dict(cls, values, path=f"The {what}'s config")
 
 
 def _check_groups(what: str, channels: tuple[int, ...], groups: int) -> None:

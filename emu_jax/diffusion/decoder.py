@@ -137,6 +137,9 @@ class VisualDecoder:
           UserError: a size, width of embeddings, number of steps or scale that does not fit.
         """
         check_sampling(sampler=sampler, steps=steps, guidance_scale=guidance_scale)
+        taken, given = self.unet.config.in_channels, self.unet.config.out_channels
+        if taken != given:
+            raise UserError(f"This U-Net takes {taken} channels and gives {given}; to sample, it must give as many.")
         table = sampler_table(Sampler(sampler), self.schedule, steps)
         embeddings = self._embeddings(conditioning, "conditioning")
         noise = self._noise(len(embeddings), seed, height, width) if latents is None else self._latents(latents)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emu_jax.config import from_config_dict
 from emu_jax.errors import UserError
 from emu_jax.typing import Array, Float, Int, typechecked
 
@@ -65,25 +66,17 @@ class NoiseSchedule:
             default = name == "DDIMScheduler" if key == "clip_sample" else works
             if config.get(key, default) != works:
                 raise UserError(f"The scheduler's {key} must be {works}; set it in scheduler/scheduler_config.json.")
-        values: dict[str, Any] = {
-            "num_train_timesteps": config.get("num_train_timesteps", 1000),
-            "beta_start": config.get("beta_start", 0.0001),
-            "beta_end": config.get("beta_end", 0.02),
-            "steps_offset": config.get("steps_offset", 0),
-            "set_alpha_to_one": config.get("set_alpha_to_one", name == "DDIMScheduler"),
+        values = {
+            "beta_start": 0.0001,
+            "beta_end": 0.02,
+            "beta_schedule": "linear",
+            "timestep_spacing": "linspace" if name == "DPMSolverMultistepScheduler" else "leading",
+            "steps_offset": 0,
+            "set_alpha_to_one": name == "DDIMScheduler",
         }
-        spacing = "linspace" if name == "DPMSolverMultistepScheduler" else "leading"
-        for key, kind, default in (
-            ("beta_schedule", Betas, "linear"),
-            ("prediction_type", Prediction, "epsilon"),
-            ("timestep_spacing", Spacing, spacing),
-        ):
-            try:
-                values[key] = kind(config.get(key, default))
-            except ValueError:
-                known = ", ".join(member.value for member in kind)
-                raise UserError(f"The scheduler's {key} must be one of {known}, not {config[key]!r}.") from None
-        return cls(**values)
+        names = {field.name for field in dataclasses.fields(cls)}
+        values |= {key: value for key, value in config.items() if key in names}
+        return from_config_dict(cls, values, path="The scheduler's config")
 
     def to_diffusers(self) -> dict[str, Any]:
         """The `scheduler_config.json` of `diffusers.PNDMScheduler`, the release's."""
@@ -99,6 +92,7 @@ _FIXED: dict[str, Any] = {
     "thresholding": False,
     "rescale_betas_zero_snr": False,
     "use_karras_sigmas": False,
+    "skip_prk_steps": True,
 }
 
 

@@ -1,6 +1,7 @@
 """Bad input to the visual decoder gets one clear line, before anything is compiled."""
 
 import contextlib
+import dataclasses
 import json
 
 import numpy as np
@@ -61,6 +62,12 @@ def test_embeddings_of_another_model():
         DECODER.sample(CONDITIONING, np.zeros((1, 4, WIDTH)))
 
 
+def test_a_unet_that_gives_other_channels_than_it_takes():
+    unet = UNet(dataclasses.replace(UNET, in_channels=9))
+    with pytest.raises(UserError, match="takes 9 channels and gives 4"):
+        dataclasses.replace(DECODER, unet=unet).sample(CONDITIONING, CONDITIONING)
+
+
 def test_other_calls():
     latents = np.zeros((2, 8, 8, 4))
     with pytest.raises(UserError, match="timesteps must be one integer or 2"):
@@ -96,9 +103,11 @@ def test_folders_that_are_none(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prediction_type": "sample"}, "prediction_type must be one of epsilon, v_prediction"),
+        ({"prediction_type": "sample"}, "prediction_type must be one of 'epsilon', 'v_prediction', not 'sample'"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule must be one of"),
         ({"clip_sample": True}, "clip_sample must be False"),
+        ({"skip_prk_steps": False}, "skip_prk_steps must be True"),
+        ({"num_train_timesteps": "1000"}, "num_train_timesteps must be int, not '1000'"),
     ],
 )
 def test_a_schedule_that_is_not_built(change, message):

@@ -109,6 +109,8 @@ def test_configs_survive_diffusers_json():
         ({"norm_num_groups": 7}, "do not divide into norm_num_groups"),
         ({"block_out_channels": [320, 640]}, "one entry per level"),
         ({"attention_head_dim": 7}, "attention heads"),
+        ({"transformer_layers_per_block": [1, 2, 10, 10]}, r"transformer_layers_per_block must be int, not \[1, 2, 10"),
+        ({"sample_size": [64, 96]}, r"sample_size must be int, not \[64, 96\]"),
     ],
 )
 def test_a_unet_that_is_not_built_is_refused(change, message):
