@@ -27,6 +27,7 @@ from emu_jax.diffusion import folder as diffusers_folder
 from emu_jax.diffusion import torch_layout
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.diffusion.decoder import fresh_projections
+from emu_jax.diffusion.schedule import NoiseSchedule
 from emu_jax.errors import UserError
 from emu_jax.layers.linear import LoraConfig
 from emu_jax.models.config import EmuConfig, VisionConfig
@@ -125,8 +126,8 @@ def prepare_import(
 
 
 def is_diffusers_folder(path: Path) -> bool:
-    """Whether this is a folder with a U-Net and an autoencoder in diffusers' layout."""
-    return all((path / part / "config.json").is_file() for part in ("unet", "vae"))
+    """Whether a U-Net or an autoencoder lies here in diffusers' layout, so that the rest of a decoder should too."""
+    return any((path / part / "config.json").is_file() for part in ("unet", "vae"))
 
 
 def holds_emu(path: Path) -> bool:
@@ -155,7 +156,8 @@ def import_visual_decoder(
       seed: of what is new.
 
     Raises:
-      UserError: a tensor is missing, of another shape, or holds NaN; or there is a visual decoder already.
+      UserError: a part or a tensor is missing, of another shape, or holds NaN, or does what is not built here; or
+        there is a visual decoder already.
     """
     target = destination / VISUAL_DECODER
     if target.exists():
@@ -165,6 +167,7 @@ def import_visual_decoder(
     unet = UNetConfig.from_diffusers(diffusers_folder.read_config(source, diffusers_folder.UNET))
     vae = VAEConfig.from_diffusers(diffusers_folder.read_config(source, diffusers_folder.VAE))
     configs = {part: diffusers_folder.read_config(source, part) for part in diffusers_folder.NEEDED}
+    NoiseSchedule.from_diffusers(configs[diffusers_folder.SCHEDULER])  # its error, before any work
     planned = {
         diffusers_folder.UNET: _checked_part(source, diffusers_folder.UNET, torch_layout.unet_table(unet)),
         diffusers_folder.VAE: _checked_part(source, diffusers_folder.VAE, torch_layout.vae_table(vae)),

@@ -28,6 +28,7 @@ CONFIG_NAME = {
 WEIGHTS = "diffusion_pytorch_model"
 _FILES = dict.fromkeys((UNET, VAE), (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.bin"))
 _FILES[SAFETY] = ("model.safetensors", "pytorch_model.bin")
+_VARIANTS = ("", ".fp16", ".bf16")  # `NAME.fp16.safetensors`: what diffusers fetches and saves with variant="fp16"
 
 # How diffusers called the autoencoder's attention before 0.17; SD v1.5's own file still does.
 _LEGACY = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -56,7 +57,7 @@ def is_one(directory: Path) -> bool:
 
 def screens(directory: Path) -> bool:
     """Whether a safety checker's weights lie in `directory`."""
-    return any((directory / SAFETY / name).is_file() for name in _FILES[SAFETY])
+    return _weights(directory, SAFETY) is not None
 
 
 def read_config(directory: Path, part: str) -> dict[str, Any]:
@@ -78,17 +79,16 @@ def read_config(directory: Path, part: str) -> dict[str, Any]:
 
 
 def read_weights(directory: Path, part: str) -> LazyArrays:
-    """The weights of one part: safetensors, or else a `.bin` (which wants torch).
+    """The weights of one part: safetensors, or else a `.bin` (which wants torch); a variant's where there is no other.
 
     Raises:
       UserError: there are none, they cannot be read, or torch is missing for a `.bin`.
     """
-    for name in _FILES[part]:
-        path = directory / part / name
-        if path.is_file():
-            names, load = _read_bin(path) if path.suffix == ".bin" else _read_safetensors(path)
-            return LazyArrays({_current(name): name for name in names}, load)
-    raise UserError(f"{directory / part} holds no weights; {' or '.join(_FILES[part])} must be there.")
+    path = _weights(directory, part)
+    if path is None:
+        raise UserError(f"{directory / part} holds no weights; {' or '.join(_FILES[part])} must be there.")
+    names, load = _read_bin(path) if path.suffix == ".bin" else _read_safetensors(path)
+    return LazyArrays({_current(name): name for name in names}, load)
 
 
 @contextlib.contextmanager
@@ -137,11 +137,23 @@ def copy_decoder(source: Path, target: Path) -> None:
 
 
 def _copy_part(source: Path, target: Path, part: str) -> None:
-    """A config and its weights; of weights in several formats one is enough."""
-    weights = [name for name in _FILES.get(part, ()) if (source / part / name).is_file()][:1]
+    """A config and its weights, which go by their plain name; of weights in several formats one is enough."""
     (target / part).mkdir()
-    for name in (CONFIG_NAME[part], *weights):
-        shutil.copyfile(source / part / name, target / part / name)
+    shutil.copyfile(source / part / CONFIG_NAME[part], target / part / CONFIG_NAME[part])
+    weights = _weights(source, part)
+    if weights is not None:
+        plain = next(name for name in _FILES[part] if name.endswith(weights.suffix))
+        shutil.copyfile(weights, target / part / plain)
+
+
+def _weights(directory: Path, part: str) -> Path | None:
+    """The file with a part's weights: the plain name before a variant's, safetensors before `.bin`."""
+    for variant in _VARIANTS:
+        for name in map(Path, _FILES.get(part, ())):
+            path = directory / part / f"{name.stem}{variant}{name.suffix}"
+            if path.is_file():
+                return path
+    return None
 
 
 def _current(name: str) -> str:

@@ -11,7 +11,7 @@ from emu_jax.__main__ import main
 from emu_jax.checkpoints.model_directory import load_model
 from emu_jax.checkpoints.torch_files import open_tensors
 from emu_jax.diffusion.decoder import load_visual_decoder
-from emu_jax.diffusion.folder import CONFIG_NAME
+from emu_jax.diffusion.folder import CONFIG_NAME, screens
 from tests.checkpoints.release import random_state, small_config, write_release, write_state
 
 
@@ -77,6 +77,36 @@ def test_bad_folders_are_refused(tmp_path, diffusers, capsys):
     config["block_out_channels"] = [2 * c for c in config["block_out_channels"]]
     (diffusers / "vae" / "config.json").write_text(json.dumps(config))
     refused(state, "wanted")
+
+
+def test_a_folder_that_could_not_be_used_is_refused(tmp_path, diffusers, capsys):
+    config = diffusers / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"beta_schedule": "squaredcos_cap_v2"}))
+    assert run(diffusers, tmp_path / "model") == 2
+    assert "beta_schedule must be one of" in capsys.readouterr().err
+    shutil.rmtree(diffusers / "vae")
+    assert run(diffusers, tmp_path / "model") == 2
+    assert "vae/config.json is missing" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+def test_half_precision_files_have_names_of_their_own(tmp_path, diffusers):
+    """`save_pretrained(variant="fp16")`; they come in, and go out, by their plain names."""
+    plain = load_visual_decoder(diffusers)
+    for part in ("unet", "vae"):
+        file = diffusers / part / "diffusion_pytorch_model.safetensors"
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    (diffusers / "safety_checker").mkdir()
+    (diffusers / "safety_checker" / "config.json").write_text("{}")
+    assert not screens(diffusers)
+    (diffusers / "safety_checker" / "model.fp16.safetensors").write_bytes(b"weights")
+    assert screens(diffusers)
+    assert run(diffusers, tmp_path / "model") == 0
+    assert main(["export-torch", str(diffusers), str(tmp_path / "out")]) == 0
+    for folder in (tmp_path / "model" / "visual_decoder", tmp_path / "out"):
+        assert (folder / "safety_checker" / "model.safetensors").read_bytes() == b"weights"
+        jax.tree.map(np.testing.assert_array_equal, load_visual_decoder(folder).params, plain.params)
+        assert not list(folder.rglob("*.fp16.*"))
 
 
 def test_narrower_projections_are_made_anew_and_listed(tmp_path, diffusers, capsys):
