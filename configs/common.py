@@ -151,18 +151,19 @@ def chips() -> tuple[ConfigDict, ...]:
     The decoder's come first. v5e has room for some of the vision encoder's, but then gathers no longer fit beside the
     products that hide them.
     """
+    everything = {
+        "decoder": NAMES,
+        "vision": NAMES,
+        "causal_former": NAMES,
+        "compiler_options": SPARSE_CORE_COLLECTIVES,
+    }
     return tuple(
         fields_of(ChipConfig(**one))
         for one in (
             {"name": "v5e", "decoder": NAMES},
-            {
-                "name": "v5p",
-                "decoder": NAMES,
-                "vision": NAMES,
-                "causal_former": NAMES,
-                "compiler_options": SPARSE_CORE_COLLECTIVES,
-            },
-            {"name": "v6e", "decoder": NAMES, "vision": NAMES, "causal_former": NAMES},
+            everything | {"name": "v5p"},
+            everything | {"name": "v6e"},
+            everything | {"name": "v7x"},
             {"name": "v4", "decoder": NAMES, "vision": (CONTEXT, ATTENTION_OUT)},
         )
     )

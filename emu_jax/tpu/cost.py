@@ -21,7 +21,7 @@ HBM_EFFICIENCY = 0.8  # what streaming fusions reach of the data sheet's bandwid
 
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
-    "copy-start", "copy-done", "slice-start", "slice-done", "opt-barrier", "add-dependency", "iota",
+    "copy-start", "copy-done", "slice-start", "slice-done", "opt-barrier", "add-dependency", "iota", "recv",
 }  # fmt: skip
 
 
@@ -53,7 +53,7 @@ class Cost:
       flops: of matrix products and kernels, recomputation included.
       by_operation: op name -> seconds in all runs.
       unknown_loops: names of loops whose trip count depends on data; each counted once.
-      between_slices: bytes of collectives that leave a slice; their time is not in `seconds`.
+      between_slices: bytes that leave a slice; their time is not in `seconds`.
     """
 
     seconds: float = 0.0
@@ -108,6 +108,8 @@ class _Clock:
                 self._collective(instruction, instruction.name, times, background=opcode.endswith("-start"))
             elif opcode == "custom-call":
                 self._kernel(instruction, computation, times)
+            elif opcode == "send":  # by way of the hosts
+                self.cost.between_slices += instruction.shapes[0].bytes * times
             elif opcode.endswith("-start") and (inner := _called(self.module, instruction)) is not None:
                 self._starts[instruction.name] = inner
                 if instruction.operands:

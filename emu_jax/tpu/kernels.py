@@ -6,8 +6,14 @@ import re
 from emu_jax.tpu.hlo import Computation, Instruction
 
 # Share of the peak that splash attention reaches, by counting the bundles of its compiled kernels at blocks of 512 and
-# heads of 128: (forward, backward).
-EFFICIENCY = {"v4": (0.37, 0.64), "v5e": (0.53, 0.80), "v5p": (0.49, 0.78), "v6e": (0.18, 0.29)}
+# heads of 128: (forward, backward). v7x was not counted; its matrix units have the size of v6e's.
+EFFICIENCY = {
+    "v4": (0.37, 0.64),
+    "v5e": (0.53, 0.80),
+    "v5p": (0.49, 0.78),
+    "v6e": (0.18, 0.29),
+    "v7x": (0.18, 0.29),
+}
 
 
 def kernel_flops(kernel: Instruction, computation: Computation) -> tuple[float, bool]:

@@ -51,15 +51,16 @@ class Report:
         """Useful operations over what the chips could do in the estimated time."""
         if self.program.flops is None:
             return None
-        return self.program.flops / (self.cost.seconds * self.topology.chip.peak * self.topology.chips)
+        return self.program.flops / (self.cost.seconds * self.topology.chip.peak * self.topology.devices)
 
     def to_json(self) -> dict[str, Any]:
-        """All numbers; operations are of the whole step on all chips, bytes and seconds of one chip."""
+        """All numbers; operations are of the whole step on all chips, bytes and seconds of one device."""
         memory, cost = self.memory, self.cost
         return {
             "program": self.program.name,
             "topology": str(self.topology),
             "chips": self.topology.chips,
+            "devices": self.topology.devices,
             "mesh": self.mesh,
             "versions": versions(),
             "compile_seconds": round(self.compile_seconds, 1),
@@ -71,7 +72,7 @@ class Report:
             "collectives": [dataclasses.asdict(use) for use in cost.collectives],
             "bytes_between_slices": cost.between_slices,
             "model_flops": self.program.flops,
-            "hardware_flops": cost.flops * self.topology.chips,
+            "hardware_flops": cost.flops * self.topology.devices,
             "step_seconds_estimate": cost.seconds,
             "exposed_collective_seconds": cost.exposed_seconds,
             "mfu_estimate": self.mfu,
@@ -99,7 +100,7 @@ def compile_report(program: Program, topology: Topology, *, mesh: MeshConfig | N
         with jax.set_mesh(laid_out):
             compiled = program.compile(laid_out)
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(_why(str(error), topology)) from None
+        raise UserError(why(str(error), topology)) from None
     seconds = time.monotonic() - started
     text = compiled.as_text() or ""
     network = Network(
@@ -120,12 +121,15 @@ def compile_report(program: Program, topology: Topology, *, mesh: MeshConfig | N
     )
 
 
-def _why(message: str, topology: Topology) -> str:
+def why(message: str, topology: Topology) -> str:
     """The compiler's reason in a line: how much it wants, where it runs out of memory."""
-    wanted = re.search(r"Used ([\d.]+[KMGT]) of ([\d.]+[KMGT]) hbm", message)
+    wanted = re.search(r"Used ([\d.]+[KMGT]) of ([\d.]+[KMGT]) hbm", message) or re.search(
+        r"memory required[^(]*\(([\d.]+[KMGT])\) exceeds available HBM \(([\d.]+[KMGT])\)", message
+    )
     if wanted:
+        each = topology.chip.device
         return (
-            f"The program wants {wanted.group(1)} of a chip's {wanted.group(2)} on {topology} and does not fit; keep "
+            f"The program wants {wanted.group(1)} of a {each}'s {wanted.group(2)} on {topology} and does not fit; keep "
             "less for the backward pass (model.decoder.kept, model.vision.kept), take fewer rows, or more chips."
         )
     return f"The compiler gave up for {topology}: {' '.join(message.split())[:300]}"
@@ -133,15 +137,16 @@ def _why(message: str, topology: Topology) -> str:
 
 def page(report: Report) -> str:
     """What the command prints."""
-    program, cost, memory, chips = report.program, report.cost, report.memory, report.topology.chips
+    program, cost, memory, topology = report.program, report.cost, report.memory, report.topology
+    each = topology.chip.device
     mesh = " ".join(f"{axis}:{size}" for axis, size in report.mesh.items())
     spare = memory.limit - memory.total
     lines = [
-        f"{program.name} on {report.topology} ({chips} chips, mesh {mesh})",
+        f"{program.name} on {topology} ({topology.chips} chips, mesh {mesh})",
         ", ".join(f"{name} {version}" for name, version in versions().items()),
         f"compiled in {report.compile_seconds:.0f} s",
         "",
-        f"memory a chip: {_gib(memory.total)} of {_gib(memory.limit)}: "
+        f"memory a {each}: {_gib(memory.total)} of {_gib(memory.limit)}: "
         + (f"fits, {_gib(spare)} to spare" if memory.fits else f"DOES NOT FIT, {_gib(-spare)} too much"),
         f"  arguments {_gib(memory.arguments)}, outputs less aliases {_gib(memory.outputs)}, temporaries "
         f"{_gib(memory.temporaries)}, code {_gib(memory.code)}",
@@ -158,10 +163,10 @@ def page(report: Report) -> str:
         f"  waited for in all: {1e3 * cost.exposed_seconds:.1f} ms",
     ]
     if cost.between_slices:
-        lines.append(f"  between slices: {_gib(cost.between_slices)} a chip, whose time is not in the estimate")
+        lines.append(f"  between slices: {_gib(cost.between_slices)} a {each}, whose time is not in the estimate")
     if cost.unknown_loops:
         lines.append(f"  loops of unknown length, counted once: {', '.join(cost.unknown_loops)}")
-    lines += ["", f"operations of the whole step: hardware {cost.flops * chips:.3e}"]
+    lines += ["", f"operations of the whole step: hardware {cost.flops * topology.devices:.3e}"]
     if program.flops is not None:
         lines[-1] += f", useful {program.flops:.3e}"
     lines.append(f"estimated time: {cost.seconds:.3f} s" + ("" if report.mfu is None else f", MFU {report.mfu:.1%}"))

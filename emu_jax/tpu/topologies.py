@@ -15,18 +15,19 @@ from emu_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip, all its cores together.
+    """One device of a generation: a chip with all its cores, but half a chip of v7x, as jax counts there.
 
     Attributes:
       clock: Hz, such that the matrix units' operations a cycle times it give `peak`.
       peak: dense bfloat16 operations a second, from the maker's data sheet.
       memory: bytes of HBM above which the compiler refuses a program.
       bandwidth: bytes a second between HBM and the cores.
-      link: bytes a second over one link of the interconnect, one way.
+      link: bytes a second over one link of the interconnect, one way; a device's share of it.
       dimensions: of the torus.
       sizes: the slices on offer.
       platform_name: what libtpu calls the generation.
-      config: libtpu's name for "one device is one whole chip".
+      config: libtpu's name for "one device is as much of a chip as can be".
+      devices: in one chip.
     """
 
     clock: float
@@ -38,6 +39,12 @@ class Chip:
     sizes: tuple[str, ...]
     platform_name: str
     config: str
+    devices: int = 1
+
+    @property
+    def device(self) -> str:
+        """The word for one."""
+        return "chip" if self.devices == 1 else "device"
 
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -50,6 +57,8 @@ CHIPS = {
     "v5e": Chip(1.503e9, 197e12, 15.75 * _GIB, 819e9, 45e9, 2, _FLAT, "v5e", "default"),
     "v5p": Chip(1.75e9, 459e12, 95.73 * _GIB, 2765e9, 90e9, 3, _CUBES, "v5", "megacore"),
     "v6e": Chip(1.75e9, 918e12, 31.24 * _GIB, 1640e9, 90e9, 2, _FLAT, "v6e", "default"),
+    # The clock is what the size of v6e's matrix units, which a core has as many of, makes of the peak.
+    "v7x": Chip(2.2e9, 1153.5e12, 94.74 * _GIB, 3690e9, 90e9, 3, _CUBES, "tpu7x", "default", devices=2),
 }
 
 
@@ -78,6 +87,11 @@ class Topology:
     def chips(self) -> int:
         """In all slices."""
         return math.prod(self.sides) * self.slices
+
+    @property
+    def devices(self) -> int:
+        """As jax counts them, in all slices."""
+        return self.chips * self.chip.devices
 
     @property
     def wraps(self) -> tuple[bool, ...]:
@@ -113,7 +127,7 @@ def read_topology(text: str, *, slices: int = 1) -> Topology:
 
 
 def compile_devices(topology: Topology) -> list[jax.Device]:
-    """Devices that programs can be compiled for and not run on, one for each chip.
+    """Devices that programs can be compiled for and not run on, in the order of the chips.
 
     Raises:
       UserError: libtpu is not installed, or does not know the topology.
@@ -136,6 +150,6 @@ def compile_devices(topology: Topology) -> list[jax.Device]:
         reason = re.sub(r"\s+", " ", str(error))[:200]
         raise UserError(f"This libtpu cannot compile for {topology}: {reason}") from None
     devices = list(description.devices)
-    if len(devices) != topology.chips:
-        raise UserError(f"This libtpu makes {len(devices)} devices of {topology}, which has {topology.chips} chips.")
+    if len(devices) != topology.devices:
+        raise UserError(f"This libtpu makes {len(devices)} devices of {topology}, which has {topology.devices}.")
     return devices

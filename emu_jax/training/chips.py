@@ -11,6 +11,7 @@ _GENERATIONS = (
     ("v5e", "v5e"),
     ("v5", "v5p"),
     ("v6", "v6e"),
+    ("7x", "v7x"),
 )
 
 
@@ -31,6 +32,11 @@ SPARSE_CORE_COLLECTIVES = (
     "xla_sc_enable_instruction_fusion=false",
     "xla_sc_disable_megacore_partitioning=true",
 )
+
+
+# A kernel is gathered whole before its product. Otherwise XLA passes the parts of some around a ring, with a product for
+# each: the U-Net's step became 700 loops and twice as long (experiments/records/compile_visual_decoder.md).
+GATHERED_KERNELS = ("xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000",)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emu_jax.errors import UserError
+from emu_jax.layers.fused_attention import on_tpu
+from emu_jax.training.chips import GATHERED_KERNELS
 from emu_jax.training.config import TrainConfig
 from emu_jax.training.prefetch import batch_shardings
 from emu_jax.training.stage import Stage
@@ -35,7 +37,8 @@ def compile_train_step(config: TrainConfig, *, stage: Stage, state: TrainState, 
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
     lowered = jitted.lower(state, batch)
     words = {"true": True, "false": False}  # XLA reads "True" alone
-    pairs = (option.split("=", 1) for option in config.compiler_options)
+    told = (*GATHERED_KERNELS, *config.compiler_options) if on_tpu() else config.compiler_options
+    pairs = (option.split("=", 1) for option in told)
     options = {name: words.get(value, value) for name, value in pairs}
     try:
         return lowered.compile(compiler_options=options)

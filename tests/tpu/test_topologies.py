@@ -15,6 +15,11 @@ def test_a_name_tells_generation_sides_and_chips():
     assert str(topology) == "2 x v5p:4x4x8"
 
 
+def test_half_a_v7x_is_a_device():
+    topology = read_topology("v7x:4x4x4")
+    assert (topology.chips, topology.devices, topology.chip.device) == (64, 128, "device")
+
+
 @pytest.mark.parametrize(
     ("name", "wraps"),
     [("v5p:4x4x4", (True,) * 3), ("v5p:2x2x4", (False,) * 3), ("v5e:16x16", (True, True)), ("v6e:8x16", (False, True))],
@@ -41,9 +46,8 @@ def test_no_slices_are_no_topology():
 
 
 def test_chips_are_as_fast_here_as_in_a_runs_mfu():
-    assert {name: chip.peak for name, chip in topologies.CHIPS.items()} == {
-        name: PEAKS[name] for name in topologies.CHIPS
-    }
+    for name, chip in topologies.CHIPS.items():
+        assert chip.peak == next(peak for part, peak in PEAKS.items() if part in name)
 
 
 def test_without_the_compiler_one_line_says_how_to_get_it(monkeypatch):
