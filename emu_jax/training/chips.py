@@ -34,8 +34,8 @@ SPARSE_CORE_COLLECTIVES = (
 )
 
 
-# A kernel is gathered whole before its product. Otherwise XLA passes the parts of some around a ring, with a product for
-# each: the U-Net's step became 700 loops and twice as long (experiments/records/compile_visual_decoder.md).
+# A kernel is gathered whole before its product. Otherwise XLA passes the parts of some around a ring, with a product
+# for each: the U-Net's step became 700 loops and twice as long (experiments/records/compile_visual_decoder.md).
 GATHERED_KERNELS = ("xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000",)
 
 
