@@ -9,7 +9,7 @@ from flax.typing import Dtype, Initializer
 from jax.ad_checkpoint import checkpoint_name
 
 from emu_jax.layers.apart import gradient_written, written
-from emu_jax.layers.fused_attention import fused_attention
+from emu_jax.layers.fused_attention import LANES, fused_attention, on_tpu
 from emu_jax.layers.kept import ATTENTION_OUT, CONTEXT, QKV
 from emu_jax.layers.linear import DenseGeneral, LoraConfig, lecun_normal
 from emu_jax.layers.masks import PackedCausal
@@ -58,6 +58,11 @@ def _queries_at_once(length: int, keys: int) -> int | None:
     if length * keys < 2**16:
         return None
     return next((size for size in (256, 128, 64) if length % size == 0 and (size < 256 or keys <= 512)), None)
+
+
+def _fills_the_kernel(query: jax.Array, key: jax.Array) -> bool:
+    """Whether the fused kernel is worth its call: a picture's many places, and heads that its lanes hold."""
+    return query.shape[1] == key.shape[1] >= 1024 and query.shape[-1] <= LANES
 
 
 def _by_queries(query: jax.Array, key: jax.Array, value: jax.Array, *, scale: float, part: int) -> jax.Array:
@@ -162,6 +167,8 @@ class Attention(nn.Module):
             key, value = (slots.swapaxes(1, 2).astype(self.dtype) for slots in (cache.key, cache.value))
         if isinstance(mask, PackedCausal):
             out = fused_attention(query, key, value, scale=scale, segment_ids=mask.segment_ids, causal=True)
+        elif mask is None and bias is None and on_tpu() and _fills_the_kernel(query, key):
+            out = fused_attention(query, key, value, scale=scale, segment_ids=None, causal=False)
         else:
             out = dot_product_attention(query, key, value, scale=scale, mask=mask, bias=bias)
             out = checkpoint_name(out, CONTEXT)

@@ -49,6 +49,17 @@ def test_a_length_that_does_not_fill_the_lanes_is_padded_and_the_padding_unseen(
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
+def test_a_pictures_places_all_see_one_another():
+    """As in the U-Net, whose heads are 40 wide; two blocks of queries and of keys."""
+    inputs, read = arrays(1024, heads=1, kv_heads=1, width=40, batch=1), jnp.ones((1, 1024))
+    fused = both_passes(
+        lambda q, k, v: fused_attention(q, k, v, scale=0.2, segment_ids=None, causal=False), inputs, read
+    )
+    plain = both_passes(lambda q, k, v: dot_product_attention(q, k, v, scale=0.2), inputs, read)
+    for ours, theirs in zip(fused, plain, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
 def test_each_device_attends_in_its_own_rows_and_heads():
     inputs = arrays(128, batch=4)
     segments = jnp.concatenate([SEGMENTS, SEGMENTS])
