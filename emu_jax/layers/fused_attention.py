@@ -18,9 +18,9 @@ BLOCK = 512
 
 
 def on_tpu() -> bool:
-    """Whether the mesh in use is of TPUs, be they there or only compiled for."""
+    """Whether the mesh in use is of TPUs, be they there or only compiled for; without one, whether jax runs on them."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return device is not None and device.device_kind.startswith("TPU")
+    return jax.default_backend() == "tpu" if device is None else device.device_kind.startswith("TPU")
 
 
 @typechecked
