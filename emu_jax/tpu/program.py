@@ -26,6 +26,7 @@ class Program:
       flops: useful operations of one run on all chips; None where nobody has counted them.
       tokens: decoder places in one run.
       images: read or made in one run.
+      steps: of training; None where the program is no step of one.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Program:
     flops: float | None
     tokens: int
     images: int
+    steps: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

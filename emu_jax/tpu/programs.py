@@ -42,7 +42,7 @@ def train_step(config: Any, load: Load) -> Program:
         return compile_train_step(train, stage=stage, state=state, mesh=mesh)
 
     flops = stage.step_flops(tokens=tokens, images=images) if isinstance(stage, CountsFlops) else None
-    return Program("train", train.mesh, compile_for, flops, tokens, images)
+    return Program("train", train.mesh, compile_for, flops, tokens, images, train.steps)
 
 
 PROGRAMS: dict[str, Callable[[Any, Load], Program]] = {

@@ -17,7 +17,6 @@ from emu_jax.tpu.memory import Memory, Temporary, largest_temporaries, measure
 from emu_jax.tpu.programs import Program
 from emu_jax.tpu.topologies import Topology, compile_devices
 
-PAPER_STEPS = 10_000
 _GIB = 2**30
 
 WHAT_KIND = (
@@ -175,8 +174,8 @@ def page(report: Report) -> str:
         for amount, what in ((program.tokens, "tokens"), (program.images, "images"))
         if amount
     ]
-    if program.name == "train":
-        rates.append(f"{PAPER_STEPS * cost.seconds / 3600:.1f} hours for the paper's {PAPER_STEPS:,} steps")
+    if program.steps is not None:
+        rates.append(f"{program.steps * cost.seconds / 3600:.1f} hours for the config's {program.steps:,} steps")
     return "\n".join([*lines, "  " + ", ".join(rates), "", WHAT_KIND])
 
 
