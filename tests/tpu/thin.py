@@ -1,4 +1,4 @@
-"""The 14B's train step with few layers and true widths, compiled for four chips; `python -m tests.tpu.thin` writes it.
+"""The 14B's train step of true widths, small otherwise, compiled for four chips; `python -m tests.tpu.thin` writes it.
 
 The file holds what each compiler makes of it: the memory of a chip and every kind of collective. A change that gathers
 activations, splits a gather or keeps more than it did shows as a difference.
@@ -19,8 +19,10 @@ WORDS = (
     "--config.model.vision.num_layers=2",
     "--config.model.causal_former.num_layers=2",
     "--config.model.decoder.num_layers=2",
+    "--config.model.decoder.vocab_size=8192",
     "--config.data.batch.batch_size=4",
-    "--config.data.batch.max_images=4",
+    "--config.data.batch.length=256",
+    "--config.data.batch.max_images=1",
     "--topology=v5p:2x2x1",
     "--mesh=data:1,fsdp:4,tensor:1",
 )
