@@ -151,19 +151,14 @@ def chips() -> tuple[ConfigDict, ...]:
     The decoder's come first. v5e has room for some of the vision encoder's, but then gathers no longer fit beside the
     products that hide them.
     """
-    everything = {
-        "decoder": NAMES,
-        "vision": NAMES,
-        "causal_former": NAMES,
-        "compiler_options": SPARSE_CORE_COLLECTIVES,
-    }
+    everything = {"decoder": NAMES, "vision": NAMES, "causal_former": NAMES}
     return tuple(
         fields_of(ChipConfig(**one))
         for one in (
             {"name": "v5e", "decoder": NAMES},
-            everything | {"name": "v5p"},
+            everything | {"name": "v5p", "compiler_options": SPARSE_CORE_COLLECTIVES},
             everything | {"name": "v6e"},
-            everything | {"name": "v7x"},
+            everything | {"name": "v7x", "compiler_options": SPARSE_CORE_COLLECTIVES},
             {"name": "v4", "decoder": NAMES, "vision": (CONTEXT, ATTENTION_OUT)},
         )
     )
