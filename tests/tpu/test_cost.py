@@ -107,6 +107,22 @@ def test_the_whole_program_by_hand(network):
     assert cost.unknown_loops == []
 
 
+def test_what_goes_to_another_slice_by_way_of_the_hosts_is_counted(network):
+    """As libtpu writes a sum over slices: what is sent costs the chip no time that is known here."""
+    text = """\
+HloModule m, is_scheduled=true
+ENTRY %main (x: bf16[512,1024]) -> (bf16[512,1024], u32[], token[]) {
+  %x = bf16[512,1024]{1,0} parameter(0)
+  %order = token[] after-all()
+  %came = (bf16[512,1024]{1,0}, u32[], token[]) recv(%order), channel_id=1, is_host_transfer=true
+  ROOT %sent = (bf16[512,1024]{1,0}, u32[], token[]) send(%x, %order), channel_id=2, is_host_transfer=true
+}
+"""
+    cost = estimate(text, generation="v5e", chip=CHIPS["v5e"], network=network)
+    assert cost.between_slices == 2 * 512 * 1024
+    assert cost.seconds == 0
+
+
 def test_a_collective_on_a_core_of_its_own_begins_when_it_is_given_its_data(network):
     """As libtpu writes those of SparseCores: the start is without data, which come by the update."""
     text = """\

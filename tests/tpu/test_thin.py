@@ -45,4 +45,4 @@ def test_no_activation_is_gathered(report):
     former = 8 * 768**2 + 2 * 1408 * 768 + 2 * 768 * 3072
     gathers = sum(u["bytes"] for u in report["collectives"] if u["kind"] == "all-gather" and u["in_loop"])
     passes = 2  # forward and backward
-    assert gathers <= 1.05 * passes * 2 * 2 * (layer + vision + former)
+    assert gathers <= passes * 2 * 2 * (layer + vision + former)  # one more of a row's width would be over it
