@@ -16,7 +16,7 @@ from emu_jax.hardware import CHIPS, Chip
 
 @dataclasses.dataclass(frozen=True)
 class CompilerTarget:
-    """How libtpu names a TPU generation.
+    """Names and slice sizes of a TPU generation in libtpu.
 
     Attributes:
       platform_name: first part of a topology name.
