@@ -108,7 +108,8 @@ THIRD_PERSON = re.compile(
 
 
 def compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<![A-Za-z])(?:{pattern.replace(' ', r'[\s#]+')})(?![A-Za-z])", re.IGNORECASE)
+    spaced = pattern.replace(" ", r"[\s#]+")
+    return re.compile(rf"(?<![A-Za-z])(?:{spaced})(?![A-Za-z])", re.IGNORECASE)
 
 
 PATTERNS = {compiled(pattern): instead for pattern, instead in RETIRED.items()}
