@@ -149,7 +149,7 @@ def tree_to_tensors(table: Iterable[Row], params: Any) -> list[Tensor]:
 
 
 class _Stack:
-    """A parameter that is read once and kept until its last layer is taken."""
+    """A parameter that is read once and released when its last layer is taken."""
 
     def __init__(self, read: Callable[[], np.ndarray], layers: int) -> None:
         self._read, self._layers = read, layers

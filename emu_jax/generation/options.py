@@ -3,26 +3,9 @@
 import dataclasses
 from typing import Any
 
-from emu_jax.diffusion.decoder import check_sampling
+from emu_jax.diffusion.options import ImageOptions
 from emu_jax.errors import UserError
 from emu_jax.generation.sampling import TextOptions
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageOptions:
-    """What a user may ask of the visual decoder; `height` and `width` in pixels, default: as it was trained."""
-
-    sampler: str = "pndm"
-    steps: int = 50
-    guidance_scale: float = 7.5
-    seed: int = 0
-    height: int | None = None
-    width: int | None = None
-
-    def __post_init__(self) -> None:
-        check_sampling(sampler=self.sampler, steps=self.steps, guidance_scale=self.guidance_scale)
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"A seed of pictures lies between 0 and {2**32 - 1}, which {self.seed} does not.")
 
 
 def text_options(**options: Any) -> TextOptions:

@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from emu_jax.checkpoints.manager import Checkpoints
-from emu_jax.checkpoints.params import place_parameters, warm_start
+from emu_jax.checkpoints.params import copy_parameters, warm_start
 from emu_jax.config import to_dict
 from emu_jax.errors import UserError
 from emu_jax.sharding.mesh import make_mesh
@@ -142,7 +142,7 @@ def _start(
     given: Tree = {}
     if start is not None:
         parts, source = start()
-        given = place_parameters(parts, abstract.params)
+        given = copy_parameters(parts, abstract.params)
         console.say(source)
     if config.warm_start is not None:
         vocab_size = stage.vocab_size if isinstance(stage, ReadsText) else None

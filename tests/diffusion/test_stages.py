@@ -1,4 +1,4 @@
-"""The two stages of the visual decoder: what they count, what they drop, that they learn."""
+"""The two training stages of the visual decoder: their losses, condition dropout, and learning."""
 
 import jax
 import jax.numpy as jnp
@@ -47,16 +47,16 @@ def batch():
 
 @pytest.fixture(scope="module")
 def params():
-    made = unbox(jax.jit(decoder_stage().init)(jax.random.key(0)))
-    # Zero at the start (so that a fresh U-Net puts out zeros), which would hide the conditioning.
-    return jax.tree.map(lambda leaf: leaf + 0.1, made)
+    initial = unbox(jax.jit(decoder_stage().init)(jax.random.key(0)))
+    # The output layers are zero initially, so that the output would not depend on the conditioning.
+    return jax.tree.map(lambda leaf: leaf + 0.1, initial)
 
 
 def losses(stage: Stage, params, batch, *, deterministic: bool):
     return jax.jit(lambda p, b: stage.losses(p, b, jax.random.key(1), deterministic=deterministic))(params, batch)
 
 
-def test_a_batch_is_what_the_spec_says(batch):
+def test_the_batch_spec(batch):
     spec = decoder_stage().batch_spec()
     assert {name: (leaf.shape, leaf.dtype) for name, leaf in spec.items()} == {
         name: (array.shape, array.dtype) for name, array in batch.items()
@@ -68,11 +68,11 @@ def test_dropped_conditions_are_the_unconditional_embeddings(params, batch):
     empty = batch | {"conditioning": np.full_like(batch["conditioning"], 0.5)}
     none_dropped = losses(decoder_stage(condition_dropout=0.0), params, empty, deterministic=False)
     np.testing.assert_allclose(all_dropped.sums["noise"], none_dropped.sums["noise"], rtol=1e-5)
-    kept = losses(decoder_stage(condition_dropout=1.0), params, batch, deterministic=True)
-    assert abs(kept.sums["noise"] - all_dropped.sums["noise"]) > 1e-4 * abs(kept.sums["noise"])
+    unchanged = losses(decoder_stage(condition_dropout=1.0), params, batch, deterministic=True)
+    assert abs(unchanged.sums["noise"] - all_dropped.sums["noise"]) > 1e-4 * abs(unchanged.sums["noise"])
 
 
-def test_min_snr_weighs_the_loss_and_leaves_the_measured_error(params, batch):
+def test_min_snr_changes_the_loss_and_not_the_reported_error(params, batch):
     plain, weighted = (
         losses(decoder_stage(min_snr_gamma=gamma), params, batch, deterministic=True) for gamma in (None, 5.0)
     )
@@ -119,5 +119,5 @@ def test_the_autoencoder_learns_one_batch():
     assert history[-1] < 0.3 * history[0]
 
 
-def test_pixels_span_minus_one_to_one():
+def test_pixels_are_scaled_to_the_unit_range():
     np.testing.assert_allclose(to_unit_range(jnp.array([0, 255], jnp.uint8)), [-1.0, 1.0])
