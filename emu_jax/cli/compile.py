@@ -27,6 +27,7 @@ from emu_jax.sharding.mesh import read_mesh
 
 def main(argv: list[str]) -> None:
     parser = ArgumentParser(__name__, __doc__)
+    parser.add_config_argument()
     parser.add_argument("--topology", required=True, help="such as v5p:4x4x4")
     parser.add_argument("--slices", type=int, default=1, help="so many of them, joined by the data centre's network")
     parser.add_argument("--mesh", type=read_mesh, help="such as data:1,fsdp:64,tensor:1; default: the config's")
@@ -37,13 +38,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=Load.steps, help="of the sampler")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--dump-hlo", type=Path, help="write the optimised program here")
-    arguments, config_words = parser.parse_known_args(argv)
+    arguments, overrides = parser.parse_config_args(argv)
     for name in ("rows", "prompt", "new_tokens", "steps"):
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(arguments, name)}.")
     topology = read_topology(arguments.topology, slices=arguments.slices)
     load = Load(arguments.rows, arguments.prompt, arguments.new_tokens, arguments.steps)
-    program = PROGRAMS[arguments.stage](read_config(config_words), load)
+    program = PROGRAMS[arguments.stage](read_config(arguments.config, overrides), load)
     print(f"compiling {program.name} for {topology}; a 14B step takes minutes", flush=True)
     report = compile_report(program, topology, mesh=arguments.mesh)
     print(page(report))

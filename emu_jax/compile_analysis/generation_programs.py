@@ -22,7 +22,7 @@ from emu_jax.models.llama import empty_cache
 from emu_jax.sharding import axes
 from emu_jax.sharding.mesh import MeshConfig
 from emu_jax.training.flops import forward_flops
-from emu_jax.training.run import RunConfig, make_stage
+from emu_jax.training.runs.emu import EmuRunConfig, make_stage
 
 
 def prefill_prompts(config: Any, load: Load) -> Program:
@@ -111,18 +111,18 @@ def sample_images(config: Any, load: Load) -> Program:
     return Program("sampling", MeshConfig(data=-1, fsdp=1), compile_for, None, 0, load.rows)
 
 
-def _whole_heads(run: RunConfig) -> MeshConfig:
+def _whole_heads(run: EmuRunConfig) -> MeshConfig:
     """Tensor parallelism over as many chips as share the heads evenly, up to eight; the rest share the rows."""
     return MeshConfig(data=-1, fsdp=1, tensor=math.gcd(run.model.decoder.num_heads, 8))
 
 
-def _emu_params(emu: Emu, run: RunConfig, mesh: Mesh) -> Any:
+def _emu_params(emu: Emu, run: EmuRunConfig, mesh: Mesh) -> Any:
     stage = make_stage(run, image_token_id=emu.image_token_id)
     boxed = jax.eval_shape(lambda: stage.init(jax.random.key(0)))
     return placed(boxed, mesh, jnp.dtype(run.model.dtype))
 
 
-def _prompts(run: RunConfig, load: Load) -> PromptBatch:
+def _prompts(run: EmuRunConfig, load: Load) -> PromptBatch:
     """One image a row."""
     queries, width = run.model.causal_former.num_image_tokens, run.model.decoder.width
     return jax.eval_shape(
