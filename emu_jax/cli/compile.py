@@ -22,7 +22,7 @@ from emu_jax.compile_analysis.programs import PROGRAMS, Load
 from emu_jax.compile_analysis.report import compile_report, page
 from emu_jax.compile_analysis.topologies import read_topology
 from emu_jax.errors import UserError
-from emu_jax.sharding.mesh import read_mesh
+from emu_jax.sharding.mesh import parse_mesh
 
 
 def main(argv: list[str]) -> None:
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     parser.add_config_argument()
     parser.add_argument("--topology", required=True, help="such as v5p:4x4x4")
     parser.add_argument("--slices", type=int, default=1, help="so many of them, joined by the data centre's network")
-    parser.add_argument("--mesh", type=read_mesh, help="such as data:1,fsdp:64,tensor:1; default: the config's")
+    parser.add_argument("--mesh", type=parse_mesh, help="such as data:1,fsdp:64,tensor:1; default: the config's")
     parser.add_argument("--stage", choices=sorted(PROGRAMS), default="train", help="which program")
     parser.add_argument("--rows", type=int, default=Load.rows, help="prompts or pictures at once, when generating")
     parser.add_argument("--prompt", type=int, default=Load.prompt, help="places in a prompt")

@@ -219,7 +219,7 @@ class _Loop:
         train_step = self._compile(state)
         monitor = CollapseMonitor()
         accumulated, in_flight = Accumulator(), deque[Metrics]()
-        # With two steps in flight, a run on eight simulated CPU devices on busy cores hung once, and never again. XLA is
+        # With two steps in flight, a run on eight simulated CPU devices on busy cores hung once and never again. XLA is
         # meant to support this: its CPU client runs one program with collectives at a time, one thread per device. But
         # such devices are only for tests, which gain nothing from steps in flight.
         simulated = jax.default_backend() == "cpu" and jax.local_device_count() > 1

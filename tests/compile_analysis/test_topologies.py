@@ -5,7 +5,7 @@ import pytest
 from emu_jax.compile_analysis import topologies
 from emu_jax.compile_analysis.topologies import compile_devices, known, read_topology
 from emu_jax.errors import UserError
-from emu_jax.sharding.mesh import MeshConfig, read_mesh
+from emu_jax.sharding.mesh import MeshConfig, parse_mesh
 from emu_jax.training.flops import PEAKS
 
 
@@ -57,10 +57,10 @@ def test_without_the_compiler_one_line_says_how_to_get_it(monkeypatch):
 
 
 def test_a_mesh_in_words():
-    assert read_mesh("data:2,fsdp:-1") == MeshConfig(data=2, fsdp=-1, tensor=1)
+    assert parse_mesh("data:2,fsdp:-1") == MeshConfig(data=2, fsdp=-1, tensor=1)
 
 
 @pytest.mark.parametrize("text", ["fsdp=4", "rows:4", "fsdp:0", "fsdp:two", ""])
 def test_a_mesh_that_is_not_understood(text):
     with pytest.raises(UserError, match="data:1,fsdp:64,tensor:1"):
-        read_mesh(text)
+        parse_mesh(text)
