@@ -211,7 +211,9 @@ class _Loop:
     def run(self, state: TrainState, data: Data) -> TrainResult:
         """Do all steps that are left, or those until a signal."""
         config = self.config
-        step, data_state, last_metrics = int(state.step), data.get_state(), {}
+        step, data_state = int(state.step), data.get_state()
+        logged: dict[str, float] = {}  # metrics of the last log line
+        evaluated: dict[str, float] = {}  # metrics of the evaluations after the last step
         if step >= config.steps:
             self.console.message(f"nothing to do: checkpoint {step} is the last of {config.steps} steps")
             return TrainResult(state.params, state.ema, step, None)
@@ -236,24 +238,25 @@ class _Loop:
                 self.profiler.after_step(metrics)
                 del prefetched
                 step += 1
+                evaluated = {}
                 accumulated.add(metrics)
                 in_flight.append(metrics)
                 if len(in_flight) > max_in_flight:
                     self._check_finite(in_flight.popleft(), step - max_in_flight)
                 throughput.step_done(step, first_metrics=metrics)
                 if step % config.log_every == 0 or step == config.steps:
-                    last_metrics = accumulated.result()
-                    last_metrics |= throughput.result(step, last_metrics)
-                    self._report(step, last_metrics, monitor)
+                    logged = accumulated.result()
+                    logged |= throughput.result(step, logged)
+                    self._report(step, logged, monitor)
                 if config.evaluate_every and step % config.evaluate_every == 0 and step < config.steps:
-                    last_metrics |= self._evaluate(step, state, throughput)
+                    evaluated = self._evaluate(step, state, throughput)
                 if config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0 and step < config.steps:
-                    self._save(state, data_state, last_metrics)
+                    self._save(state, data_state, logged | evaluated)
             while in_flight:
                 self._check_finite(in_flight.popleft(), step - len(in_flight))
             if self.evaluations and step == config.steps:
-                last_metrics |= self._evaluate(step, state, throughput)
-            self._save(state, data_state, last_metrics)
+                evaluated = self._evaluate(step, state, throughput)
+            self._save(state, data_state, logged | evaluated)
             self.checkpoints.wait()
         finally:
             self.profiler.close()
