@@ -31,7 +31,7 @@ FLOORS = {
     "diffusion": 2,
     "losses": 2,
     "data": 2,
-    "reporting": 2,
+    "reporting": 1,
     "training": 3,
     "checkpoints": 3,
     "convert": 3,

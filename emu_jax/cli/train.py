@@ -23,10 +23,11 @@ import jax
 from emu_jax.checkpoints.model_directory import carry_unused
 from emu_jax.cli.config_file import read_flags
 from emu_jax.config import to_dict
-from emu_jax.demo.report import write_run_report
 from emu_jax.errors import UserError
 from emu_jax.io.mirror import Mirror, is_remote
+from emu_jax.reporting.training_run import write_run_report
 from emu_jax.training.jobs import Job, read_job
+from emu_jax.training.log import read_metrics
 from emu_jax.training.loop import CHECKPOINTS, train
 from emu_jax.training.processes import start_processes
 
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
     )
     lead = jax.process_index() == 0
     if lead:
-        print(f"report: {write_run_report(workdir, config=to_dict(job.config))}")
+        print(f"report: {write_run_report(workdir, read_metrics(workdir), config=to_dict(job.config))}")
     if result.stopped_by is None:
         job.finish(workdir, result)
     if mirror is not None and lead:
