@@ -19,7 +19,8 @@ import jax
 from rich.console import Console
 from rich.markup import escape
 
-from emu_jax.checkpoints.model_directory import load_model, save_model
+from emu_jax.checkpoints.model_directory import save_model
+from emu_jax.convert.load import load_model
 from emu_jax.demo.data import IMAGE_SIZE, NUM_FRAMES, prepare_commands, write_data
 from emu_jax.demo.examples import Settings
 from emu_jax.demo.report import write_evaluation_report
