@@ -43,18 +43,18 @@ def attend(
 
     The result is named CONTEXT for rematerialization.
     """
-    packed = isinstance(mask, PackedCausal)
+    segment_ids = mask.segment_ids if isinstance(mask, PackedCausal) else None
+    packed = segment_ids is not None
     long_unmasked = mask is None and query.shape[1] == key.shape[1] > FUSED_ABOVE and query.shape[-1] <= LANES
     if on_tpu() and bias is None and (packed or long_unmasked):
-        segment_ids = mask.segment_ids if packed else None
         return fused_attention(query, key, value, scale=scale, segment_ids=segment_ids, causal=packed)
+    if isinstance(mask, PackedCausal):
+        mask = packed_causal_mask(mask.segment_ids)
     chunk = chunk_size(query.shape[1], key.shape[1]) if mask is None and bias is None else None
-    if chunk is not None:
-        out = chunked_attention(query, key, value, scale=scale, chunk=chunk)
-    else:
-        if packed:
-            mask = packed_causal_mask(mask.segment_ids)
+    if chunk is None:
         out = dot_product_attention(query, key, value, scale=scale, mask=mask, bias=bias)
+    else:
+        out = chunked_attention(query, key, value, scale=scale, chunk=chunk)
     return checkpoint_name(out, CONTEXT)
 
 

@@ -1,1 +1,1 @@
-"""How arrays are sharded: logical axis names of parameters and activations, and the rules that map them to a mesh."""
+"""Sharding of arrays: logical axis names of parameters and activations, and the rules that map them to a mesh."""
