@@ -46,8 +46,9 @@ def main(argv: list[str]) -> None:
 
         from emu_jax.cli.config_file import read_config
         from emu_jax.config import to_dict
-        from emu_jax.demo.report import write_run_report
         from emu_jax.io.mirror import Mirror, is_remote
+        from emu_jax.reporting.training_run import write_run_report
+        from emu_jax.training.log import METRICS_FILE, read_metrics
         from emu_jax.training.loop import CHECKPOINTS, train
         from emu_jax.training.processes import start_processes
         from emu_jax.training.runs.registry import open_run
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> None:
         config.train.profile = True
     start_processes()
     target = arguments.workdir.rstrip("/")
-    mirror = Mirror(target) if is_remote(target) else None
+    mirror = Mirror(target, fetch=[METRICS_FILE]) if is_remote(target) else None
     workdir = Path(target).absolute() if mirror is None else mirror.local
     if "data" in config and not config.data.rejects:
         config.data.rejects = str(workdir / "rejects")
@@ -75,7 +76,7 @@ def main(argv: list[str]) -> None:
     )
     is_main_process = jax.process_index() == 0
     if is_main_process:
-        print(f"report: {write_run_report(workdir, config=to_dict(run.config))}")
+        print(f"report: {write_run_report(workdir, read_metrics(workdir), config=to_dict(run.config))}")
     if result.stopped_by is None:
         run.finish(workdir, result)
     if mirror is not None and is_main_process:

@@ -13,6 +13,7 @@ from typing import Protocol, TextIO
 from tensorboardX import SummaryWriter
 
 from emu_jax.io.files import file_errors, write_text
+from emu_jax.reporting.numbers import duration
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -194,16 +195,6 @@ def _group(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
 
 def _listed(group: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {_short(value)}" for name, value in group.items())
-
-
-def duration(seconds: float) -> str:
-    """Format seconds: 3750 -> "1h02m"."""
-    rounded = round(seconds)
-    if rounded < 60:
-        return f"{rounded}s"
-    if rounded < 3600:
-        return f"{rounded // 60}m{rounded % 60:02d}s"
-    return f"{rounded // 3600}h{rounded % 3600 // 60:02d}m"
 
 
 def _short(value: float) -> str:

@@ -17,11 +17,12 @@ from emu_jax.checkpoints.manager import Checkpoints
 from emu_jax.checkpoints.params import place_parameters, warm_start
 from emu_jax.config import to_dict
 from emu_jax.errors import UserError
+from emu_jax.reporting.numbers import duration
 from emu_jax.sharding.mesh import make_mesh
 from emu_jax.training.collapse import CollapseMonitor
 from emu_jax.training.compilation import compile_train_step
 from emu_jax.training.config import TrainConfig
-from emu_jax.training.log import Console, MetricsLog, Sink, duration
+from emu_jax.training.log import Console, MetricsLog, Sink
 from emu_jax.training.metrics import Accumulator, Metrics
 from emu_jax.training.optimizer import make_optimizer
 from emu_jax.training.partition import Tree, merge

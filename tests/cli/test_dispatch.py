@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.conftest import Command
 
 
-QUICK_COMMANDS = ("train", "doctor")  # parse their arguments before heavy imports
+QUICK_COMMANDS = ("train", "doctor", "compile")  # parse their arguments before heavy imports
 
 
 def replace_commands(monkeypatch: pytest.MonkeyPatch, main: object) -> None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from emu_jax.config import from_config_dict
+from emu_jax.convert.visual_decoder import save_visual_decoder
 from emu_jax.data.loader.decoder_images import ImageDataConfig, make_image_loader
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.diffusion.decoder import VisualDecoder
@@ -76,7 +77,7 @@ def open_vae_run(config: Mapping[str, Any] | Any) -> Run:
         posterior = unscaled.encode(to_unit_range(next(load())["images"]))
         scaled = dataclasses.replace(run.vae, scaling_factor=1 / float(jnp.std(posterior.mean)))
         if jax.process_index() == 0:
-            decoder(scaled, unscaled.params).save(workdir / VISUAL_DECODER)
+            save_visual_decoder(decoder(scaled, unscaled.params), workdir / VISUAL_DECODER)
 
     stage = VAEStage(model=run.vae, batch_size=run.batch_size, config=run.training)
     return Run(config=run, train=run.train, stage=stage, data=data_factory(load), finish=finish)

@@ -11,8 +11,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from emu_jax.config import from_config_dict
+from emu_jax.convert.visual_decoder import load_visual_decoder, save_visual_decoder
 from emu_jax.data.loader.decoder_examples import Condition, DecoderExamples, WeightedSet, load_examples
-from emu_jax.diffusion.decoder import VisualDecoder, load_visual_decoder
+from emu_jax.diffusion.decoder import VisualDecoder
 from emu_jax.errors import UserError
 from emu_jax.generation.api import load
 from emu_jax.generation.captioned_images import CaptionedImages
@@ -108,7 +109,7 @@ def open_visual_decoder_run(config: Mapping[str, Any] | Any) -> Run:
     def finish(workdir: Path, result: TrainResult) -> None:
         params = decoder.params | {"unet": trained_part(result, "unet")}
         if jax.process_index() == 0:
-            dataclasses.replace(decoder, params=params).save(workdir / VISUAL_DECODER)
+            save_visual_decoder(dataclasses.replace(decoder, params=params), workdir / VISUAL_DECODER)
 
     return Run(
         config=run,
@@ -227,11 +228,11 @@ def _initial_parameters(
     if source.emu_params is not None:
         parts |= {"vae": decoder.params["vae"], "emu": source.emu_params}
     description = f"the U-Net starts from the weights in {folder}"
-    if decoder.fresh:
+    if decoder.initialized:
         width = decoder.unet.config.cross_attention_dim
-        names = "".join(f"\n  {name}" for name in decoder.fresh)
+        names = "".join(f"\n  {name}" for name in decoder.initialized)
         description += (
-            f"; its conditioning width is not {width}, so {len(decoder.fresh)} projections are newly "
+            f"; its conditioning width is not {width}, so {len(decoder.initialized)} projections are newly "
             f"initialized:{names}"
         )
     return InitialParameters(parts, description)
