@@ -199,7 +199,7 @@ def test_mistakes_are_told(world, tmp_path):
         ComputedSource.open(world.computed(Condition.PREDICTED, prompt_length=2), mesh=MeshConfig())
     with pytest.raises(UserError, match="holds no decoder examples"):
         open_run(to_dict(run_of(world, examples=str(tmp_path))))
-    chosen = {"picture_size": 8, "image_size": 8, "prompt_length": 40, "max_caption_length": 3}
+    chosen = {"target_size": 8, "image_size": 8, "prompt_length": 40, "max_caption_length": 3}
     tokenizer = Tokenizer.load(world.emu / "tokenizer.model")
     pictures = CaptionedImages((WeightedSet(str(world.pairs)),), tokenizer, Condition.PREDICTED, **chosen)
     with pytest.raises(UserError, match="is a picture with a caption of at most 3 characters"):
