@@ -18,7 +18,7 @@ from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.cli.config_file import read_config
 from emu_jax.compile_analysis.program import GenerationShape
 from emu_jax.compile_analysis.programs import PROGRAMS
-from emu_jax.compile_analysis.report import compile_report, format_report
+from emu_jax.compile_analysis.report import HOW_TO_FIT, compile_report, format_report
 from emu_jax.compile_analysis.topologies import parse_topology
 from emu_jax.errors import UserError
 from emu_jax.io.files import write_json, write_text
@@ -58,3 +58,5 @@ def main(argv: list[str]) -> None:
     if arguments.dump_hlo is not None:
         write_text(arguments.dump_hlo, report.text)
         print(f"wrote {arguments.dump_hlo}")
+    if not report.memory.fits:
+        raise UserError(f"{program.name} does not fit on {topology}. {HOW_TO_FIT}")
