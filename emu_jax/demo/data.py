@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from emu_jax.cli.progress import count_progress
-from emu_jax.data.prepare.prepare import PrepareConfig, Store, prepare
+from emu_jax.data.prepare.cleaning import PrepareConfig, Store
+from emu_jax.data.prepare.job import prepare
 from emu_jax.data.sources import ReadOptions
 from emu_jax.data.tokenizer import train_tokenizer
 from emu_jax.demo.world.corpus import corpus

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from emu_jax.data.loader.decoder_examples import Condition, DecoderExamples, WeightedSet, load_examples
+from emu_jax.data.loader.visual_decoder_examples import Condition, DecoderExamples, WeightedSet, load_examples
 from emu_jax.diffusion.decoder import VisualDecoder
 from emu_jax.errors import UserError
 from emu_jax.generation.api import load

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from emu_jax.config import from_config_dict
-from emu_jax.data.loader.decoder_examples import WeightedSet
-from emu_jax.data.loader.decoder_images import ImageDataConfig, make_image_loader
+from emu_jax.data.loader.vae_images import ImageDataConfig, make_image_loader
+from emu_jax.data.loader.visual_decoder_examples import WeightedSet
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.diffusion.decoder import VisualDecoder, load_visual_decoder

@@ -13,7 +13,7 @@ from emu_jax.checkpoints.model_directory import boxed_shapes, load_model, save_m
 from emu_jax.config import to_dict
 from emu_jax.convert.diffusion_folder import SCHEDULER, UNET, VAE, write_part
 from emu_jax.convert.diffusion_table import unet_table, vae_table
-from emu_jax.data.loader.decoder_examples import Condition, DecoderExamples, WeightedSet
+from emu_jax.data.loader.visual_decoder_examples import Condition, DecoderExamples, WeightedSet
 from emu_jax.data.tokenizer import Tokenizer, train_tokenizer
 from emu_jax.diffusion.config import CROSS_DOWN, CROSS_UP, UNetConfig, VAEConfig
 from emu_jax.diffusion.decoder import load_visual_decoder
