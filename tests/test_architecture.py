@@ -21,8 +21,8 @@ PACKAGE = ROOT / "emu_jax"
 LEVELS = (
     ("errors", "hardware", "pixels", "typing"),
     ("config", "io", "sharding"),
-    ("layers", "losses"),
-    ("data", "diffusion", "models", "reporting"),
+    ("layers", "losses", "reporting"),
+    ("data", "diffusion", "models"),
     ("checkpoints",),
     ("convert",),
     ("generation",),

@@ -15,7 +15,7 @@ from emu_jax.convert.diffusion_folder import SCHEDULER, UNET, VAE, write_part
 from emu_jax.convert.diffusion_table import unet_table, vae_table
 from emu_jax.convert.load import load_model
 from emu_jax.convert.visual_decoder import load_visual_decoder
-from emu_jax.data.loader.decoder_examples import Condition, DecoderExamples, WeightedSet
+from emu_jax.data.loader.visual_decoder_examples import Condition, DecoderExamples, WeightedSet
 from emu_jax.data.tokenizer import Tokenizer, train_tokenizer
 from emu_jax.diffusion.config import CROSS_DOWN, CROSS_UP, UNetConfig, VAEConfig
 from emu_jax.diffusion.schedule import NoiseSchedule

@@ -1,14 +1,13 @@
-"""Examples for the visual decoder, computed once: what Emu's embeddings of a picture are, and the picture's latents.
+"""Precomputed training examples of the visual decoder: Emu's embeddings of an image, and the latents of the image.
 
-A folder holds `examples.json` (shapes and where they come from), `unconditional.npy` (the embeddings of the empty
-prompt, `[Q, D]`) and `examples.array_record`: of each example the float32 values of `conditioning [Q D]`,
-`latent_mean [h w C]` and `latent_log_variance [h w C]`, one after the other. A document that was left out (its caption
-is too long, for one) has an empty record: so a run reads the others in the order in which it would read the documents.
+A folder holds `examples.json` (shapes and settings), `unconditional.npy` (the embeddings of the empty prompt, `[Q, D]`)
+and `examples.array_record`. Each record is the float32 values of `conditioning [Q D]`, `latent_mean [h w C]` and
+`latent_log_variance [h w C]`, concatenated. A document that was skipped (for example because its caption is too long)
+has an empty record, so that a run reads the others in the order in which it would read the documents.
 """
 
 import dataclasses
 import enum
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 
 from emu_jax.errors import UserError
+from emu_jax.io.files import read_json, write_json
 
 SETTINGS, UNCONDITIONAL, RECORDS = "examples.json", "unconditional.npy", "examples.array_record"
 FIELDS = ("conditioning", "latent_mean", "latent_log_variance")
@@ -27,15 +27,15 @@ Example = Mapping[str, np.ndarray]
 
 
 class Condition(enum.Enum):
-    """What the U-Net sees of a picture."""
+    """The conditioning of the U-Net for an image."""
 
-    PREDICTED = "predicted"  # what Emu generates from its caption (the paper)
-    ENCODED = "encoded"  # what the encoder makes of the picture itself (Emu2's autoencoding)
+    PREDICTED = "predicted"  # embeddings that Emu generates from the caption (the paper)
+    ENCODED = "encoded"  # embeddings of the image by the encoder (autoencoding, as in Emu2)
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightedSet:
-    """A folder, and the share of examples drawn from it beside others."""
+    """A folder, and the relative number of examples drawn from it."""
 
     path: str
     weight: float = 1.0
@@ -44,20 +44,22 @@ class WeightedSet:
 def endless(
     sources: Sequence[Any], *, weights: Sequence[float], seed: int, process_index: int, process_count: int
 ) -> grain.MapDataset:
-    """This process's items of all `sources`, each shuffled anew every pass, drawn by `weights`, for ever.
+    """Return the endless items of this process from all `sources`, drawn by `weights`.
+
+    Each source is shuffled differently in every pass.
 
     Raises:
       UserError: no sources, or a weight that is not positive.
     """
     if not sources or not all(weight > 0 for weight in weights):
-        raise UserError(f"Sets of examples must be named, each with a weight above 0, not {list(weights)}.")
+        raise UserError(f"Name at least one set of examples, each with a weight above 0, not {list(weights)}.")
     passes = [grain.MapDataset.source(source).seed(seed).shuffle().repeat() for source in sources]
     mixed = passes[0] if len(passes) == 1 else grain.MapDataset.mix(passes, weights=list(weights))
     return mixed[process_index::process_count]
 
 
-def rows_of_process(batch_size: int, process_count: int) -> int:
-    """Raises UserError where a global batch does not divide among the processes."""
+def rows_per_process(batch_size: int, process_count: int) -> int:
+    """Return this process's rows of a global batch. Raises UserError if it does not divide among the processes."""
     if batch_size % process_count:
         raise UserError(f"A batch of {batch_size} examples does not divide among {process_count} processes.")
     return batch_size // process_count
@@ -68,7 +70,7 @@ class DecoderExamples:
     """A folder of examples.
 
     Attributes:
-      shapes: of each field.
+      shapes: shape of each field.
       unconditional: embeddings of the empty prompt, float32 `[Q, D]`.
     """
 
@@ -78,11 +80,11 @@ class DecoderExamples:
 
     @classmethod
     def open(cls, directory: str | os.PathLike) -> "DecoderExamples":
-        """Raises UserError where there are none."""
+        """Open a folder. Raises UserError if it holds no examples."""
         directory = Path(directory)
         if not (directory / SETTINGS).is_file():
             raise UserError(f"{directory} holds no decoder examples; make them with prepare-decoder-data.")
-        shapes = json.loads((directory / SETTINGS).read_text())["shapes"]
+        shapes = read_json(directory / SETTINGS)["shapes"]
         return cls(
             directory=directory,
             shapes={name: tuple(shapes[name]) for name in FIELDS},
@@ -92,7 +94,7 @@ class DecoderExamples:
     def loader(
         self, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
     ) -> grain.DatasetIterator:
-        """Batches `{field: float32 [rows, ...]}` for ever, this process's rows of each; resumable at any batch."""
+        """Return endless batches `{field: float32 [rows, ...]}` of this process, resumable at any batch."""
         return load_examples(
             [self], weights=[1.0], batch_size=batch_size, seed=seed,
             process_index=process_index, process_count=process_count,
@@ -114,16 +116,17 @@ def load_examples(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """`DecoderExamples.loader` of several folders, drawn by `weights`.
+    """Return the iterator of `DecoderExamples.loader` over several folders, drawn by `weights`.
 
     Raises:
-      UserError: their shapes or their unconditional embeddings differ, or the batch does not divide.
+      UserError: the folders have different shapes or unconditional embeddings, or the batch size does not divide among
+        the processes.
     """
-    for one in sets[1:]:
-        if one.shapes != sets[0].shapes or not np.array_equal(one.unconditional, sets[0].unconditional):
-            raise UserError(f"{one.directory} and {sets[0].directory} are examples of different models.")
-    rows = rows_of_process(batch_size, process_count)
-    records = [array_record_data_source.ArrayRecordDataSource([str(one.directory / RECORDS)]) for one in sets]
+    for other in sets[1:]:
+        if other.shapes != sets[0].shapes or not np.array_equal(other.unconditional, sets[0].unconditional):
+            raise UserError(f"{other.directory} and {sets[0].directory} are examples of different models.")
+    rows = rows_per_process(batch_size, process_count)
+    records = [array_record_data_source.ArrayRecordDataSource([str(folder.directory / RECORDS)]) for folder in sets]
     dataset = endless(records, weights=weights, seed=seed, process_index=process_index, process_count=process_count)
     return iter(dataset.filter(bool).map(sets[0]._parse).to_iter_dataset().batch(rows))
 
@@ -135,12 +138,13 @@ def write_examples(
     unconditional: np.ndarray,
     settings: Mapping[str, Any],
 ) -> int:
-    """Writes a folder of examples and counts them; `examples.json` last, without which it is none.
+    """Write a folder of examples and return their number; `examples.json`, which makes it valid, is written last.
 
-    None stands for a document that was left out.
+    Args:
+      examples: None is a skipped document.
 
     Raises:
-      UserError: there was not one example.
+      UserError: there is no example.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -158,10 +162,8 @@ def write_examples(
     writer.close()
     if not count:
         partial.unlink()
-        raise UserError(f"No picture with a caption was found, so {directory} was not written.")
+        raise UserError(f"No image with a caption was found, so {directory} was not written.")
     partial.replace(directory / RECORDS)
     np.save(directory / UNCONDITIONAL, np.asarray(unconditional, np.float32))
-    written = directory / f".{SETTINGS}.partial"
-    written.write_text(json.dumps({"count": count, "shapes": shapes, **settings}, indent=2) + "\n")
-    written.replace(directory / SETTINGS)
+    write_json(directory / SETTINGS, {"count": count, "shapes": shapes, **settings})
     return count

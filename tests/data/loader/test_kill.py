@@ -1,4 +1,4 @@
-"""kill -9 of a process that reads, and another that goes on: the very next batch, bit for bit, and nobody left over."""
+"""After kill -9, a new process resumes with the next batch, bit for bit, and no worker is left running."""
 
 import os
 import signal
@@ -10,14 +10,15 @@ import pytest
 
 pytestmark = pytest.mark.e2e
 
-SAVED, ENOUGH, PATIENCE = 3, 8, 240  # batches, batches, seconds
+SAVED, LAST, TIMEOUT = 3, 8, 240  # batches, batches, seconds
 
 READER = """
 import hashlib, json, sys
 from pathlib import Path
 
 from emu_jax.data.batch import BatchConfig
-from emu_jax.data.loader.pipeline import DataConfig, SetConfig, make_loader
+from emu_jax.data.loader.config import DataConfig, SetConfig
+from emu_jax.data.loader.pipeline import make_loader
 from emu_jax.data.tokenizer import Tokenizer
 
 if __name__ == "__main__":
@@ -48,16 +49,16 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_kill_and_go_on(sets, small_tokenizer, tmp_path, root, workers):
+def test_kill_and_resume(sets, small_tokenizer, tmp_path, root, workers):
     (tmp_path / "reader.py").write_text(READER)
     small_tokenizer.save(tmp_path / "t.model")
-    words = [tmp_path / "reader.py", tmp_path, workers, tmp_path / "t.model", *sets.values()]
+    arguments = [tmp_path / "reader.py", tmp_path, workers, tmp_path / "t.model", *sets.values()]
 
     def read(until):
-        """Digests by number of batch, up to `until`; then kill -9."""
+        """Return digests by batch number up to `until`, then kill -9."""
         environment = os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
         process = subprocess.Popen(
-            [sys.executable, *map(str, words)], stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, text=True, env=environment
         )
         found = {}
         assert process.stdout is not None
@@ -69,19 +70,19 @@ def test_kill_and_go_on(sets, small_tokenizer, tmp_path, root, workers):
         children = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        _, left = psutil.wait_procs([c for c in children if "tracker" not in " ".join(_words(c))], timeout=PATIENCE)
+        _, left = psutil.wait_procs([c for c in children if "tracker" not in " ".join(_command(c))], timeout=TIMEOUT)
         assert left == [], "workers end with the process that reads from them"
         return found
 
-    first = read(ENOUGH)
-    assert sorted(first) == list(range(ENOUGH + 1))
-    second = read(ENOUGH)
-    assert sorted(second) == list(range(SAVED, ENOUGH + 1))
+    first = read(LAST)
+    assert sorted(first) == list(range(LAST + 1))
+    second = read(LAST)
+    assert sorted(second) == list(range(SAVED, LAST + 1))
     assert all(second[n] == first[n] for n in second)
     assert len(set(first.values())) == len(first)
 
 
-def _words(process):
+def _command(process):
     try:
         return process.cmdline()
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""A prepared set holds what was whole in the input, all of it, once; stopped, it goes on; half of it is never seen."""
+"""A prepared set holds every valid document of the input once; a stopped preparation resumes."""
 
 import dataclasses
 import io
@@ -15,16 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import emu_jax.data.prepare.prepare as module
+import emu_jax.data.prepare.job as module
 from emu_jax.cli.prepare_data import main
 from emu_jax.data.document import Document, Image, Layout, Role, Text, Video
 from emu_jax.data.images import decode, preprocess
-from emu_jax.data.loader.prepared import PreparedSet
-from emu_jax.data.prepare import parts
-from emu_jax.data.prepare.prepare import PrepareConfig, Store, prepare
+from emu_jax.data.loader.prepared_set import PreparedSet
+from emu_jax.data.prepare import part_files
+from emu_jax.data.prepare.cleaning import PrepareConfig, Store
+from emu_jax.data.prepare.job import prepare
 from emu_jax.data.records import from_record, serialize
 from emu_jax.errors import UserError
-from tests.data.conftest import picture, write_jsonl
+from tests.data.conftest import color_image, write_jsonl
 
 CONFIG = PrepareConfig(source="jsonl", image_size=8, min_side=4)
 
@@ -64,8 +65,8 @@ def pair(n, text=None, image=None):
 
 
 def raw(folder, count=5, start=0, name="raw", extra=(), images=None):
-    pictures = {f"{n}.png": picture(n) for n in range(start, start + count)} | (images or {})
-    return write_jsonl(folder, name, [*(pair(n) for n in range(start, start + count)), *extra], pictures)
+    files = {f"{n}.png": color_image(n) for n in range(start, start + count)} | (images or {})
+    return write_jsonl(folder, name, [*(pair(n) for n in range(start, start + count)), *extra], files)
 
 
 def texts(path):
@@ -73,7 +74,7 @@ def texts(path):
 
 
 @pytest.mark.parametrize("store", list(Store))
-def test_documents_come_back_with_the_pixels_of_the_release_s_resize(tmp_path, store):
+def test_documents_have_the_pixels_of_the_release(tmp_path, store):
     noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     path = raw(tmp_path / "in", extra=[pair("x")], images={"x.png": noise})
     summary = prepare([path], tmp_path / "out", config=dataclasses.replace(CONFIG, store=store, name="mine"))
@@ -81,19 +82,19 @@ def test_documents_come_back_with_the_pixels_of_the_release_s_resize(tmp_path, s
     document = PreparedSet(tmp_path / "out")[5]
     assert (document.source, document.key, document.layout) == ("mine", "raw.jsonl:6", Layout.PAIR)
     error = np.abs(decode(document.segments[0].data).astype(int) - preprocess(noise, 8)).mean()
-    assert error == 0 if store is not Store.JPEG else 0 < error < 4  # noise is the worst case of a JPEG
+    assert error == 0 if store is not Store.JPEG else 0 < error < 4  # noise is the worst case for JPEG
     assert isinstance(document.segments[0].data, np.ndarray if store is Store.RAW else bytes)
     assert texts(tmp_path / "out") == [*(f"number {n}" for n in range(5)), "number x"]
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-def test_files_are_kept_as_they_are_without_a_size(tmp_path):
+def test_files_are_stored_unchanged_without_a_size(tmp_path):
     path = raw(tmp_path / "in", count=1)
     prepare([path], tmp_path / "out", config=dataclasses.replace(CONFIG, image_size=None))
     assert PreparedSet(tmp_path / "out")[0].segments[0].data == (tmp_path / "in" / "0.png").read_bytes()
 
 
-def test_every_loss_is_counted_and_named(tmp_path):
+def test_every_lost_document_is_counted_and_listed(tmp_path):
     extra = [
         pair("broken"),
         pair("missing"),
@@ -108,55 +109,59 @@ def test_every_loss_is_counted_and_named(tmp_path):
     (tmp_path / "in" / "broken.png").write_bytes(b"a text file named .png")
     summary = prepare([path], tmp_path / "out", config=dataclasses.replace(CONFIG, max_rejected=0.5))
     assert (summary.read, summary.written) == (12, 5)
-    assert summary.outcomes == {
-        "broken": {"the file is not an image of a known format": 1, "the file 'missing.png' is not there": 1},
-        "dropped": {"an image is too small": 1, "an image is too long": 1, "no text": 1},
-        "duplicate": {"the same as one before": 2},
+    assert summary.outcomes == {"broken": 2, "dropped": 3, "duplicate": 2}
+    assert summary.reasons == {
+        "broken": {"the file is not an image of a known format": 1, "a media file is missing": 1},
+        "dropped": {"an image is too small": 1, "the aspect ratio of an image is too large": 1, "no text": 1},
+        "duplicate": {"same content as an earlier document": 2},
     }
     rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
     assert len(rejects) == 7
     assert {
         "source": "jsonl",
         "key": "raw.jsonl:again",
+        "unit": "record",
         "outcome": "duplicate",
-        "reason": "the same as one before",
+        "reason": "same content as an earlier document",
     } in rejects
     saved = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (saved["read"], saved["written"]) == (12, 5)
 
 
-def test_too_much_broken_stops_and_what_is_mended_is_read_again(tmp_path):
+def test_too_many_broken_documents_stop_and_repaired_files_are_read_again(tmp_path):
     path = raw(tmp_path / "in", extra=[pair("late"), pair("later")])
     with pytest.raises(
-        UserError, match=r"2 of 7 documents are broken, .* raw.jsonl:7: the file 'later.png' is not there"
+        UserError, match=r"2 of 7 documents are broken, .* raw.jsonl:7: a media file is missing \(later.png\)"
     ):
         prepare([path], tmp_path / "out", config=CONFIG)
     assert not (tmp_path / "out").exists()
     raw(
-        tmp_path / "in", extra=[pair("late"), pair("later")], images={"late.png": picture(90), "later.png": picture(91)}
+        tmp_path / "in",
+        extra=[pair("late"), pair("later")],
+        images={"late.png": color_image(90), "later.png": color_image(91)},
     )
     assert prepare([path], tmp_path / "out", config=CONFIG).written == 7
 
 
-def test_going_on_does_not_read_again_what_was_read(tmp_path, monkeypatch):
+def test_resume_does_not_read_finished_files_again(tmp_path, monkeypatch):
     paths = [raw(tmp_path / "in", start=10 * i, name=f"raw{i}") for i in range(3)]
     done, real = [], module.make_part
 
-    def stops_at_the_third(task, **keywords):
+    def stop_at_the_third(task, **keywords):
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(task)
         return real(task, **keywords)
 
-    monkeypatch.setattr(module, "make_part", stops_at_the_third)
+    monkeypatch.setattr(module, "make_part", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         prepare(paths, tmp_path / "out", config=CONFIG)
     monkeypatch.undo()
     with pytest.raises(UserError, match="is not a prepared set"):
         PreparedSet(tmp_path / "out")
     cleaned = []
-    real_clean = parts.clean
-    monkeypatch.setattr(parts, "clean", lambda d, c: cleaned.append(d.key) or real_clean(d, c))
+    real_clean = part_files.clean
+    monkeypatch.setattr(part_files, "clean", lambda d, c: cleaned.append(d.key) or real_clean(d, c))
     summary = prepare(paths, tmp_path / "out", config=CONFIG)
     assert summary.written == 15
     assert len(cleaned) == 5, "only the third file was read"
@@ -166,14 +171,14 @@ def test_going_on_does_not_read_again_what_was_read(tmp_path, monkeypatch):
 
 def test_workers_make_the_same_set(tmp_path):
     paths = [raw(tmp_path / "in", count=3, start=10 * i, name=f"raw{i}") for i in range(3)]
-    alone = prepare(paths, tmp_path / "alone", config=CONFIG)
-    together = prepare(paths, tmp_path / "together", config=CONFIG, workers=2)
-    assert (together.read, together.written) == (alone.read, alone.written) == (9, 9)
-    assert texts(tmp_path / "together") == texts(tmp_path / "alone")
+    serial = prepare(paths, tmp_path / "serial", config=CONFIG)
+    parallel = prepare(paths, tmp_path / "parallel", config=CONFIG, workers=2)
+    assert (parallel.read, parallel.written) == (serial.read, serial.written) == (9, 9)
+    assert texts(tmp_path / "parallel") == texts(tmp_path / "serial")
 
 
-def test_a_share_is_judged_once_there_is_enough(tmp_path):
-    """Two broken of the first three are no reason to stop where the rest is whole; a share of 0 bears not even one."""
+def test_the_fraction_of_broken_documents_needs_enough_documents(tmp_path):
+    """Two broken of the first three are tolerated if the others are valid; a fraction of 0 tolerates none."""
     first = raw(tmp_path / "in", count=1, extra=[pair("gone"), pair("lost")], name="raw0")
     second = raw(tmp_path / "in", count=40, start=1, name="raw1")
     few = dataclasses.replace(CONFIG, max_rejected=0.05)
@@ -183,7 +188,7 @@ def test_a_share_is_judged_once_there_is_enough(tmp_path):
         prepare([third], tmp_path / "none", config=dataclasses.replace(CONFIG, max_rejected=0.0))
 
 
-def test_files_of_one_name_are_told_apart(tmp_path):
+def test_files_with_the_same_name_have_different_keys(tmp_path):
     paths = [raw(tmp_path / "in" / f"{i}" / "deep", count=0, extra=[pair("gone")]) for i in range(2)]
     paths.append(raw(tmp_path / "in", start=5))
     summary = prepare(paths, tmp_path / "out", config=dataclasses.replace(CONFIG, max_rejected=0.5))
@@ -192,8 +197,8 @@ def test_files_of_one_name_are_told_apart(tmp_path):
     assert [reject["key"] for reject in rejects] == ["0/deep/raw.jsonl:1", "1/deep/raw.jsonl:1"]
 
 
-def test_the_contact_sheet_shows_what_was_stored(tmp_path):
-    path = raw(tmp_path / "in", extra=[pair("x", text="<script>alert(1)</script>")], images={"x.png": picture(9)})
+def test_the_contact_sheet_displays_stored_documents(tmp_path):
+    path = raw(tmp_path / "in", extra=[pair("x", text="<script>alert(1)</script>")], images={"x.png": color_image(9)})
     prepare([path], tmp_path / "out", config=CONFIG)
     sheet = (tmp_path / "out" / "samples.html").read_text()
     assert sheet.count("data:image/png") == 6
@@ -202,7 +207,7 @@ def test_the_contact_sheet_shows_what_was_stored(tmp_path):
     assert "<script>" not in sheet
 
 
-def test_another_input_or_setting_is_not_mixed_in(tmp_path):
+def test_other_input_or_settings_are_refused(tmp_path):
     path = raw(tmp_path / "in")
     prepare([path], tmp_path / "out", config=CONFIG)
     with pytest.raises(UserError, match="other input or with other settings"):
@@ -212,17 +217,17 @@ def test_another_input_or_setting_is_not_mixed_in(tmp_path):
         prepare([path], tmp_path / "mine", config=CONFIG)
 
 
-def test_nothing_left(tmp_path):
-    path = write_jsonl(tmp_path / "in", "raw", [pair(0, text=" ")], {"0.png": picture(0)})
-    with pytest.raises(UserError, match="Nothing is left of the 1 documents"):
+def test_no_usable_documents(tmp_path):
+    path = write_jsonl(tmp_path / "in", "raw", [pair(0, text=" ")], {"0.png": color_image(0)})
+    with pytest.raises(UserError, match="None of the 1 documents"):
         prepare([path], tmp_path / "out", config=CONFIG)
     with pytest.raises(UserError, match="no source 'json'"):
         dataclasses.replace(CONFIG, source="json")
 
 
 @pytest.mark.e2e
-def test_killed_and_started_again(tmp_path):
-    """kill -9 anywhere: no set, or the whole set; the next call completes it."""
+def test_kill_and_restart(tmp_path):
+    """kill -9 at any time leaves no set or the complete set; the next call completes it."""
     for i in range(6):
         raw(tmp_path / "in", count=60, start=60 * i, name=f"raw{i}")
     command = [sys.executable, "-m", "emu_jax", "prepare-data", "--source=jsonl", f"--input={tmp_path}/in/*.jsonl"]
@@ -238,7 +243,7 @@ def test_killed_and_started_again(tmp_path):
     assert sorted(texts(tmp_path / "out")) == sorted(f"number {n}" for n in range(360))
 
 
-def test_the_command(tmp_path, capsys):
+def test_command(tmp_path, capsys):
     raw(tmp_path / "in", extra=[pair("long")], images={"long.png": np.zeros((4, 40, 3), np.uint8)})
     main(
         ["--source=jsonl", f"--input={tmp_path}/in/*.jsonl", f"--output={tmp_path}/out", "--image-size=8",
@@ -246,7 +251,7 @@ def test_the_command(tmp_path, capsys):
     )  # fmt: skip
     out = capsys.readouterr().out
     assert "5 of 6 documents, 5 images" in out
-    assert "dropped: 1 x an image is too long" in out
+    assert "dropped: 1 x the aspect ratio of an image is too large" in out
     assert len(PreparedSet(tmp_path / "out")) == 5
     for arguments, reason in [
         (["--source=jsonl", "--input=nothing*", "--output=x"], "No file matches nothing"),
@@ -257,7 +262,7 @@ def test_the_command(tmp_path, capsys):
             main(arguments)
 
 
-def test_videos_become_frames(tmp_path):
+def test_videos_are_stored_as_frames(tmp_path):
     import av
 
     buffer = io.BytesIO()
@@ -279,7 +284,7 @@ def test_videos_become_frames(tmp_path):
     assert means[0] < means[2] - 60
 
 
-def test_a_picture_of_the_camera_is_stored_upright(tmp_path):
+def test_images_with_exif_rotation_are_stored_upright(tmp_path):
     stored = PIL.Image.fromarray(np.concatenate([np.full((8, 8, 3), v, np.uint8) for v in (0, 255)], axis=1))
     exif = PIL.Image.Exif()
     exif[0x112] = 3

@@ -1,7 +1,6 @@
-"""A prepared set: the ArrayRecord shards of a TFDS folder, read by index."""
+"""Read a prepared set, the ArrayRecord shards of a TFDS folder, by index."""
 
 import functools
-import json
 import re
 from pathlib import Path
 
@@ -11,15 +10,16 @@ from emu_jax.data.document import Document
 from emu_jax.data.images import DecodeError
 from emu_jax.data.records import from_record
 from emu_jax.errors import UserError
+from emu_jax.io.files import read_json
 
 _SHARD = re.compile(r"-(?P<split>\w+)\.array_record-(?P<index>\d{5})-of-(?P<count>\d{5})$")
 
 
 class PreparedSet:
-    """Documents of one split, by index; cheap to send to another process (files are opened where they are read).
+    """Documents of one split, by index. Pickling is cheap: each process opens the files itself.
 
     Raises:
-      UserError: no prepared set there, no such split, shards missing, or none of its shards holds a document.
+      UserError: the folder is not a prepared set, has no such split, lacks shards, or holds no document.
     """
 
     def __init__(self, path: str | Path, *, split: str = "train"):
@@ -29,7 +29,7 @@ class PreparedSet:
         self._lengths = _shard_lengths(self.path, split)
         if self._lengths is not None and len(self._lengths) != len(self.shards):
             raise UserError(
-                f"{self.path} has {len(self.shards)} shards of {split!r}, and its dataset_info.json says "
+                f"{self.path} has {len(self.shards)} shards of {split!r}, but its dataset_info.json lists "
                 f"{len(self._lengths)}; prepare it again."
             )
         if len(self) == 0:
@@ -39,16 +39,16 @@ class PreparedSet:
         return sum(self._lengths) if self._lengths is not None else len(self._source)
 
     def __getitem__(self, index: int) -> Document:
-        """Raises DecodeError where the record is damaged, and UserError where the set is."""
+        """Return a document. Raises DecodeError for a damaged record, and UserError for a damaged shard."""
         source = self._source
         try:
             return from_record(source[index])
-        except Exception as error:  # ArrayRecord and protobuf have their own, and bytes can be cut anywhere
+        except Exception as error:  # ArrayRecord and protobuf have their own types, and data may end anywhere
             raise DecodeError(f"the record is damaged ({type(error).__name__}: {error})") from None
 
     @functools.cached_property
     def _source(self) -> array_record_data_source.ArrayRecordDataSource:
-        # One record at a time: handing it to a pool of threads costs more than reading it.
+        # One record at a time: dispatching to a thread pool costs more than reading the record.
         options = {"max_parallelism": "0"}
         try:
             source = array_record_data_source.ArrayRecordDataSource(
@@ -57,11 +57,11 @@ class PreparedSet:
             count = len(source)
         except Exception as error:
             raise UserError(
-                f"A shard of {self.path} is damaged or cut ({error}); copy it again or prepare the set again."
+                f"A shard of {self.path} is damaged or truncated ({error}); copy it again or prepare the set again."
             ) from None
         if self._lengths is not None and count != sum(self._lengths):
             raise UserError(
-                f"The shards of {self.path} hold {count} documents, and its dataset_info.json says "
+                f"The shards of {self.path} hold {count} documents, but its dataset_info.json lists "
                 f"{sum(self._lengths)}; copy it again or prepare the set again."
             )
         return source
@@ -80,7 +80,9 @@ def _shards(path: Path, split: str) -> list[Path]:
         raise UserError(f"{path} has no split {split!r}; it has {', '.join(splits)}.")
     count = int(found[shards[0]]["count"])
     if len(shards) != count:
-        raise UserError(f"{path} has {len(shards)} of {count} shards of {split!r}; copy the rest or prepare it again.")
+        raise UserError(
+            f"{path} has {len(shards)} of {count} shards of {split!r}; copy the others or prepare the set again."
+        )
     return shards
 
 
@@ -89,7 +91,7 @@ def _shard_lengths(path: Path, split: str) -> list[int] | None:
     if not info.exists():
         return None
     try:
-        splits = {s["name"]: s for s in json.loads(info.read_text()).get("splits", [])}
+        splits = {s["name"]: s for s in read_json(info).get("splits", [])}
         return [int(n) for n in splits[split]["shardLengths"]] if split in splits else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{info} is damaged ({error!r}); copy it again or prepare the set again.") from None

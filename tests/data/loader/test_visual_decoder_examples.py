@@ -1,12 +1,12 @@
-"""What the decoder's stages read: stored conditions and latents, and pictures alone."""
+"""Stored conditions and latents for the visual decoder, and images for the autoencoder."""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from emu_jax.data.loader.decoder_examples import FIELDS, DecoderExamples, write_examples
-from emu_jax.data.loader.decoder_images import ImageDataConfig, make_image_loader
+from emu_jax.data.loader.vae_images import ImageDataConfig, make_image_loader
+from emu_jax.data.loader.visual_decoder_examples import FIELDS, DecoderExamples, write_examples
 from emu_jax.errors import UserError
 from tests.data.conftest import NUMBER_OF, make_set
 
@@ -15,7 +15,7 @@ COUNT = 11
 
 
 def example(number: int) -> dict[str, np.ndarray]:
-    return {name: np.full(shape, number + place / 10, np.float32) for place, (name, shape) in enumerate(SHAPES.items())}
+    return {name: np.full(shape, number + index / 10, np.float32) for index, (name, shape) in enumerate(SHAPES.items())}
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_examples_come_back_whole_and_each_once_a_pass(folder):
+def test_examples_round_trip_and_once_per_pass(folder):
     stored = DecoderExamples.open(folder)
     assert stored.shapes == SHAPES
     np.testing.assert_array_equal(stored.unconditional, np.arange(6).reshape(2, 3))
@@ -40,7 +40,7 @@ def test_examples_come_back_whole_and_each_once_a_pass(folder):
             np.testing.assert_array_equal(row[name][0], expected[name])
 
 
-def test_processes_share_the_examples(folder):
+def test_processes_read_disjoint_examples(folder):
     stored = DecoderExamples.open(folder)
     seen = [
         {int(next_row["conditioning"][0, 0, 0]) for next_row in itertools.islice(loader, size)}
@@ -53,27 +53,27 @@ def test_processes_share_the_examples(folder):
     assert seen[0] | seen[1] == set(range(COUNT))
 
 
-def test_examples_go_on_with_the_very_next_batch(folder):
+def test_resume_returns_the_next_batch(folder):
     loader = DecoderExamples.open(folder).loader(batch_size=4, seed=0)
     next(loader)
     state = loader.get_state()
-    wanted = [next(loader) for _ in range(5)]
+    expected = [next(loader) for _ in range(5)]
     again = DecoderExamples.open(folder).loader(batch_size=4, seed=0)
     again.set_state(state)
-    for batch in wanted:
+    for batch in expected:
         for name, values in next(again).items():
             np.testing.assert_array_equal(values, batch[name])
 
 
-def test_no_examples_are_an_error_and_leave_nothing(tmp_path):
-    with pytest.raises(UserError, match="No picture"):
+def test_no_examples_raise_an_error_and_write_nothing(tmp_path):
+    with pytest.raises(UserError, match="No image"):
         write_examples(tmp_path / "none", [], unconditional=np.zeros((1, 1)), settings={})
     assert list((tmp_path / "none").iterdir()) == []
     with pytest.raises(UserError, match="prepare-decoder-data"):
         DecoderExamples.open(tmp_path / "none")
 
 
-def test_every_picture_is_seen_once_a_pass(tmp_path):
+def test_every_image_is_read_once_per_pass(tmp_path):
     path = make_set(tmp_path, "pairs", 0)
     loader = make_image_loader(ImageDataConfig(sets=(str(path),), image_size=8), batch_size=1, seed=0)
     numbers = [int(next(loader)["images"][0, 0, 0, 0]) for _ in range(NUMBER_OF["pairs"])]
