@@ -8,8 +8,8 @@ from ml_collections import ConfigDict, config_dict
 
 from emu_jax.config import from_config_dict, to_dict
 from emu_jax.data.batch import BatchConfig
-from emu_jax.data.loader.decoder_images import ImageDataConfig
-from emu_jax.data.loader.pipeline import DataConfig, SetConfig
+from emu_jax.data.loader.config import DataConfig, SetConfig
+from emu_jax.data.loader.vae_images import ImageDataConfig
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.errors import UserError
 from emu_jax.layers.saved import ATTENTION_OUT, CONTEXT, NAMES

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from emu_jax.cli.arguments import ArgumentParser, at_least
 from emu_jax.cli.imports import heavy_imports
+from emu_jax.errors import UserError
 
 PROGRAMS = ("train", "prefill", "decode", "images", "sampling")
 
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> None:
         from emu_jax.cli.config_file import read_config
         from emu_jax.compile_analysis import programs
         from emu_jax.compile_analysis.program import GenerationShape
-        from emu_jax.compile_analysis.report import compile_report, format_report
+        from emu_jax.compile_analysis.report import HOW_TO_FIT, compile_report, format_report
         from emu_jax.compile_analysis.topologies import parse_topology
         from emu_jax.io.files import write_json, write_text
         from emu_jax.sharding.mesh import parse_mesh
@@ -63,3 +64,5 @@ def main(argv: list[str]) -> None:
     if arguments.dump_hlo is not None:
         write_text(arguments.dump_hlo, report.text)
         print(f"wrote {arguments.dump_hlo}")
+    if not report.memory.fits:
+        raise UserError(f"{program.name} does not fit on {topology}. {HOW_TO_FIT}")

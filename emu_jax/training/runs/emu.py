@@ -8,7 +8,9 @@ from typing import Any
 import jax
 
 from emu_jax.config import from_config_dict
-from emu_jax.data.loader.pipeline import DataConfig, Loader, make_loader, plans_from_states
+from emu_jax.data.loader.config import DataConfig
+from emu_jax.data.loader.pipeline import Loader, make_loader
+from emu_jax.data.loader.read_plan import plans_from_states
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.hardware import generation

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from emu_jax.config import from_config_dict
 from emu_jax.convert.visual_decoder import save_visual_decoder
-from emu_jax.data.loader.decoder_images import ImageDataConfig, make_image_loader
+from emu_jax.data.loader.vae_images import ImageDataConfig, make_image_loader
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.diffusion.decoder import VisualDecoder
 from emu_jax.diffusion.schedule import NoiseSchedule

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from emu_jax.config import from_config_dict
 from emu_jax.convert.visual_decoder import load_visual_decoder, save_visual_decoder
-from emu_jax.data.loader.decoder_examples import Condition, DecoderExamples, WeightedSet, load_examples
+from emu_jax.data.loader.visual_decoder_examples import Condition, DecoderExamples, WeightedSet, load_examples
 from emu_jax.diffusion.decoder import VisualDecoder
 from emu_jax.errors import UserError
 from emu_jax.generation.api import load
@@ -135,7 +135,7 @@ class StoredSource:
         Raises:
           UserError: a folder has no examples.
         """
-        chosen = [WeightedSet(examples)] if isinstance(examples, str) else examples
+        chosen = [WeightedSet(examples)] if isinstance(examples, str) else list(examples)
         return cls(tuple(DecoderExamples.open(one.path) for one in chosen), tuple(one.weight for one in chosen))
 
     @property
