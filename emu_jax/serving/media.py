@@ -60,7 +60,9 @@ def read_image(data: bytes, size: int, *, field: str, limits: Limits) -> np.ndar
     try:
         with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(*image.size, field=field, limits=limits)
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+    except PIL.Image.DecompressionBombError:
+        raise _too_many_pixels("too many pixels", field=field, limits=limits) from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise ApiError(400, f"{field} is not an image that can be read ({_short(error)}).", param=field) from None
     try:
         return preprocess(data, size)
@@ -90,9 +92,11 @@ def read_video(data: bytes, size: int, *, field: str, limits: Limits) -> list[np
 
 def _check_pixels(width: int, height: int, *, field: str, limits: Limits) -> None:
     if width * height > limits.max_image_pixels:
-        raise ApiError(
-            413, f"{field} has {width} x {height} pixels; at most {limits.max_image_pixels} are allowed.", param=field
-        )
+        raise _too_many_pixels(f"{width} x {height} pixels", field=field, limits=limits)
+
+
+def _too_many_pixels(count: str, *, field: str, limits: Limits) -> ApiError:
+    return ApiError(413, f"{field} has {count}; at most {limits.max_image_pixels} are allowed.", param=field)
 
 
 def _short(error: Exception) -> str:
