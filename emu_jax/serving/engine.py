@@ -128,9 +128,9 @@ class Engine:
 
     def _work(self) -> None:
         try:
-            self._compile()
-            while self._step():
-                pass
+            if self._compile():
+                while self._step():
+                    pass
         except Exception:
             log.exception("The engine failed")
             self.status = Status.FAILED
@@ -138,21 +138,23 @@ class Engine:
             self._fail(job, 503, "The server stopped before the answer was complete.")
         self._device.stop()
 
-    def _compile(self) -> None:
+    def _compile(self) -> bool:
+        """Compile and run every program once; False when the engine is to stop before that."""
         started = time.monotonic()
-        for name in self._device.program_names:
-            self._device.compile(name)
-        for device in self._image_devices.values():
-            for name in PROGRAMS:
-                device.compile(name)
+        programs: list[tuple[Any, str]] = [(self._device, name) for name in self._device.program_names]
+        programs += [(device, name) for device in self._image_devices.values() for name in PROGRAMS]
+        for device, name in programs:
+            if self._stopping:
+                return False
+            device.compile(name)
         for model in self._device.weights:
-            embeddings = self._text.embeddings_of(self._empty_prompt, model)
-            self._images.unconditional[model] = embeddings
+            self._images.unconditional[model] = self._text.embeddings_of(self._empty_prompt, model)
         self._text.warm_up()
         self._images.warm_up()
         log.info("all programs compiled in %.0f s", time.monotonic() - started)
         with self._changed:
             self.status = Status.READY
+        return True
 
     def _step(self) -> bool:
         """One unit of work, or a wait for some; False when the engine is to stop."""

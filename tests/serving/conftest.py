@@ -117,6 +117,21 @@ def http(server: Running) -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.fixture
+def slow(server: Running) -> Iterator[None]:
+    """Slow the engine down, 20 ms for each unit of work, so that requests stay in flight while a test looks."""
+    text, images = server.engine._text, server.engine._images
+    text_do, images_do = text.do, images.do
+
+    def wait_first(do):
+        return lambda *arguments: (time.sleep(0.02), do(*arguments))
+
+    text.do, images.do = wait_first(text_do), wait_first(images_do)
+    yield
+    del text.do, images.do
+    wait_until(lambda: server.engine.in_flight == 0, seconds=30)
+
+
 def wait_until(true: Callable[[], bool], *, seconds: float) -> float:
     """Wait for a condition; return how long it took."""
     started = time.monotonic()

@@ -79,6 +79,7 @@ def start(server: Running, body: dict) -> threading.Thread:
     return thread
 
 
+@pytest.mark.usefixtures("slow")
 def test_a_long_prompt_does_not_hold_up_running_answers(server: Running, calls: list[str]) -> None:
     thread = start(server, {"model": MODEL, "messages": user("a"), "max_tokens": 100, "seed": 1, "temperature": 2.0})
     calls.clear()
@@ -92,6 +93,7 @@ def test_a_long_prompt_does_not_hold_up_running_answers(server: Running, calls: 
     assert "encode" not in calls
 
 
+@pytest.mark.usefixtures("slow")
 def test_images_and_text_share_the_device(server: Running, calls: list[str]) -> None:
     """While an image is sampled (100 steps), a running answer goes on, and the other way round."""
     image = {"model": MODEL, "messages": user("a"), "modalities": ["image"], "seed": 1}
@@ -101,7 +103,7 @@ def test_images_and_text_share_the_device(server: Running, calls: list[str]) -> 
         server.client().chat.completions.create(**image, extra_body={"num_inference_steps": 100})
         done.set()
 
-    thread = start(server, {"model": MODEL, "messages": user("a"), "max_tokens": 110, "seed": 1, "temperature": 2.0})
+    thread = start(server, {"model": MODEL, "messages": user("a"), "max_tokens": 100, "seed": 1, "temperature": 2.0})
     painting = threading.Thread(target=paint)
     painting.start()
     thread.join()
