@@ -24,7 +24,7 @@ from emu_jax.cli.generate import SYSTEMS, add_model_arguments
 from emu_jax.errors import UserError
 from emu_jax.generation.api import load
 from emu_jax.generation.pipeline import EmuPipeline
-from emu_jax.sharding.mesh import make_mesh, read_mesh
+from emu_jax.sharding.mesh import make_mesh, parse_mesh
 from emu_jax.training.processes import start_processes
 
 _NEEDED = ("prometheus_client", "python_multipart", "starlette", "uvicorn")
@@ -118,7 +118,7 @@ def parser() -> ArgumentParser:
     parser.add_argument("--model-name", help="what clients call the model (default: the checkpoint's folder)")
     parser.add_argument("--system", choices=sorted(SYSTEMS), default="none", help="for chats without a system message")
     parser.add_argument("--no-safety", action="store_true", help="send images unscreened though there is a checker")
-    parser.add_argument("--mesh", type=read_mesh, help="such as data:1,fsdp:1,tensor:8 (default: one device)")
+    parser.add_argument("--mesh", type=parse_mesh, help="such as data:1,fsdp:1,tensor:8 (default: one device)")
     http = parser.add_argument_group("HTTP")
     http.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
     http.add_argument("--port", type=int, default=8000, help="0: a free one (default: 8000)")

@@ -1,4 +1,4 @@
-"""From the engine's events to the pieces of an answer: text as it comes, images in their place, the end."""
+"""From the engine's events to the pieces of an answer: text as it comes, images in order, the end."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Service:
     # ---- routes
 
     async def health(self, request: Request) -> Response:
-        """200 when every shape is compiled; 503 before, while draining, and after a failure of the device."""
+        """Answer 200 when every shape is compiled; 503 before, while draining, and after a failure of the device."""
         status = self.engine.status
         return JSONResponse({"status": status.value}, status_code=200 if status is Status.READY else 503)
 
@@ -83,7 +83,7 @@ class Service:
         return JSONResponse(self._model(self._model_name(request.path_params["name"])))
 
     async def tokenize(self, request: Request) -> Response:
-        """Ids of a `prompt`, or of `messages` as a chat lays them out, with those of images."""
+        """Answer with the ids of a `prompt`, or of `messages` as a chat lays them out, with those of images."""
         body = await read_json(request, self.prepare.limits)
         fields = Fields(json_object(body), known=("model", "prompt", "messages", "add_special_tokens"))
         self._model_name(fields.text("model"))
@@ -113,7 +113,7 @@ class Service:
         usage = prompt_usage(asked.prompt, num_image_tokens=self.num_image_tokens, opens_image=opens)
         reply = Reply(model, usage)
         answer = self._answer(request, asked, stops=body.stop)
-        first = await anext(answer)  # errors before the first piece are answers of their own, not parts of a stream
+        first = await anext(answer)  # errors before the first piece are responses, not parts of a stream
         if body.stream:
             return EventStream(self._chunks(reply, body, first, answer))
         *found, end = [piece async for piece in _joined(first, answer)]
@@ -125,7 +125,7 @@ class Service:
         return await self._images(request, body, [])
 
     async def edit_images(self, request: Request) -> Response:
-        """Images of a prompt of images and text: `image` files in order, then the instruction."""
+        """Generate images from a prompt of images and text: `image` files in order, then the instruction."""
         texts, uploads = await read_form(request, self.prepare.limits)
         body = parse_image_request(texts | dict.fromkeys((name for name, _ in uploads), ""), form=True)
         files = [data for name, data in uploads if name in ("image", "image[]")]
@@ -133,7 +133,7 @@ class Service:
             raise bad_field("image", "is missing; send one or more files.")
         return await self._images(request, body, files)
 
-    # ---- beneath
+    # ---- internals
 
     async def _images(self, request: Request, body: ImageRequest, files: Sequence[bytes]) -> Response:
         model = self._model_name(body.model)
@@ -158,7 +158,7 @@ class Service:
     async def _answer(
         self, request: Request, asked: jobs.Request, *, stops: Sequence[str] = (), copies: int = 1
     ) -> AsyncIterator[Piece]:
-        """The pieces of an answer. Its job is aborted when the client leaves or the iterator is closed early."""
+        """Yield the pieces of an answer. Its job is aborted when the client leaves or the iterator is closed early."""
         events: asyncio.Queue[jobs.Event] = asyncio.Queue()
         deliver = call_soon(asyncio.get_running_loop(), events)
         try:
@@ -170,14 +170,7 @@ class Service:
             ) from None  # fmt: skip
         except UnavailableError as error:
             raise _unavailable(str(error)) from None
-        gone = asyncio.create_task(until_gone(request))
-
-        def leave(task: asyncio.Task[None]) -> None:
-            if not task.cancelled():
-                self.engine.abort(job)
-                events.put_nowait(jobs.Failed(CLIENT_CLOSED, "The client left."))
-
-        gone.add_done_callback(leave)
+        gone = asyncio.create_task(self._abort_when_gone(request, job, events))
         ended = False
         try:
             async for piece in pieces(events, tokenizer=self.prepare.emu.tokenizer, stops=stops, copies=copies):
@@ -194,10 +187,15 @@ class Service:
             if not ended:
                 self.engine.abort(job)
 
+    async def _abort_when_gone(self, request: Request, job: jobs.Job, events: asyncio.Queue[jobs.Event]) -> None:
+        await until_gone(request)
+        self.engine.abort(job)
+        events.put_nowait(jobs.Failed(CLIENT_CLOSED, "The client left."))
+
     async def _chunks(
         self, reply: Reply, body: ChatRequest, first: Piece, answer: AsyncIterator[Piece]
     ) -> AsyncIterator[bytes]:
-        """The events of a stream."""
+        """Yield the events of a stream."""
         yield event(reply.chunk({"role": "assistant", "content": ""}))
         try:
             async for piece in _joined(first, answer):
@@ -295,14 +293,14 @@ def _guarded(handler: Handler) -> Handler:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Unknown routes and methods in OpenAI's form."""
+    """Answer unknown routes and methods in OpenAI's form."""
     assert isinstance(error, HTTPException)
     reason = f"{request.method} {request.url.path}: {error.detail}"
     return error_response(ApiError(error.status_code, reason, headers=dict(error.headers or {})))
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:
-    """What no handler foresaw; uvicorn logs the error."""
+    """Answer an unexpected error, which uvicorn logs, with a 500."""
     return error_response(ApiError(500, "The server failed at this request; its log says why."))
 
 

@@ -10,7 +10,7 @@ class EngineConfig:
     """Sizes of the compiled programs.
 
     Attributes:
-      slots: answers that are decoded together; each has a KV cache of its own.
+      slots: answers that are decoded together; each has its own KV cache.
       context: positions of a slot, prompt and answer together; a multiple of `prefill_chunk`.
       prefill_chunk: prompt tokens in one prefill step; a prompt's last chunk may be a quarter of that.
       decode_steps: tokens per answer in one call of the decode program.

@@ -127,11 +127,11 @@ class TextWork:
             if job.request.model == model
             for image in job.to_encode
         ]  # fmt: skip
-        pixels, slots, places = self._device.blank_images()
+        pixels, slots, indices = self._device.blank_images()
         for row, (job, image) in enumerate(images[: len(pixels)]):
-            pixels[row], slots[row], places[row] = job.request.prompt.images[image], job.slot, image
+            pixels[row], slots[row], indices[row] = job.request.prompt.images[image], job.slot, image
             job.to_encode.remove(image)
-        self._device.run("encode", model, pixels, slots, places)
+        self._device.run("encode", model, pixels, slots, indices)
         self._metrics.encoded_images.inc(min(len(images), len(pixels)))
 
     def _prefill_chunk(self, job: Job) -> None:

@@ -23,12 +23,12 @@ from emu_jax.serving.weights import Weights
 from emu_jax.sharding.axes import ACT_HEADS
 from emu_jax.sharding.specs import activation_spec
 
-_STOP, _REST, _RESET = "stop", "rest", "reset"  # what processes are told besides programs
+_STOP, _REST, _RESET = "stop", "rest", "reset"  # commands to other processes besides programs
 
 
 @flax.struct.dataclass
 class DeviceState:
-    """What stays on the device. `lane` is None where beam search is off."""
+    """Arrays that stay on the device. `lane` is None where beam search is off."""
 
     text: TextState
     lane: Any  # BeamLane | None
@@ -78,7 +78,7 @@ class TextDevice:
 
     def run(self, name: str, model: str, *arguments: Any) -> Any:
         """Run a compiled program on the state with the parameters of `model`; return its result as NumPy arrays."""
-        self._tell(name, model)
+        self._send(name, model)
         if jax.process_count() > 1 and arguments:
             arguments = multihost_utils.broadcast_one_to_all(arguments)
         return self._execute(name, model, arguments)
@@ -88,22 +88,22 @@ class TextDevice:
         self.run(name, self._names[0], *self._programs[name].examples)
 
     def blank_images(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the arguments of `encode`, all of them padding: pixels, slots, places."""
-        pixels, slots, places = (array.copy() for array in self._programs["encode"].examples)
-        return pixels, slots, places
+        """Return the arguments of `encode`, all of them padding: pixels, slots, indices."""
+        pixels, slots, indices = (array.copy() for array in self._programs["encode"].examples)
+        return pixels, slots, indices
 
     def reset(self) -> None:
         """Begin with an empty state, after a program that failed."""
-        self._tell(_RESET, self._names[0])
+        self._send(_RESET, self._names[0])
         self._state = self._empty_state()
 
     def rest(self) -> None:
-        """Tell the other processes that there is no work, so that they do not wait too long for word."""
-        self._tell(_REST, self._names[0])
+        """Send the other processes a sign of life while there is no work."""
+        self._send(_REST, self._names[0])
 
     def stop(self) -> None:
         """End `follow` on the other processes."""
-        self._tell(_STOP, self._names[0])
+        self._send(_STOP, self._names[0])
 
     def follow(self) -> None:
         """Repeat what process 0 does until it stops."""
@@ -124,7 +124,7 @@ class TextDevice:
     def _any_weights(self) -> Weights:
         return next(iter(self.weights.values()))
 
-    def _tell(self, name: str, model: str) -> None:
+    def _send(self, name: str, model: str) -> None:
         if jax.process_count() > 1:
             word = np.array([self._commands.index(name), self._names.index(model)], np.int32)
             multihost_utils.broadcast_one_to_all(word)
@@ -144,7 +144,7 @@ class TextDevice:
             return DeviceState(text=text, lane=lane)
 
         if self._mesh is None:
-            return jax.tree.map(jnp.array, create())  # a buffer of its own for each leaf: all are donated
+            return jax.tree.map(jnp.array, create())  # a separate buffer for each leaf: all are donated
         with self._on_mesh():
             return jax.jit(create, out_shardings=_state_shardings(jax.eval_shape(create), self._mesh))()
 
@@ -164,7 +164,7 @@ def _state_shardings(shapes: DeviceState, mesh: Mesh) -> Any:
 
 
 def _search(engine: EngineConfig, ids: Ids) -> Search:
-    """What all programs are compiled for; beams pay for a repetition penalty of 1, which changes nothing."""
+    """Return the options that all programs are compiled for; beams pay for a repetition penalty of 1, which changes nothing."""
     return Search(
         room=engine.context,
         num_beams=engine.max_beams,
@@ -180,7 +180,7 @@ def _search(engine: EngineConfig, ids: Ids) -> Search:
 
 
 def _programs(model: Emu, engine: EngineConfig, ids: Ids) -> dict[str, Program]:
-    """All programs by name, with arguments that do nothing."""
+    """Return all programs by name, with arguments that do nothing."""
     search, size = _search(engine, ids), model.config.vision.image_size
     images = min(engine.vision_batch, engine.slots * prompt_images(model.config, engine.context))
     integer = INT(0)

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Status(enum.Enum):
-    """Of the engine as a whole."""
+    """Of the engine."""
 
     STARTING = "starting"  # programs are being compiled
     READY = "ready"

@@ -1,4 +1,4 @@
-"""The visual decoder for several requests at once, each row at its own step of its own sampler table."""
+"""The visual decoder for several requests at once, each row at its own step of a separate sampler table."""
 
 import dataclasses
 from typing import Any
@@ -35,7 +35,7 @@ class ImageState:
 
 @flax.struct.dataclass
 class ImageStart:
-    """What one row is to sample. `copy` numbers the images of one request, which differ in their noise."""
+    """The image that one row is to sample. `copy` numbers the images of one request, which differ in their noise."""
 
     row: Int[Array, ""]
     seed: Int[Array, ""]

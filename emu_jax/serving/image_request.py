@@ -25,7 +25,7 @@ _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 
 @dataclasses.dataclass(frozen=True)
 class SamplerFields:
-    """How images are sampled; None: the server's default."""
+    """Options of the sampler; None: the server's default."""
 
     sampler: str
     steps: int

@@ -37,7 +37,7 @@ class ImagePlan:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A checked request. `digests` tell its images apart; `max_new_tokens` fits in the context."""
+    """A checked request. `digests` identify its images; `max_new_tokens` fits in the context."""
 
     model: str
     prompt: Prompt

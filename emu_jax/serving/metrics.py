@@ -1,4 +1,4 @@
-"""What /metrics reports, in Prometheus' text format, from a registry of the server's own."""
+"""The values of /metrics, in Prometheus' text format, in a separate registry."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""From checked bodies to engine requests: prompts laid out as in training, media decoded, room in the context."""
+"""From checked bodies to engine requests: chat layout, decoded media, space in the context."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from emu_jax.serving.usage import image_tokens, prompt_usage
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """What turns bodies into requests. Its methods decode images, so they run outside the event loop."""
+    """Turn bodies into requests. The methods decode images, so they run outside the event loop."""
 
     emu: EmuPipeline
     engine: Engine
@@ -38,7 +38,7 @@ class Preparation:
         """Return the engine's request of a chat.
 
         Raises:
-          ApiError: media that cannot be read, options that do not fit together, or too little room in the context.
+          ApiError: media that cannot be read, options that do not fit together, or too little space in the context.
         """
         seed = body.options["seed"]
         seed = secrets.randbits(32) if seed is None else seed
@@ -51,7 +51,7 @@ class Preparation:
                 raise ApiError(400, "num_beams must be 1 with images in the answer.", param="num_beams")
         prompt = self.chat_prompt(body.messages, open_image=plan is not None and plan.when is OpenImage.FIRST)
         limit = 1 if plan is not None and plan.only_image else body.max_tokens
-        limit = self._room(prompt, plan, limit)
+        limit = self._text_limit(prompt, plan, limit)
         beams = body.options["num_beams"]
         if beams > self.engine.config.max_beams:
             raise ApiError(400, f"num_beams is at most {self.engine.config.max_beams} here.", param="num_beams")
@@ -69,7 +69,7 @@ class Preparation:
         options = self._image_options(body.sampler, seed)
         plan = ImagePlan(1, OpenImage.FIRST, only_image=True, copies=body.copies, options=options)
         prompt = self.emu.build_prompt([*pixels, PlainText(body.prompt)], open_image=True)
-        text = TextOptions(max_new_tokens=self._room(prompt, plan, 1))
+        text = TextOptions(max_new_tokens=self._text_limit(prompt, plan, 1))
         return Request(model, prompt, tuple(map(image_digest, prompt.images)), text, plan)
 
     def chat_prompt(self, messages: Sequence[Message], *, open_image: bool = False) -> Prompt:
@@ -114,8 +114,8 @@ class Preparation:
             raise ApiError(400, str(error)) from None
         return options
 
-    def _room(self, prompt: Prompt, plan: ImagePlan | None, wanted: int | None) -> int:
-        """Text tokens that may follow: `wanted`, or all that fit.
+    def _text_limit(self, prompt: Prompt, plan: ImagePlan | None, requested: int | None) -> int:
+        """Text tokens that may follow: `requested`, or all that fit.
 
         Raises:
           ApiError: the prompt and what must follow exceed the context; the message says by how much.
@@ -125,14 +125,14 @@ class Preparation:
         used = prompt_usage(prompt, num_image_tokens=N, opens_image=opens).tokens
         images = image_tokens(plan.max_images, num_image_tokens=N) if plan is not None else 0
         context = self.engine.config.context
-        room = context - used - images
-        if room < (wanted or 1):
-            answer = f"{wanted or 1} of text" + (f" and {images} of images" if images else "")
+        space = context - used - images
+        if space < (requested or 1):
+            answer = f"{requested or 1} of text" + (f" and {images} of images" if images else "")
             raise ApiError(
                 400,
                 f"The context has {context} tokens; the prompt has {used} and the answer needs {answer}, "
-                f"{(wanted or 1) - room} too many. Shorten the messages, give fewer images or lower max_tokens.",
+                f"{(requested or 1) - space} too many. Shorten the messages, give fewer images or lower max_tokens.",
                 param="messages",
                 code="context_length_exceeded",
             )
-        return room if wanted is None else wanted
+        return space if requested is None else requested

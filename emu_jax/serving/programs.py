@@ -19,7 +19,7 @@ from emu_jax.typing import Array, Bool, Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class Ids:
-    """The special tokens, and how many `<image>` tokens an image has."""
+    """The special tokens, and the number of `<image>` tokens per image."""
 
     bos_id: int
     eos_id: int
@@ -64,15 +64,15 @@ class Decoded:
 
 def encode(
     weights: Weights, state: TextState, images: Float[Array, "n H W 3"], slots: Int[Array, " n"],
-    places: Int[Array, " n"], *, model: Emu,
+    indices: Int[Array, " n"], *, model: Emu,
 ) -> TextState:  # fmt: skip
-    """Write the visual embeddings of normalized images to the banks: image `places[i]` of slot `slots[i]`.
+    """Write the visual embeddings of normalized images to the banks: image `indices[i]` of slot `slots[i]`.
 
     A slot past the last one marks padding.
     """
     embeddings = model.apply({"params": weights.params}, images, method=Emu.embed_images)
     N = embeddings.shape[1]
-    rows = places[:, None] * N + jnp.arange(N)
+    rows = indices[:, None] * N + jnp.arange(N)
     bank = state.bank.at[slots[:, None], rows].set(embeddings.astype(state.bank.dtype), mode="drop")
     return dataclasses.replace(state, bank=bank)
 
@@ -171,8 +171,8 @@ def _decode_once(
     texts = state.texts + wrote
     finished = wrote & ((token == ids.eos_id) | (texts >= controls.max_new_tokens))
     finished |= rows.only_image & (state.phase == 2)
-    place = jnp.clip(N + 1 - state.phase, 0, N - 1)
-    stored = jnp.where((live & in_image)[:, None], predicted, state.embeddings[slots, place])
+    index = jnp.clip(N + 1 - state.phase, 0, N - 1)
+    stored = jnp.where((live & in_image)[:, None], predicted, state.embeddings[slots, index])
     embedding = jnp.where(in_image[:, None], predicted, embed_tokens(model, params, token))
     advance = lambda new, old: jnp.where(live.reshape(live.shape + (1,) * (old.ndim - 1)), new, old)
     state = dataclasses.replace(
@@ -185,7 +185,7 @@ def _decode_once(
         done=state.done | (live & finished),
         position=state.position + live,
         embedding=advance(embedding.astype(state.embedding.dtype), state.embedding),
-        embeddings=state.embeddings.at[slots, place].set(stored.astype(state.embeddings.dtype)),
+        embeddings=state.embeddings.at[slots, index].set(stored.astype(state.embeddings.dtype)),
     )
     return state, token
 

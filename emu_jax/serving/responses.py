@@ -16,7 +16,7 @@ from emu_jax.serving.usage import AnswerUsage, PromptUsage
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """What all parts of one answer repeat."""
+    """The fields that all parts of one answer repeat."""
 
     model: str
     prompt: PromptUsage
@@ -42,7 +42,7 @@ class Reply:
         return self._head("chat.completion.chunk") | {"choices": [choice], "modality": modality}
 
     def usage_chunk(self, answer: AnswerUsage, end: End) -> dict[str, Any]:
-        """Return the last chunk of a stream whose client asked for the usage."""
+        """Return the last chunk of a stream whose client requested the usage."""
         return self._head("chat.completion.chunk") | {"choices": [], "usage": self.usage(answer, end)}
 
     def usage(self, answer: AnswerUsage, end: End) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 
 class Work(enum.Enum):
-    """What the device can be used for, one unit at a time."""
+    """Kinds of device work, done one unit at a time."""
 
     PREFILL = "prefill"  # one batch of images through the vision encoder, or one chunk of a prompt
     DECODE = "decode"  # a few tokens of every running answer

@@ -11,7 +11,7 @@ Chain = tuple[bytes, ...]  # one digest per complete chunk; each covers everythi
 
 
 def image_digest(pixels: np.ndarray) -> bytes:
-    """Return what tells two preprocessed images apart."""
+    """Return a digest that identifies a preprocessed image."""
     return hashlib.blake2b(np.ascontiguousarray(pixels).tobytes(), digest_size=16).digest()
 
 
@@ -43,7 +43,7 @@ class Slots:
     """The free slots, each with the chunks that its cache still holds; the engine's thread only."""
 
     def __init__(self, count: int) -> None:
-        self._kept: list[Chain] = [()] * count
+        self._cached: list[Chain] = [()] * count
         self._free = list(range(count))  # the least recently used first
 
     @property
@@ -55,15 +55,15 @@ class Slots:
 
         Where none shares a chunk, the least recently used slot is taken.
         """
-        shared = {slot: _common(self._kept[slot], chain) for slot in self._free}
+        shared = {slot: _common(self._cached[slot], chain) for slot in self._free}
         slot = max(self._free, key=lambda slot: shared[slot])  # the first of the best
         self._free.remove(slot)
-        self._kept[slot] = ()
+        self._cached[slot] = ()
         return slot, shared[slot]
 
     def release(self, slot: int, chain: Chain = ()) -> None:
         """Free a slot whose cache holds the chunks of `chain`; none after an answer that was aborted."""
-        self._kept[slot] = chain
+        self._cached[slot] = chain
         self._free.append(slot)
 
 

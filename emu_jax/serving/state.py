@@ -23,7 +23,7 @@ BOOL: Any = np.bool_
 
 @dataclasses.dataclass(frozen=True)
 class SlotCache(LayerCache):
-    """A layer's cache whose rows are written at positions of their own: `index` is `[B]`.
+    """A layer's cache whose rows are written at separate positions: `index` is `[B]`.
 
     A row whose index is past the last position is not written.
     """
@@ -43,7 +43,7 @@ jax.tree_util.register_dataclass(SlotCache, data_fields=["key", "value", "index"
 
 @flax.struct.dataclass
 class Row:
-    """How one slot decodes. Leaves are scalars for one slot, `[S]` for all of them.
+    """The decoding options of one slot. Leaves are scalars for one slot, `[S]` for all of them.
 
     max_images: images that the answer may hold; 0: text only.
     alternate: an image begins where a text ends, until there are `max_images`.
@@ -65,7 +65,7 @@ class TextState:
     texts, images: text tokens and complete images in the answer.
     phase: positions left in the current image: N + 1 after `[IMG]`, 1 at `[/IMG]`, 0 in text.
     embeddings: of the newest image.
-    embedding: the decoder's next input; `position` is its place in the cache.
+    embedding: the decoder's next input; `position` is its index in the cache.
     """
 
     key: tuple[Float[Array, "S K T H"], ...]

@@ -1,4 +1,4 @@
-"""How many tokens a prompt and an answer have: one count for the prompt, its limit and the usage that is reported."""
+"""Tokens of a prompt and of an answer: one count for the prompt, its limit and the reported usage."""
 
 import dataclasses
 
