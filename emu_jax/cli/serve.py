@@ -38,18 +38,20 @@ def main(argv: list[str]) -> None:
     from emu_jax.serving.transport import read_keys
 
     keys = read_keys(arguments.api_key_file)
+    sizes = tuple(map(_size, arguments.image_size))
+    mesh_config = None if arguments.mesh is None else parse_mesh(arguments.mesh)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("emu_jax.serving").setLevel(logging.INFO)
     start_processes()
-    mesh = None if arguments.mesh is None else make_mesh(arguments.mesh)
+    mesh = None if mesh_config is None else make_mesh(mesh_config)
     if mesh is None and jax.process_count() > 1:
         raise UserError("On several processes, name the mesh: --mesh data:1,fsdp:1,tensor:4")
     emu = load(arguments.checkpoint, tokenizer=arguments.tokenizer, dtype=arguments.dtype, mesh=mesh)
     name = arguments.model_name or Path(arguments.checkpoint).resolve().name
-    serve(emu, name, arguments, keys)
+    serve(emu, name, arguments, engine_config(emu, arguments, sizes), keys)
 
 
-def serve(emu: EmuPipeline, name: str, arguments: Any, keys: tuple[str, ...]) -> None:
+def serve(emu: EmuPipeline, name: str, arguments: Any, config: Any, keys: tuple[str, ...]) -> None:
     """Run the server on process 0 until a signal ends it; the other processes repeat its device work."""
     from emu_jax.serving.app import Service, create_app
     from emu_jax.serving.build import create_device, create_engine
@@ -57,7 +59,6 @@ def serve(emu: EmuPipeline, name: str, arguments: Any, keys: tuple[str, ...]) ->
     from emu_jax.serving.prepare import Preparation
     from emu_jax.serving.server import Server, listen
 
-    config = engine_config(emu, arguments)
     device = create_device(emu, config, {name: emu.params})
     emu.params = None  # the device has them layer by layer
     if jax.process_index() != 0:
@@ -84,7 +85,7 @@ def serve(emu: EmuPipeline, name: str, arguments: Any, keys: tuple[str, ...]) ->
         Server(app, engine, drain_seconds=arguments.drain_seconds).run(sockets=[bound])
 
 
-def engine_config(emu: EmuPipeline, arguments: Any) -> Any:
+def engine_config(emu: EmuPipeline, arguments: Any, sizes: tuple[tuple[int, int], ...]) -> Any:
     """Return the sizes of the engine: what was given, and what the model suggests for the rest."""
     from emu_jax.serving.config import EngineConfig
 
@@ -92,9 +93,10 @@ def engine_config(emu: EmuPipeline, arguments: Any) -> Any:
     context = min(arguments.context or emu.config.decoder.max_length, emu.config.decoder.max_length)
     if chunk is None:
         chunk = min(128, max(4, 2 ** int(math.log2(max(context // 8, 4)))))
-    sizes: tuple[tuple[int, int], ...] = ()
-    if emu.has_visual_decoder:
-        sizes = tuple(arguments.image_size) or (_trained_size(emu),)
+    if not emu.has_visual_decoder:
+        sizes = ()
+    else:
+        sizes = sizes or (_trained_size(emu),)
         for height, width in sizes:
             emu.visual_decoder.latent_size(height, width)
     return EngineConfig(
@@ -118,7 +120,7 @@ def parser() -> ArgumentParser:
     parser.add_argument("--model-name", help="what clients call the model (default: the checkpoint's folder)")
     parser.add_argument("--system", choices=sorted(SYSTEMS), default="none", help="for chats without a system message")
     parser.add_argument("--no-safety", action="store_true", help="send images unscreened though there is a checker")
-    parser.add_argument("--mesh", type=parse_mesh, help="such as data:1,fsdp:1,tensor:8 (default: one device)")
+    parser.add_argument("--mesh", help="such as data:1,fsdp:1,tensor:8 (default: one device)")
     http = parser.add_argument_group("HTTP")
     http.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
     http.add_argument("--port", type=int, default=8000, help="0: a free one (default: 8000)")
@@ -144,7 +146,7 @@ def parser() -> ArgumentParser:
         group.add_argument(f"--{flag}", type=int, default=default, metavar="N", help=f"{doc} (default: {default})")
     sizes.add_argument("--context", type=int, metavar="N", help="tokens of prompt and answer (default: the model's)")
     sizes.add_argument("--prefill-chunk", type=int, metavar="N", help="prompt tokens at once (default: at most 128)")
-    sizes.add_argument("--image-size", type=_size, action="append", default=[], metavar="WxH",
+    sizes.add_argument("--image-size", action="append", default=[], metavar="WxH",
                        help="that clients may request, the first is the default (default: as trained)")  # fmt: skip
     limits.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="of one request (default: 600)")
     return parser

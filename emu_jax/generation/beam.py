@@ -129,7 +129,8 @@ def beam_step(
     vocabulary = scores.shape[-1]
     scores = state.scores[:, :, None] + scores.reshape(batch, beams, vocabulary)
     # What reads only a part of the best would make XLA on CPUs sort all scores.
-    best, places = jax.lax.optimization_barrier(jax.lax.top_k(scores.reshape(batch, -1), 2 * beams))
+    # One barrier each: with one for both, XLA's partitioning of top_k over several devices aborts the process.
+    best, places = map(jax.lax.optimization_barrier, jax.lax.top_k(scores.reshape(batch, -1), 2 * beams))
     origins, tokens = places // vocabulary, places % vocabulary
     num_beams = jnp.int32(beams) if num_beams is None else num_beams
     state, origins, tokens = _advance(state, best, origins, tokens, controls, search, num_beams)

@@ -10,7 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import flax.linen as nn
 import httpx2 as httpx
+import jax
+import jax.numpy as jnp
 import numpy as np
 import openai
 import PIL.Image
@@ -18,7 +21,10 @@ import pytest
 
 from emu_jax.data.tokenizer import train_tokenizer
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
-from emu_jax.diffusion.decoder import VisualDecoder
+from emu_jax.diffusion.decoder import VisualDecoder, unet_inputs, vae_inputs
+from emu_jax.diffusion.schedule import NoiseSchedule
+from emu_jax.diffusion.unet import UNet
+from emu_jax.diffusion.vae import VAE
 from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.models.presets import emu_tiny
 from emu_jax.serving.app import Service, create_app
@@ -27,6 +33,7 @@ from emu_jax.serving.config import EngineConfig, Limits
 from emu_jax.serving.engine import Engine, Status
 from emu_jax.serving.prepare import Preparation
 from emu_jax.serving.server import Server, listen
+from emu_jax.sharding.specs import unbox
 from tests.generation.conftest import LINES, random_params
 
 MODEL = "tiny"
@@ -69,8 +76,20 @@ def emu(tmp_path_factory: pytest.TempPathFactory) -> EmuPipeline:
         norm_num_groups=8,
     )
     vae = VAEConfig(block_out_channels=(16, 16), layers_per_block=1, norm_num_groups=8)
-    decoder = VisualDecoder.create(unet, vae)
+    modules = UNet(unet), VAE(vae)
+    params = {
+        "unet": random_tree(modules[0], unet_inputs(unet)),
+        "vae": random_tree(modules[1], vae_inputs(vae)),
+    }
+    decoder = VisualDecoder(*modules, schedule=NoiseSchedule(), params=params)
     return EmuPipeline(config, random_params(config), tokenizer=tokenizer, visual_decoder=decoder)
+
+
+def random_tree(module: nn.Module, inputs: tuple) -> dict:
+    """Random parameters; quicker than compiling the module's own initialization."""
+    rng = np.random.default_rng(4)
+    shapes = unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(scale=0.1, size=leaf.shape), jnp.float32), shapes)
 
 
 ENGINE = EngineConfig(slots=4, context=CONTEXT, prefill_chunk=16, image_sizes=((IMAGE_SIZE, IMAGE_SIZE),), timeout=60)
