@@ -32,8 +32,10 @@ def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]])
     cider_scorer, bleu_scorer, rouge = _official_scorers()
     tokenizer = PTB if shutil.which("java") else FALLBACK
     if tokenizer is FALLBACK:
-        log.warning("Java is not installed; captions are tokenized by a regular expression, METEOR is left out, and "
-                    "the scores are not comparable with published ones (on Debian: apt install default-jre-headless).")  # fmt: skip
+        log.warning(
+            "Java is not installed: captions are tokenized by a regular expression, METEOR is left out, and the scores "
+            "are not comparable with published ones. On Debian: apt install default-jre-headless."
+        )
     flat = [*captions, *(text for texts in references for text in texts)]
     tokens = ptb_tokenize(flat) if tokenizer is PTB else [" ".join(_WORD.findall(text.lower())) for text in flat]
     said, rest = tokens[: len(captions)], iter(tokens[len(captions) :])
@@ -82,10 +84,7 @@ def ptb_tokenize(texts: Sequence[str]) -> list[str]:
         reason = done.stderr.decode(errors="replace").strip().splitlines()[:1]
         raise UserError(f"The PTB tokenizer failed in Java ({' '.join(reason) or 'no message'}); see `java -version`.")
     dropped = set(ptbtokenizer.PUNCTUATIONS)
-    return [
-        " ".join(word for word in line.rstrip().split(" ") if word not in dropped)
-        for line in lines[: len(texts)]
-    ]  # fmt: skip
+    return [" ".join(word for word in line.rstrip().split(" ") if word not in dropped) for line in lines[: len(texts)]]
 
 
 def _official_scorers():
