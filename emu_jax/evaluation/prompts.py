@@ -9,7 +9,7 @@ without its image: two of these are the setting that the paper marks with `*`.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,9 @@ class Shot:
     example: Example
     answer: str
     text_only: bool = False
+
+
+Shots = Callable[[Example], Sequence[Shot]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """CIDEr, BLEU, ROUGE-L and METEOR by pycocoevalcap, on captions tokenized by Stanford's PTB tokenizer."""
 
+import functools
 import logging
 import re
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from emu_jax.errors import UserError
-from emu_jax.evaluation.metrics.scores import Score, Scored, bootstrap_interval
+from emu_jax.evaluation.metrics.scores import HUNDREDFOLD, Score, Scored, bootstrap_interval
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +50,14 @@ def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]])
     rouge_each = [rouge.calc_score([caption], texts) for caption, texts in zip(said, true, strict=True)]
     count = len(said)
     statistics = _bleu_statistics(bleu_scorer.ctest)
-    scores = {"CIDEr": Score(float(cider), count, 100, interval=bootstrap_interval(cider_each))}
+    scores = {"CIDEr": Score(float(cider), count, 100, HUNDREDFOLD, bootstrap_interval(cider_each))}
     for order in (1, 2, 3, 4):
-        interval = bootstrap_interval(statistics, lambda means, n=order: _bleu(means * count, n))
-        scores[f"BLEU-{order}"] = Score(float(bleu[order - 1]), count, 100, interval=interval)
-    scores["ROUGE-L"] = Score(float(np.mean(rouge_each)), count, 100, interval=bootstrap_interval(rouge_each))
+        interval = bootstrap_interval(statistics * count, functools.partial(_bleu, order=order))
+        scores[f"BLEU-{order}"] = Score(float(bleu[order - 1]), count, 100, HUNDREDFOLD, interval)
+    scores["ROUGE-L"] = Score(float(np.mean(rouge_each)), count, 100, HUNDREDFOLD, bootstrap_interval(rouge_each))
     if tokenizer is PTB:
-        meteor, each = _meteor(said, true)
-        scores["METEOR"] = Score(meteor, count, 100, interval=bootstrap_interval(each))
+        # No interval: the corpus score is neither a mean nor a function of summed statistics.
+        scores["METEOR"] = Score(_meteor(said, true), count, 100, HUNDREDFOLD)
     return Scored(
         scores,
         [float(value) for value in cider_each],
@@ -97,14 +98,15 @@ def _official_scorers():
     return CiderScorer(n=4, sigma=6.0), BleuScorer(n=4), Rouge()
 
 
-def _meteor(captions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
+def _meteor(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     from pycocoevalcap.meteor.meteor import Meteor
 
     keys = range(len(captions))
     try:
-        return Meteor().compute_score(dict(zip(keys, references, strict=True)), {i: [captions[i]] for i in keys})
+        score, _ = Meteor().compute_score(dict(zip(keys, references, strict=True)), {i: [captions[i]] for i in keys})
     except (OSError, ValueError) as error:
         raise UserError(f"METEOR failed in Java ({error}); it requires 2 GB of memory.") from None
+    return float(score)
 
 
 def _bleu_statistics(comparisons: Sequence[dict]) -> np.ndarray:
@@ -116,7 +118,7 @@ def _bleu_statistics(comparisons: Sequence[dict]) -> np.ndarray:
     )
 
 
-def _bleu(totals: np.ndarray, order: int) -> np.ndarray:
+def _bleu(totals: np.ndarray, *, order: int) -> np.ndarray:
     """Return corpus BLEU from summed statistics `[R, 10]`."""
     precisions = (totals[:, :order] + _TINY) / (totals[:, 4 : 4 + order] + _SMALL)
     ratio = (totals[:, 8] + _TINY) / (totals[:, 9] + _SMALL)

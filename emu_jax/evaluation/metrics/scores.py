@@ -8,6 +8,7 @@ import numpy as np
 
 Interval = tuple[float, float]
 PERCENT = "percent"
+HUNDREDFOLD = "100 x the official value"
 RESAMPLES = 1000
 
 

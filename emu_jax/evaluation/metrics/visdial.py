@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from emu_jax.evaluation.metrics.scores import Score, Scored, mean_score
+from emu_jax.evaluation.metrics.scores import HUNDREDFOLD, Score, Scored, mean_score
 
 _RECALLS = (1, 5, 10)
 
@@ -36,11 +36,11 @@ def score_visdial(
     """
     found = [row[index] for row, index in zip(ranks, correct, strict=True)]
     reciprocal = [1 / rank for rank in found]
-    scores: dict[str, Score] = {"MRR": mean_score(reciprocal, scale=100)}
+    scores: dict[str, Score] = {"MRR": mean_score(reciprocal, scale=100, unit=HUNDREDFOLD)}
     for k in _RECALLS:
-        scores[f"R@{k}"] = mean_score([float(rank <= k) for rank in found], scale=100)
+        scores[f"R@{k}"] = mean_score([float(rank <= k) for rank in found], scale=100, unit=HUNDREDFOLD)
     scores["mean_rank"] = mean_score(found, unit="rank")
     dense = [ndcg(row, gains) for row, gains in zip(ranks, relevance, strict=True) if gains is not None]
     if dense:
-        scores["NDCG"] = mean_score(dense, scale=100)
+        scores["NDCG"] = mean_score(dense, scale=100, unit=HUNDREDFOLD)
     return Scored(scores, reciprocal)
