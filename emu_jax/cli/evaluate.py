@@ -29,6 +29,7 @@ from emu_jax.cli.progress import count_progress
 from emu_jax.errors import UserError
 from emu_jax.evaluation.catalog import all_tasks, find_task
 from emu_jax.evaluation.few_shot import Choice, ShotOptions
+from emu_jax.evaluation.judge import Judge
 from emu_jax.evaluation.metrics.scores import Score
 from emu_jax.evaluation.metrics.vqa import VqaProtocol
 from emu_jax.evaluation.results import TaskResult, flat_scores
@@ -73,6 +74,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of random examples, noise and synthetic scenes")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="to compute in (default: as saved)")
     parser.add_argument("--mesh", metavar="SIZES", help="over this host's devices (default: fsdp:-1)")
+    parser.add_argument("--judge-base-url", metavar="URL", help="OpenAI-compatible endpoint that grades MM-Vet")
+    parser.add_argument("--judge-model", default="gpt-4-0613", metavar="NAME", help="default: gpt-4-0613")
     images = parser.add_argument_group("tasks that generate images")
     images.add_argument("--sampler", help="pndm, ddim or dpm-solver++ (default: the task's)")
     images.add_argument("--steps", type=int, help="of the sampler (default: the task's)")
@@ -154,7 +157,8 @@ def _print_tasks() -> None:
 
 def _print_result(result: TaskResult, output: Path) -> None:
     if result.scored is None:
-        print(f"{result.task.name}: {result.split} has no annotations here; send {_server_file(result.task, output)}")
+        reason = "give --judge-base-url for scores, or" if result.task.name == "mmvet" else "no annotations here;"
+        print(f"{result.task.name} ({result.split}): {reason} send {_server_file(result.task, output)}")
     else:
         print(f"{result.task.name}: scores of {len(result.examples)} examples are in {output / result.task.name}")
 
@@ -197,7 +201,8 @@ def _load(a: Any) -> Any:
 
 
 def _score_options(a: Any) -> ScoreOptions:
-    return ScoreOptions(vqa_protocol=VqaProtocol(a.vqa_protocol))
+    judge = Judge(a.judge_base_url, a.judge_model, a.output / "mmvet") if a.judge_base_url else None
+    return ScoreOptions(VqaProtocol(a.vqa_protocol), judge)
 
 
 def _names(a: Any) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from emu_jax.evaluation.example import Example
-from emu_jax.evaluation.metrics.captions import score_captions
+from emu_jax.evaluation.metrics.captions import score_captions, tokenize_captions
 from emu_jax.evaluation.metrics.scores import Scored
 from emu_jax.evaluation.predictors import GenerateText, first_sentence
 from emu_jax.evaluation.prompts import Template
@@ -21,7 +21,7 @@ CAPTION = GenerateText(
 def caption_metric(examples: Sequence[Example], captions: Sequence[str], options: ScoreOptions) -> Scored:
     """Score captions against people's; the official code's order of images is the order of the examples."""
     del options
-    scored = score_captions(captions, [example.references for example in examples])
+    scored = score_captions(tokenize_captions(captions, [example.references for example in examples]))
     return Scored(
         scored.scores,
         scored.per_example,

@@ -15,6 +15,10 @@ TASK_NAMES = (
     "okvqa",
     "vizwiz",
     "visdial",
+    "mmvet",
+    "msvd_qa",
+    "msrvtt_qa",
+    "nextqa",
 )
 
 

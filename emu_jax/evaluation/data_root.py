@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,3 +88,13 @@ def read_lines(path: Path) -> list[tuple[int, Mapping[str, Any]]]:
             raise UserError(f"{path}, line {number} is not a JSON object.")
         rows.append((number, row))
     return rows
+
+
+def drop_incomplete_line(path: Path) -> None:
+    """Cut a file after its last line end: a killed process may leave the beginning of a line."""
+    with path.open("rb+") as file:
+        data = file.read()
+        end = data.rfind(b"\n") + 1
+        if end < len(data):
+            file.truncate(end)
+            os.fsync(file.fileno())

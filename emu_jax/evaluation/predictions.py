@@ -1,13 +1,12 @@
 """predictions.jsonl: read, checked against the examples; appended to while a model runs, and resumed after a kill."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from emu_jax.errors import UserError
-from emu_jax.evaluation.data_root import read_lines
+from emu_jax.evaluation.data_root import drop_incomplete_line, read_lines
 from emu_jax.evaluation.example import Example, Key
 from emu_jax.evaluation.task import Task
 from emu_jax.io.files import file_errors, write_text
@@ -66,7 +65,7 @@ class PredictionFile:
             for number, row in read_lines(path):
                 key, reason = _parse(row, self.task, f"{path}, line {number}", value_field="reason")
                 skipped[key] = reason
-        return predictions, skipped
+        return predictions, {key: reason for key, reason in skipped.items() if key not in predictions}
 
     def append(self, keys: Iterable[Key], values: Iterable[Any]) -> None:
         """Add predictions; they survive a kill of the process."""
@@ -84,13 +83,13 @@ class PredictionFile:
             (PREDICTIONS, self.task.value_field, predictions),
             (SKIPPED, "reason", skipped),
         ):
-            parts = self._paths(name)
+            parts = [path for path in self._paths(name) if path.name != PREDICTIONS]
             lines = [self._line(e.key, field, found[e.key]) for e in examples if e.key in found]
-            if lines or parts:
+            if lines or name == PREDICTIONS:
                 write_text(self.folder / name, "".join(lines))
             for part in parts:
-                if part.name != name:
-                    part.unlink()
+                if part.name != name or not lines:
+                    part.unlink(missing_ok=True)
         return predictions, skipped
 
     def close(self) -> None:
@@ -115,16 +114,6 @@ class PredictionFile:
     def _paths(self, name: str) -> list[Path]:
         stem, suffix = name.split(".")
         return sorted([*self.folder.glob(name), *self.folder.glob(f"{stem}-*-of-*.{suffix}")])
-
-
-def drop_incomplete_line(path: Path) -> None:
-    """Cut a file after its last line end: a killed process may leave the beginning of a line."""
-    with path.open("rb+") as file:
-        data = file.read()
-        end = data.rfind(b"\n") + 1
-        if end < len(data):
-            file.truncate(end)
-            os.fsync(file.fileno())
 
 
 def _parse(row: Mapping[str, Any], task: Task, where: str, *, value_field: str | None = None) -> tuple[Key, Any]:

@@ -76,10 +76,10 @@ def run_model(
 
     file = PredictionFile(folder, task, process=process, processes=processes)
     _check_identity(folder, identity, is_main=process == 0)
-    done, skipped = file.read()
+    done, _ = file.read()  # media that could not be read are tried again
     synchronize("read predictions")  # before a process appends
     own = [batch for batch in plan.batches if batch.number % processes == process]
-    _predict_all(emu, task, plan, own, file, shots, done, skipped, max_missing - len(missing), progress)
+    _predict_all(emu, task, plan, own, file, shots, done, max_missing - len(missing), progress)
     file.close()
     synchronize("predicted")
     if process != 0:
@@ -116,22 +116,20 @@ def _predict_all(
     file: PredictionFile,
     shots: Shots,
     done: Mapping[Key, Any],
-    skipped: Mapping[Key, str],
     allowed: int,
     progress: Progress,
 ) -> None:
     assert task.predictor is not None
-    known = {*done, *skipped}
-    open_batches = [batch for batch in batches if any(example.key not in known for example in batch.examples)]
+    open_batches = [batch for batch in batches if any(example.key not in done for example in batch.examples)]
     total = sum(len(batch.examples) for batch in batches)
     finished = total - sum(len(batch.examples) for batch in open_batches)
     progress(finished, total)
-    unreadable, warm = len(skipped), 0
+    unreadable = warm = 0
     with CompilationCounter() as compilations:
         for batch, prepared in _prepared(emu, task, open_batches, shots):
             rows = {key: value for key, value in prepared.items() if not isinstance(value, UserError)}
             for key, value in prepared.items():
-                if isinstance(value, UserError) and key not in known:
+                if isinstance(value, UserError) and key not in done:
                     file.skip(key, str(value))
                     unreadable += 1
                     _check_unreadable(task, key, value, unreadable, allowed)
@@ -139,7 +137,7 @@ def _predict_all(
                 values = list(rows.values())
                 filled = values + values[-1:] * (batch.rows - len(values))
                 predicted = task.predictor.predict(emu, filled, seed=batch.number)
-                new = {k: v for k, v in zip(rows, predicted, strict=False) if k not in known}
+                new = {k: v for k, v in zip(rows, predicted, strict=False) if k not in done}
                 file.append(new.keys(), new.values())
             finished += len(batch.examples)
             progress(finished, total)

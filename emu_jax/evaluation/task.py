@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from emu_jax.evaluation.data_root import DataRoot
 from emu_jax.evaluation.example import Example
+from emu_jax.evaluation.judge import Judge
 from emu_jax.evaluation.metrics.scores import Scored
 from emu_jax.evaluation.metrics.vqa import VqaProtocol
 from emu_jax.evaluation.prompts import Shot
@@ -18,11 +19,11 @@ class ScoreOptions:
 
     Attributes:
       vqa_protocol: see `metrics.vqa`.
-      judge: grades one answer of MM-Vet; None leaves MM-Vet unscored.
+      judge: grades the answers of MM-Vet; None leaves MM-Vet unscored.
     """
 
     vqa_protocol: VqaProtocol = VqaProtocol.RELEASE
-    judge: Any = None
+    judge: Judge | None = None
 
 
 class Predictor(Protocol):
@@ -45,7 +46,8 @@ class Predictor(Protocol):
         """Return the prediction of each prepared example; `seed` differs from batch to batch."""
 
 
-Metric = Callable[[Sequence[Example], Sequence[Any], ScoreOptions], Scored]
+# Returns None if a score requires something that the options do not give, such as a judge.
+Metric = Callable[[Sequence[Example], Sequence[Any], ScoreOptions], Scored | None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """CIDEr, BLEU, ROUGE-L and METEOR by pycocoevalcap, on captions tokenized by Stanford's PTB tokenizer."""
 
+import dataclasses
 import functools
 import logging
 import re
@@ -22,47 +23,75 @@ _WORD = re.compile(r"\w+(?:['’]\w+)?")
 _TINY, _SMALL = 1e-15, 1e-9  # as in BLEU's official code
 
 
-def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:
+@dataclasses.dataclass(frozen=True)
+class TokenizedCaptions:
+    """Captions and people's captions of the same images, as tokens with single spaces."""
+
+    captions: Sequence[str]
+    references: Sequence[Sequence[str]]
+    tokenizer: str
+
+    def rows(self, indices: Sequence[int]) -> "TokenizedCaptions":
+        """Return those of some images."""
+        return TokenizedCaptions(
+            [self.captions[i] for i in indices], [self.references[i] for i in indices], self.tokenizer
+        )
+
+
+def tokenize_captions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> TokenizedCaptions:
+    """Tokenize with Stanford's PTB tokenizer, or with a regular expression if Java is missing.
+
+    Raises:
+      UserError: Java fails.
+    """
+    tokenizer = PTB if shutil.which("java") else FALLBACK
+    flat = [*captions, *(text for texts in references for text in texts)]
+    if tokenizer is PTB:
+        tokens = ptb_tokenize(flat)
+    else:
+        log.warning(
+            "Java is not installed: captions are tokenized by a regular expression, METEOR is left out, and the scores "
+            "are not comparable with published ones. On Debian: apt install default-jre-headless."
+        )
+        tokens = [" ".join(_WORD.findall(text.lower())) for text in flat]
+    rest = iter(tokens[len(captions) :])
+    return TokenizedCaptions(tokens[: len(captions)], [[next(rest) for _ in texts] for texts in references], tokenizer)
+
+
+def score_captions(tokens: TokenizedCaptions, *, meteor: bool = True) -> Scored:
     """Return the scores of captions, each with people's captions of the same image.
 
     The weights of CIDEr come from the references given here: a subset of the images has another CIDEr.
+
+    Args:
+      meteor: compute METEOR too, unless Java is missing.
 
     Raises:
       UserError: pycocoevalcap is not installed, or Java fails.
     """
     cider_scorer, bleu_scorer, rouge = _official_scorers()
-    tokenizer = PTB if shutil.which("java") else FALLBACK
-    if tokenizer is FALLBACK:
-        log.warning(
-            "Java is not installed: captions are tokenized by a regular expression, METEOR is left out, and the scores "
-            "are not comparable with published ones. On Debian: apt install default-jre-headless."
-        )
-    flat = [*captions, *(text for texts in references for text in texts)]
-    tokens = ptb_tokenize(flat) if tokenizer is PTB else [" ".join(_WORD.findall(text.lower())) for text in flat]
-    said, rest = tokens[: len(captions)], iter(tokens[len(captions) :])
-    true = [[next(rest) for _ in texts] for texts in references]
-
-    for caption, texts in zip(said, true, strict=True):
+    captions, references = tokens.captions, tokens.references
+    for caption, texts in zip(captions, references, strict=True):
         cider_scorer += (caption, texts)
         bleu_scorer += (caption, texts)
     cider, cider_each = cider_scorer.compute_score()
     bleu, _ = bleu_scorer.compute_score(option="closest", verbose=0)
-    rouge_each = [rouge.calc_score([caption], texts) for caption, texts in zip(said, true, strict=True)]
-    count = len(said)
+    rouge_each = [rouge.calc_score([caption], texts) for caption, texts in zip(captions, references, strict=True)]
+    count = len(captions)
     statistics = _bleu_statistics(bleu_scorer.ctest)
     scores = {"CIDEr": Score(float(cider), count, 100, HUNDREDFOLD, bootstrap_interval(cider_each))}
     for order in (1, 2, 3, 4):
         interval = bootstrap_interval(statistics * count, functools.partial(_bleu, order=order))
         scores[f"BLEU-{order}"] = Score(float(bleu[order - 1]), count, 100, HUNDREDFOLD, interval)
     scores["ROUGE-L"] = Score(float(np.mean(rouge_each)), count, 100, HUNDREDFOLD, bootstrap_interval(rouge_each))
-    if tokenizer is PTB:
+    if meteor and tokens.tokenizer is PTB:
         # No interval: the corpus score is neither a mean nor a function of summed statistics.
-        scores["METEOR"] = Score(_meteor(said, true), count, 100, HUNDREDFOLD)
+        scores["METEOR"] = Score(_meteor(captions, references), count, 100, HUNDREDFOLD)
     return Scored(
         scores,
         [float(value) for value in cider_each],
         {"CIDEr_each": [float(value) for value in cider_each]},
-        {"tokenizer": tokenizer, "comparable": tokenizer is PTB},
+        {"tokenizer": tokens.tokenizer, "comparable": tokens.tokenizer is PTB},
     )
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from emu_jax.evaluation.captioning import CAPTION, SOURCE, caption_metric
+from emu_jax.evaluation.captioning import CAPTION, SOURCE
 from emu_jax.evaluation.coco import caption_file_examples
 from emu_jax.evaluation.data_root import DataRoot
 from emu_jax.evaluation.example import Example
+from emu_jax.evaluation.metrics.captions import score_captions, tokenize_captions
 from emu_jax.evaluation.metrics.scores import Score, Scored
 from emu_jax.evaluation.task import ScoreOptions, Task, check_text, rows_for_server
 
@@ -19,15 +20,17 @@ def read(data: DataRoot, split: str) -> list[Example]:
 
 def metric(examples: Sequence[Example], captions: Sequence[str], options: ScoreOptions) -> Scored:
     """Score all images, and each domain with the references of its own images, as the benchmark's server does."""
-    overall = caption_metric(examples, captions, options)
-    scores: dict[str, Score | dict[str, Score]] = {}
+    del options
+    tokens = tokenize_captions(captions, [example.references for example in examples])
+    scores: dict[str, dict[str, Score]] = {}
     for name, domain in _DOMAINS.items():
         rows = [i for i, example in enumerate(examples) if example.details["domain"] == domain]
         if rows:
-            scored = caption_metric([examples[i] for i in rows], [captions[i] for i in rows], options)
-            scores[name] = dict(scored.scores)  # type: ignore[arg-type]
+            scores[name] = dict(score_captions(tokens.rows(rows), meteor=False).scores)  # type: ignore[arg-type]
+    overall = score_captions(tokens)
     scores["overall"] = dict(overall.scores)  # type: ignore[arg-type]
-    return Scored(scores, overall.per_example, overall.each, overall.protocol)
+    each = {**overall.each, "order": [example.key[0] for example in examples]}
+    return Scored(scores, overall.per_example, each, overall.protocol)
 
 
 TASK = Task(
