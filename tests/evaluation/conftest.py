@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emu_jax.checkpoints.model_directory import boxed_shapes
+from emu_jax.checkpoints.model_directory import boxed_shapes, save_model
 from emu_jax.data.sequence import SYSTEM_IMAGE, SYSTEM_VIDEO
 from emu_jax.data.tokenizer import train_tokenizer
 from emu_jax.evaluation.prompts import VQA_REQUEST
@@ -19,6 +19,7 @@ from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.models.config import EmuConfig
 from emu_jax.models.presets import emu_tiny
 from emu_jax.sharding.specs import unbox
+from tests.evaluation.wordnet import write_wordnet
 
 LINES = [SYSTEM_IMAGE, SYSTEM_VIDEO, VQA_REQUEST, "a red dog on a small table. yes. no. unanswerable"]
 
@@ -51,3 +52,22 @@ def random_params(config: EmuConfig) -> dict[str, Any]:
         return jnp.asarray(rng.normal(scale=0.1, size=leaf.shape), jnp.float32)
 
     return jax.tree_util.tree_map_with_path(draw, unbox(boxed_shapes(config)))
+
+
+@pytest.fixture
+def wordnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nltk finds a WordNet of a few nouns."""
+    import nltk
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+    from nltk.corpus.util import LazyCorpusLoader
+
+    monkeypatch.setattr(nltk.data, "path", [str(write_wordnet(tmp_path / "nltk_data"))])
+    monkeypatch.setattr("nltk.corpus.wordnet", LazyCorpusLoader("wordnet", WordNetCorpusReader, None))
+
+
+@pytest.fixture(scope="session")
+def model_directory(tiny: EmuPipeline, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny` as `--checkpoint` takes it."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_model(folder, tiny.config, tiny.params, tokenizer=tokenizer_file)
+    return folder

@@ -6,18 +6,6 @@ import pytest
 
 from emu_jax.errors import UserError
 from emu_jax.evaluation.metrics.wups import wordnet_lemma, wordnet_similarity, wups
-from tests.evaluation.wordnet import write_wordnet
-
-
-@pytest.fixture
-def wordnet(tmp_path, monkeypatch):
-    import nltk
-    from nltk.corpus.reader.wordnet import WordNetCorpusReader
-    from nltk.corpus.util import LazyCorpusLoader
-
-    monkeypatch.setattr(nltk.data, "path", [str(write_wordnet(tmp_path))])
-    loader = LazyCorpusLoader("wordnet", WordNetCorpusReader, None)
-    monkeypatch.setattr("nltk.corpus.wordnet", loader)
 
 
 def test_wu_palmer_similarities(wordnet):
