@@ -124,6 +124,7 @@ def _evaluate_model(a: Any) -> None:
 
 
 def _score_predictions(a: Any) -> None:
+    from emu_jax.evaluation.report import write_task_report
     from emu_jax.evaluation.scoring import Selection, score_file
 
     names = _names(a)
@@ -136,6 +137,7 @@ def _score_predictions(a: Any) -> None:
     selection = Selection(a.split, a.limit, a.max_missing)
     result = score_file(find_task(names[0]), a.data, a.predictions, selection=selection, options=_score_options(a))
     result.write(a.output / result.task.name)
+    write_task_report(result, a.output / result.task.name)
     _print_result(result, a.output)
     _print_table([result])
 

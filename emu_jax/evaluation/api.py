@@ -16,6 +16,7 @@ from emu_jax.errors import UserError
 from emu_jax.evaluation.catalog import find_task
 from emu_jax.evaluation.features import emu_encoder
 from emu_jax.evaluation.few_shot import FeatureSource, ShotOptions, make_shots
+from emu_jax.evaluation.report import write_task_report
 from emu_jax.evaluation.results import TaskResult
 from emu_jax.evaluation.runner import Progress, run_model
 from emu_jax.evaluation.scoring import Selection, read_examples, score_predictions
@@ -105,6 +106,7 @@ def evaluate(
         )
         if output is not None:
             result.write(folder)
+            write_task_report(result, folder)
     return result
 
 
