@@ -105,19 +105,22 @@ class EmuPipeline:
             found += [tokens[row, 1 : lengths[row]].tolist() for row in range(len(some))]
         return found if return_ids else [self.tokenizer.decode(ids) for ids in found]
 
-    def score(
-        self, prompt: Parts, candidates: Sequence[str], *, special_tokens: bool = False, end: bool = False
-    ) -> np.ndarray:
-        """Log-likelihood (natural, summed over its tokens) of each candidate after the prompt, float32 `[n]`.
-
-        `end` counts the `</s>` after it too, as the release ranks whole answers.
-        """
-        return self.score_batch([prompt], [candidates], special_tokens=special_tokens, end=end)[0]
+    def score(self, prompt: Input, candidates: Sequence[str], **options: bool) -> np.ndarray:
+        """Return `score_batch` of one prompt, float32 `[n]`."""
+        return self.score_batch([prompt], [candidates], **options)[0]
 
     def score_batch(
-        self, prompts: Sequence[Input], candidates: Sequence[Sequence[str]], *, special_tokens=False, end=False
+        self,
+        prompts: Sequence[Input],
+        candidates: Sequence[Sequence[str]],
+        *,
+        special_tokens: bool = False,
+        end: bool = False,
     ) -> np.ndarray:
-        """`score` of several prompts at once, each with as many candidates as the others, float32 `[B, n]`."""
+        """Return log-likelihoods (natural, summed over tokens) of as many candidates after each prompt, `[B, n]`.
+
+        `end` counts the `</s>` after a candidate too, as the release ranks complete answers.
+        """
         if not candidates or not all(candidates):
             raise UserError("There is no candidate to score.")
         built = [self.build_prompt(prompt, special_tokens=special_tokens) for prompt in prompts]
