@@ -29,7 +29,7 @@ from emu_jax.generation.options import ImageOptions, image_options, text_options
 from emu_jax.generation.pixels import SafetyCheck, screened, to_images
 from emu_jax.generation.prompt import Part, Prompt, PromptBatch, build_prompt, load_images, only_image, pad_prompts
 from emu_jax.generation.sampling import TextOptions, compile_options
-from emu_jax.generation.score import pad_candidates, score_candidates
+from emu_jax.generation.score import candidate_ids, pad_candidates, score_candidates
 from emu_jax.generation.text import generate_tokens
 from emu_jax.models.config import EmuConfig
 from emu_jax.models.emu import Emu
@@ -121,15 +121,10 @@ class EmuPipeline:
 
         `end` counts the `</s>` after a candidate too, as the release ranks complete answers.
         """
-        if not candidates or not all(candidates):
-            raise UserError("There is no candidate to score.")
+        ids = candidate_ids(candidates, self.tokenizer, special_tokens=special_tokens, end=end)
         built = [self.build_prompt(prompt, special_tokens=special_tokens) for prompt in prompts]
-        encode, closing = self.tokenizer.encode, [self.tokenizer.eos_id] if end else []
-        ids = [[[*encode(t.strip(), special_tokens=special_tokens), *closing] for t in some] for some in candidates]
-        lengths = [len(one) for some in ids for one in some]
-        if not all(lengths):
-            raise UserError("A candidate is empty.")
-        length = min(bucket(max(lengths), smallest=4), self._room(built, wanted=max(lengths)))
+        longest = max(len(one) for some in ids for one in some)
+        length = min(bucket(longest, smallest=4), self._room(built, wanted=longest))
         batch, scores = self._batch(built), []
         for columns in _chunks(range(len(ids[0])), max(1, _CANDIDATES_AT_ONCE // len(built))):
             padded, counts = pad_candidates([[some[i] for i in columns] for some in ids], length=length)

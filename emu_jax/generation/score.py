@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.errors import UserError
 from emu_jax.generation.buckets import power_of_two
 from emu_jax.generation.decode import prefill, repeat_rows
 from emu_jax.generation.prompt import PromptBatch
@@ -32,6 +34,23 @@ def score_candidates(
     taken = jnp.take_along_axis(log_probs, candidates[:, :, None], axis=2)[:, :, 0]
     counted = jnp.arange(length) < lengths.reshape(-1)[:, None]
     return jnp.sum(jnp.where(counted, taken, 0.0), axis=1).reshape(rows, count)
+
+
+def candidate_ids(
+    candidates: Sequence[Sequence[str]], tokenizer: Tokenizer, *, special_tokens: bool, end: bool
+) -> list[list[list[int]]]:
+    """Return the tokens of the candidates of each prompt, with `</s>` if `end`.
+
+    Raises:
+      UserError: there is no candidate, or one is empty.
+    """
+    if not candidates or not all(candidates):
+        raise UserError("There is no candidate to score.")
+    closing = [tokenizer.eos_id] if end else []
+    ids = [[tokenizer.encode(text.strip(), special_tokens=special_tokens) for text in some] for some in candidates]
+    if not all(one for some in ids for one in some):
+        raise UserError("A candidate is empty.")
+    return [[[*one, *closing] for one in some] for some in ids]
 
 
 def pad_candidates(ids: Sequence[Sequence[Sequence[int]]], *, length: int) -> tuple[np.ndarray, np.ndarray]:
