@@ -29,6 +29,8 @@ from emu_jax.cli.progress import count_progress
 from emu_jax.errors import UserError
 from emu_jax.evaluation.catalog import all_tasks, find_task
 from emu_jax.evaluation.few_shot import Choice, ShotOptions
+from emu_jax.evaluation.image_metrics.networks import ImageNetworks
+from emu_jax.evaluation.image_metrics.resize import Resize
 from emu_jax.evaluation.judge import Judge
 from emu_jax.evaluation.metrics.scores import Score
 from emu_jax.evaluation.metrics.vqa import VqaProtocol
@@ -80,6 +82,10 @@ def _parser() -> ArgumentParser:
     images.add_argument("--sampler", help="pndm, ddim or dpm-solver++ (default: the task's)")
     images.add_argument("--steps", type=int, help="of the sampler (default: the task's)")
     images.add_argument("--guidance-scale", type=float, help="1 is the prompt alone (default: the task's)")
+    images.add_argument("--inception", type=Path, metavar="FILE", help="pt_inception-2015-12-05-*.pth, for FID")
+    images.add_argument("--fid-reference", type=Path, metavar="FILE.npz", help="statistics to compare with (mu, sigma)")
+    images.add_argument("--fid-resize", choices=[one.value for one in Resize], default=Resize.CLEAN.value)
+    images.add_argument("--clip", type=Path, metavar="DIR", help="a CLIP in the layout of transformers")
     synthetic.add_arguments(parser)
     return parser
 
@@ -98,6 +104,8 @@ def _evaluate_model(a: Any) -> None:
 
     start_processes()
     emu = _load(a)
+    given = {"sampler": a.sampler, "steps": a.steps, "guidance_scale": a.guidance_scale, "seed": a.seed}
+    sampling = {name: value for name, value in given.items() if value is not None}
     results = []
     for name in names:
         if name == synthetic.NAME:
@@ -115,6 +123,7 @@ def _evaluate_model(a: Any) -> None:
                 max_missing=a.max_missing,
                 batch_size=a.batch_size,
                 options=_score_options(a),
+                sampling=sampling,
                 progress=progress,
             )
         if result is not None:
@@ -159,10 +168,20 @@ def _print_tasks() -> None:
 
 def _print_result(result: TaskResult, output: Path) -> None:
     if result.scored is None:
-        reason = "give --judge-base-url for scores, or" if result.task.name == "mmvet" else "no annotations here;"
-        print(f"{result.task.name} ({result.split}): {reason} send {_server_file(result.task, output)}")
+        print(f"{result.task.name} ({result.split}): {_unscored(result.task)} {_server_file(result.task, output)}")
     else:
         print(f"{result.task.name}: scores of {len(result.examples)} examples are in {output / result.task.name}")
+
+
+def _unscored(task: Task) -> str:
+    """Return why a task has no scores and what its file is for."""
+    if task.name == "mmvet":
+        return "give --judge-base-url for scores; its evaluator takes"
+    if task.metric is None:
+        return "images are laid out for the benchmark's own scorer next to"
+    if task.makes_images:
+        return "give --inception or --clip for scores; the images are listed in"
+    return "the split has no answers here; the server takes"
 
 
 def _server_file(task: Task, output: Path) -> Path:
@@ -204,7 +223,8 @@ def _load(a: Any) -> Any:
 
 def _score_options(a: Any) -> ScoreOptions:
     judge = Judge(a.judge_base_url, a.judge_model, a.output / "mmvet") if a.judge_base_url else None
-    return ScoreOptions(VqaProtocol(a.vqa_protocol), judge)
+    networks = ImageNetworks(a.inception, a.clip, Resize(a.fid_resize), a.fid_reference)
+    return ScoreOptions(VqaProtocol(a.vqa_protocol), judge, networks)
 
 
 def _names(a: Any) -> list[str]:

@@ -1,6 +1,7 @@
 """`emu_jax.evaluate`: a model on a task, from Python."""
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -16,6 +17,7 @@ from emu_jax.errors import UserError
 from emu_jax.evaluation.catalog import find_task
 from emu_jax.evaluation.features import emu_encoder
 from emu_jax.evaluation.few_shot import FeatureSource, ShotOptions, make_shots
+from emu_jax.evaluation.image_generation import GenerateImages
 from emu_jax.evaluation.report import write_task_report
 from emu_jax.evaluation.results import TaskResult
 from emu_jax.evaluation.runner import Progress, run_model
@@ -38,6 +40,7 @@ def evaluate(
     max_missing: int = 0,
     batch_size: int = BATCH_SIZE,
     options: ScoreOptions | None = None,
+    sampling: Mapping[str, Any] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> TaskResult | None:
     """Evaluate a model on a benchmark.
@@ -54,6 +57,7 @@ def evaluate(
       max_missing: examples that may lack a readable image; they count in no score.
       batch_size: prompts per program.
       options: choices of the metric.
+      sampling: fields of `ImageOptions` that replace those of a task that generates images.
       progress: called with the examples done and in all.
 
     Returns:
@@ -71,6 +75,10 @@ def evaluate(
         raise UserError(f"{task.name} requires a visual decoder, and the model has no visual_decoder/ folder.")
     if batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, not {batch_size}.")
+    if sampling and isinstance(task.predictor, GenerateImages):
+        changed = dataclasses.replace(task.predictor.options, **sampling)
+        task = dataclasses.replace(task, predictor=dataclasses.replace(task.predictor, options=changed))
+    assert task.predictor is not None
     examples = read_examples(task, Path(data), selection)
     fingerprint = weights_fingerprint(emu.params)
     with _folder(output) as parent:
@@ -101,7 +109,7 @@ def evaluate(
             found.predictions,
             found.missing,
             selection=selection,
-            options=options or ScoreOptions(),
+            options=dataclasses.replace(options or ScoreOptions(), folder=folder),
             settings=settings,
         )
         if output is not None:

@@ -19,6 +19,11 @@ TASK_NAMES = (
     "msvd_qa",
     "msrvtt_qa",
     "nextqa",
+    "coco_fid",
+    "clip_score",
+    "autoencoding",
+    "geneval",
+    "dpg",
 )
 
 

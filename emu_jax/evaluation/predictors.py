@@ -8,6 +8,7 @@ import numpy as np
 
 from emu_jax.evaluation.example import Example
 from emu_jax.evaluation.prompts import Shot, Template, build, count_tokens
+from emu_jax.evaluation.task import BatchContext
 from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.generation.prompt import Part, Prompt
 from emu_jax.generation.sampling import TextOptions
@@ -30,8 +31,8 @@ class GenerateText:
     def prepare(self, emu: EmuPipeline, example: Example, shots: Sequence[Shot]) -> Prompt:
         return build(emu, self.template.parts(example, shots))
 
-    def predict(self, emu: EmuPipeline, prepared: Sequence[Prompt], *, seed: int) -> list[str]:
-        del seed
+    def predict(self, emu: EmuPipeline, prepared: Sequence[Prompt], *, context: BatchContext) -> list[str]:
+        del context
         options = dataclasses.asdict(self.options)
         return [self.post_process(text) for text in generate(emu, prepared, options)]
 
@@ -59,10 +60,12 @@ class AnswerabilityFirst:
         asked = [part if isinstance(part, str) else next(images) for part in self.answerability.parts(example)]
         return build(emu, asked), answer
 
-    def predict(self, emu: EmuPipeline, prepared: Sequence[tuple[Prompt, Prompt]], *, seed: int) -> list[str]:
+    def predict(
+        self, emu: EmuPipeline, prepared: Sequence[tuple[Prompt, Prompt]], *, context: BatchContext
+    ) -> list[str]:
         asked, prompts = zip(*prepared, strict=True)
         scores = emu.score_batch(asked, [("yes.", "no.")] * len(asked), end=True)
-        answers = self.answer.predict(emu, prompts, seed=seed)
+        answers = self.answer.predict(emu, prompts, context=context)
         return ["unanswerable" if no > yes else answer for (yes, no), answer in zip(scores, answers, strict=True)]
 
 
@@ -86,9 +89,9 @@ class RankOptions:
         return build(emu, self.parts(example)), example.details["options"]
 
     def predict(
-        self, emu: EmuPipeline, prepared: Sequence[tuple[Prompt, Sequence[str]]], *, seed: int
+        self, emu: EmuPipeline, prepared: Sequence[tuple[Prompt, Sequence[str]]], *, context: BatchContext
     ) -> list[list[int]]:
-        del seed
+        del context
         return [self._rank(emu, prompt, options) for prompt, options in prepared]
 
     def _rank(self, emu: EmuPipeline, prompt: Prompt, options: Sequence[str]) -> list[int]:

@@ -19,7 +19,7 @@ from emu_jax.evaluation.example import Example, Key
 from emu_jax.evaluation.predictions import PREDICTIONS, PredictionFile
 from emu_jax.evaluation.prompts import Shots
 from emu_jax.evaluation.scoring import check_missing
-from emu_jax.evaluation.task import Task
+from emu_jax.evaluation.task import BatchContext, Task
 from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.io.files import read_json, write_json
 
@@ -136,7 +136,8 @@ def _predict_all(
             if rows:
                 values = list(rows.values())
                 filled = values + values[-1:] * (batch.rows - len(values))
-                predicted = task.predictor.predict(emu, filled, seed=batch.number)
+                context = BatchContext(batch.number, file.folder)
+                predicted = task.predictor.predict(emu, filled, context=context)
                 new = {k: v for k, v in zip(rows, predicted, strict=False) if k not in done}
                 file.append(new.keys(), new.values())
             finished += len(batch.examples)

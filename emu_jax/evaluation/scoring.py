@@ -73,6 +73,7 @@ def score_file(task: Task, root: Path, predictions: Path, *, selection: Selectio
     found = read_predictions(predictions, task, examples)
     missing = {example.key: "no prediction" for example in examples if example.key not in found}
     settings = {"predictions": str(predictions)}
+    options = dataclasses.replace(options, folder=predictions.parent)
     return score_predictions(task, examples, found, missing, selection=selection, options=options, settings=settings)
 
 
@@ -94,7 +95,7 @@ def score_predictions(
     check_missing(task, missing, total=len(examples), max_missing=selection.max_missing)
     rows = [example for example in examples if example.key in predictions]
     values = [predictions[example.key] for example in rows]
-    annotated = all(example.references for example in rows)
+    annotated = task.makes_images or all(example.references for example in rows)
     scored = task.metric(rows, values, options) if task.metric is not None and annotated else None
     return TaskResult(
         task,

@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from emu_jax.evaluation.data_root import DataRoot
 from emu_jax.evaluation.example import Example
+from emu_jax.evaluation.image_metrics.networks import ImageNetworks
 from emu_jax.evaluation.judge import Judge
 from emu_jax.evaluation.metrics.scores import Scored
 from emu_jax.evaluation.metrics.vqa import VqaProtocol
@@ -20,10 +22,27 @@ class ScoreOptions:
     Attributes:
       vqa_protocol: see `metrics.vqa`.
       judge: grades the answers of MM-Vet; None leaves MM-Vet unscored.
+      networks: score generated images; without them images are only generated.
+      folder: OUT/TASK, which predictions that are files are named from.
     """
 
     vqa_protocol: VqaProtocol = VqaProtocol.RELEASE
     judge: Judge | None = None
+    networks: ImageNetworks = dataclasses.field(default_factory=ImageNetworks)
+    folder: Path = Path()
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchContext:
+    """What a predictor may use besides the examples.
+
+    Attributes:
+      seed: differs from batch to batch, and is the same after a resume.
+      folder: OUT/TASK, for predictions that are files.
+    """
+
+    seed: int
+    folder: Path
 
 
 class Predictor(Protocol):
@@ -42,8 +61,8 @@ class Predictor(Protocol):
           UserError: an image or video cannot be read.
         """
 
-    def predict(self, emu: EmuPipeline, prepared: Sequence[Any], *, seed: int) -> list[Any]:
-        """Return the prediction of each prepared example; `seed` differs from batch to batch."""
+    def predict(self, emu: EmuPipeline, prepared: Sequence[Any], *, context: BatchContext) -> list[Any]:
+        """Return the prediction of each prepared example."""
 
 
 # Returns None if a score requires something that the options do not give, such as a judge.

@@ -167,6 +167,28 @@ def _nextqa(root: Path) -> None:
     dump(root / "nextqa/add_reference_answer_test.json", {"1": {"0": "red dog"}})
 
 
+def _coco_captions(root: Path, task: str) -> None:
+    images = [{"id": n, "file_name": f"COCO_val2014_{n:012d}.jpg"} for n in range(1, COUNT + 1)]
+    captions = [
+        {"id": 10 * n + i, "image_id": n, "caption": caption(10 * n + i)} for n in range(1, 4) for i in range(2)
+    ]
+    dump(root / task / "captions_val2014.json", {"images": images, "annotations": captions})
+    for row in images:
+        image(root / "coco/val2014" / row["file_name"], row["id"])
+
+
+def _geneval(root: Path) -> None:
+    lines = [json.dumps({"tag": "single_object", "prompt": f"a photo of a {word}"}) for word in WORDS[:2]]
+    (root / "geneval").mkdir(parents=True)
+    (root / "geneval/evaluation_metadata.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def _dpg(root: Path) -> None:
+    (root / "dpg/prompts").mkdir(parents=True)
+    for n, word in enumerate(WORDS[:2]):
+        (root / f"dpg/prompts/{n}.txt").write_text(f"A long text about a {word}.\n")
+
+
 _WRITERS = {
     "coco_karpathy": lambda root: _karpathy(root, "coco_karpathy", "dataset_coco.json", "coco/val2014"),
     "flickr30k": lambda root: _karpathy(root, "flickr30k", "dataset_flickr30k.json", "flickr30k/flickr30k-images"),
@@ -179,4 +201,9 @@ _WRITERS = {
     "msvd_qa": lambda root: _video_qa(root, "msvd_qa", "YouTubeClips", lambda n: f"clip_{n}.avi"),
     "msrvtt_qa": lambda root: _video_qa(root, "msrvtt_qa", "videos", lambda n: f"video{n}.mp4"),
     "nextqa": _nextqa,
+    "coco_fid": lambda root: _coco_captions(root, "coco_fid"),
+    "clip_score": lambda root: _coco_captions(root, "clip_score"),
+    "autoencoding": lambda root: _coco_captions(root, "autoencoding"),
+    "geneval": _geneval,
+    "dpg": _dpg,
 }

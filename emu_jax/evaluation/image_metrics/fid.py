@@ -21,19 +21,17 @@ from emu_jax.io.files import atomic_file
 
 log = logging.getLogger(__name__)
 
-_ROWS = 32
-
 
 class Fid:
     """`Fid(weights, resize)` computes statistics and distances with one network and one resize."""
 
-    def __init__(self, weights: str | os.PathLike[str], *, resize: Resize = Resize.CLEAN) -> None:
-        """Read `pt_inception-2015-12-05`.
+    def __init__(self, weights: str | os.PathLike[str], *, resize: Resize = Resize.CLEAN, rows: int = 32) -> None:
+        """Read `pt_inception-2015-12-05`; `rows` images go through it at a time.
 
         Raises:
           UserError: the file is not there or is another network.
         """
-        self._params, self._resize = load_inception(weights), resize
+        self._params, self._resize, self._rows = load_inception(weights), resize, rows
 
     def features(self, images: Iterator[np.ndarray]) -> np.ndarray:
         """Return features `[n, 2048]` of uint8 images `[H, W, 3]`."""
@@ -41,7 +39,7 @@ class Fid:
         waiting: list[np.ndarray] = []
         for image in images:
             waiting.append(resize_for_inception(image, SIDE, self._resize))
-            if len(waiting) == _ROWS:
+            if len(waiting) == self._rows:
                 rows.append(self._run(waiting))
                 waiting = []
         if waiting:
@@ -77,7 +75,7 @@ class Fid:
         return digest.hexdigest()[:16]
 
     def _run(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        filled = np.stack([*images, *[images[-1]] * (_ROWS - len(images))])
+        filled = np.stack([*images, *[images[-1]] * (self._rows - len(images))])
         return np.asarray(_features(self._params, filled))[: len(images)]
 
 
