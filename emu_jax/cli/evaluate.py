@@ -16,26 +16,14 @@ is resumed by the same command. Several processes (JAX_COORDINATOR_ADDRESS, a TP
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from emu_jax.cli import synthetic
 from emu_jax.cli.arguments import ArgumentParser
+from emu_jax.cli.imports import heavy_imports
 from emu_jax.cli.progress import count_progress
 from emu_jax.errors import UserError
-from emu_jax.evaluation.catalog import all_tasks, find_task
-from emu_jax.evaluation.few_shot import Choice, ShotOptions
-from emu_jax.evaluation.image_metrics.networks import ImageNetworks
-from emu_jax.evaluation.image_metrics.resize import Resize
-from emu_jax.evaluation.judge import Judge
-from emu_jax.evaluation.metrics.scores import Score
-from emu_jax.evaluation.metrics.vqa import VqaProtocol
-from emu_jax.evaluation.results import TaskResult, flat_scores
-from emu_jax.evaluation.task import ScoreOptions, Task
 
 _DEFAULT_BATCH = 16
 
@@ -44,10 +32,13 @@ def main(argv: list[str]) -> None:
     """Run the command."""
     a = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if a.list:
-        _print_tasks()
-    elif a.compare:
-        _compare([Path(folder) for folder in a.compare])
+    if a.list or a.compare:
+        with heavy_imports():
+            from emu_jax.cli import evaluation_output as output
+        if a.list:
+            output.print_tasks()
+        else:
+            output.print_comparison([Path(folder) for folder in a.compare])
     elif a.predictions is not None:
         _score_predictions(a)
     else:
@@ -68,10 +59,10 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--max-missing", type=int, default=0, metavar="N", help="examples that may lack an image "
                         "or a prediction; they count in no score (default 0)")  # fmt: skip
     parser.add_argument("--shots", type=int, default=0, metavar="K", help="few-shot examples (default 0)")
-    parser.add_argument("--shot-choice", choices=[one.value for one in Choice], default=Choice.RICES.value,
+    parser.add_argument("--shot-choice", choices=("rices", "random", "text"), default="rices",
                         help="nearest images (default), random ones, or fixed ones without images")  # fmt: skip
-    parser.add_argument("--vqa-protocol", choices=[one.value for one in VqaProtocol],
-                        default=VqaProtocol.RELEASE.value, help="code whose VQA accuracy is computed")  # fmt: skip
+    parser.add_argument("--vqa-protocol", choices=("release", "official"),
+                        default="release", help="code whose VQA accuracy is computed")  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=_DEFAULT_BATCH, metavar="N", help="prompts per program")
     parser.add_argument("--seed", type=int, default=0, help="of random examples, noise and synthetic scenes")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="to compute in (default: as saved)")
@@ -84,28 +75,35 @@ def _parser() -> ArgumentParser:
     images.add_argument("--guidance-scale", type=float, help="1 is the prompt alone (default: the task's)")
     images.add_argument("--inception", type=Path, metavar="FILE", help="pt_inception-2015-12-05-*.pth, for FID")
     images.add_argument("--fid-reference", type=Path, metavar="FILE.npz", help="statistics to compare with (mu, sigma)")
-    images.add_argument("--fid-resize", choices=[one.value for one in Resize], default=Resize.CLEAN.value)
+    images.add_argument("--fid-resize", choices=("clean", "legacy_tensorflow"), default="clean")
     images.add_argument("--clip", type=Path, metavar="DIR", help="a CLIP in the layout of transformers")
     synthetic.add_arguments(parser)
     return parser
 
 
 def _evaluate_model(a: Any) -> None:
-    names = _names(a)
-    tasks = [find_task(name) for name in names if name != synthetic.NAME]
-    _require(a, "--checkpoint", a.checkpoint)
-    if tasks:
-        _require(a, "--data", a.data)
-    _require(a, "--output", a.output)
-    shots = ShotOptions(a.shots, Choice(a.shot_choice), a.seed)
+    _require("--task", a.task)
+    _require("--checkpoint", a.checkpoint)
+    _require("--output", a.output)
+    names = _names(a.task)
+    if names != [synthetic.NAME]:
+        _require("--data", a.data)
+    if synthetic.NAME in names:
+        synthetic.check_arguments(a)
+    with heavy_imports():
+        from emu_jax.cli import evaluation_output as output
+        from emu_jax.evaluation.api import evaluate
+        from emu_jax.evaluation.catalog import find_task
+        from emu_jax.evaluation.few_shot import Choice, ShotOptions
+        from emu_jax.training.processes import start_processes
 
-    from emu_jax.evaluation.api import evaluate
-    from emu_jax.training.processes import start_processes
-
+    for name in names:
+        if name != synthetic.NAME:
+            find_task(name)
+    shots, options = ShotOptions(a.shots, Choice(a.shot_choice), a.seed), _score_options(a)
     start_processes()
     emu = _load(a)
-    given = {"sampler": a.sampler, "steps": a.steps, "guidance_scale": a.guidance_scale, "seed": a.seed}
-    sampling = {name: value for name, value in given.items() if value is not None}
+    sampling = {"sampler": a.sampler, "steps": a.steps, "guidance_scale": a.guidance_scale, "seed": a.seed}
     results = []
     for name in names:
         if name == synthetic.NAME:
@@ -122,90 +120,41 @@ def _evaluate_model(a: Any) -> None:
                 shots=shots,
                 max_missing=a.max_missing,
                 batch_size=a.batch_size,
-                options=_score_options(a),
-                sampling=sampling,
+                options=options,
+                sampling={field: value for field, value in sampling.items() if value is not None},
                 progress=progress,
             )
         if result is not None:
             results.append(result)
-            _print_result(result, a.output)
-    _print_table(results)
+            output.print_result(result, a.output)
+    output.print_table(results)
 
 
 def _score_predictions(a: Any) -> None:
-    from emu_jax.evaluation.report import write_task_report
-    from emu_jax.evaluation.scoring import Selection, score_file
-
-    names = _names(a)
+    _require("--task", a.task)
+    _require("--output", a.output)
+    names = _names(a.task)
     if len(names) != 1:
         raise UserError("--predictions are of one task; name one with --task.")
     if a.checkpoint is not None:
         raise UserError("--predictions are scored without a model; leave out --checkpoint.")
-    _require(a, "--data", a.data)
-    _require(a, "--output", a.output)
-    selection = Selection(a.split, a.limit, a.max_missing)
-    result = score_file(find_task(names[0]), a.data, a.predictions, selection=selection, options=_score_options(a))
-    result.write(a.output / result.task.name)
-    write_task_report(result, a.output / result.task.name)
-    _print_result(result, a.output)
-    _print_table([result])
+    with heavy_imports():
+        from emu_jax.cli import evaluation_output as output
+        from emu_jax.evaluation.catalog import find_task
+        from emu_jax.evaluation.report import write_task_report
+        from emu_jax.evaluation.scoring import FRECHET_DISTANCE, Selection, score_features, score_file
 
-
-def _compare(folders: Sequence[Path]) -> None:
-    from emu_jax.evaluation.compare import comparison_table
-
-    Console().print(comparison_table(folders))
-
-
-def _print_tasks() -> None:
-    for task in all_tasks():
-        print(f"{task.name}: {task.title}\n    splits: {', '.join(task.splits)} (default {task.splits[0]})")
-        for path, meaning in task.files.items():
-            print(f"    ROOT/{path}: {meaning}")
-        print(f"    predictions: {', '.join((*task.key_fields, task.value_field))}; main score {task.headline}")
-    print(f"{synthetic.NAME}: the demo's synthetic shapes world; no files")
-
-
-def _print_result(result: TaskResult, output: Path) -> None:
-    if result.scored is None:
-        print(f"{result.task.name} ({result.split}): {_unscored(result.task)} {_server_file(result.task, output)}")
-    else:
-        print(f"{result.task.name}: scores of {len(result.examples)} examples are in {output / result.task.name}")
-
-
-def _unscored(task: Task) -> str:
-    """Return why a task has no scores and what its file is for."""
-    if task.name == "mmvet":
-        return "give --judge-base-url for scores; its evaluator takes"
-    if task.metric is None:
-        return "images are laid out for the benchmark's own scorer next to"
-    if task.makes_images:
-        return "give --inception or --clip for scores; the images are listed in"
-    return "the split has no answers here; the server takes"
-
-
-def _server_file(task: Task, output: Path) -> Path:
-    return output / task.name / (task.server_file[0] if task.server_file else "predictions.jsonl")
-
-
-def _print_table(results: Sequence[TaskResult]) -> None:
-    scored = [result for result in results if result.scored is not None]
-    if not scored:
+    if names == [FRECHET_DISTANCE]:
+        print(f"{FRECHET_DISTANCE}: {score_features(a.predictions, a.output / FRECHET_DISTANCE):.4f}")
         return
-    table = Table()
-    for title in ("task", "score", "value", "95% interval", "examples"):
-        table.add_column(title, justify="left" if title in ("task", "score") else "right")
-    for result in scored:
-        assert result.scored is not None
-        for name, score in flat_scores(result.scored.scores).items():
-            table.add_row(result.task.name, name, *_shown(score))
-    Console().print(table)
-
-
-def _shown(score: Score) -> tuple[str, str, str]:
-    interval = score.printed_interval
-    between = "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
-    return f"{score.printed:.2f}", between, str(score.count)
+    task = find_task(names[0])
+    _require("--data", a.data)
+    selection = Selection(a.split, a.limit, a.max_missing)
+    result = score_file(task, a.data, a.predictions, selection=selection, options=_score_options(a))
+    result.write(a.output / task.name)
+    write_task_report(result, a.output / task.name)
+    output.print_result(result, a.output)
+    output.print_table([result])
 
 
 def _load(a: Any) -> Any:
@@ -221,22 +170,25 @@ def _load(a: Any) -> Any:
     return load(a.checkpoint, dtype=a.dtype, mesh=mesh)
 
 
-def _score_options(a: Any) -> ScoreOptions:
+def _score_options(a: Any) -> Any:
+    from emu_jax.evaluation.image_metrics.networks import ImageNetworks
+    from emu_jax.evaluation.image_metrics.resize import Resize
+    from emu_jax.evaluation.judge import Judge
+    from emu_jax.evaluation.metrics.vqa import VqaProtocol
+    from emu_jax.evaluation.task import ScoreOptions
+
     judge = Judge(a.judge_base_url, a.judge_model, a.output / "mmvet") if a.judge_base_url else None
     networks = ImageNetworks(a.inception, a.clip, Resize(a.fid_resize), a.fid_reference)
     return ScoreOptions(VqaProtocol(a.vqa_protocol), judge, networks)
 
 
-def _names(a: Any) -> list[str]:
-    _require(a, "--task", a.task)
-    names = [name.strip() for name in a.task.split(",") if name.strip()]
-    for name in names:
-        if name != synthetic.NAME:
-            find_task(name)
+def _names(tasks: str) -> list[str]:
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise UserError("--task names no task; `python -m emu_jax evaluate --list` shows them.")
     return names
 
 
-def _require(a: Any, flag: str, value: Any) -> None:
-    del a
+def _require(flag: str, value: Any) -> None:
     if value is None:
         raise UserError(f"{flag} is required (`python -m emu_jax evaluate --help` shows examples).")

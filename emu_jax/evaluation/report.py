@@ -40,7 +40,7 @@ def write_task_report(result: TaskResult, folder: Path, *, seed: int = 0) -> Non
     sections += [page.Section("Random examples", _cards(result, folder, chosen))]
     count = f"{len(result.examples)} of {result.total} examples of the split {result.split}"
     missing = f"; {len(result.missing)} are missing and count in no score" if result.missing else ""
-    page.write_report(folder / REPORT, sections, title=result.task.title, lead=f"{count}{missing}.")
+    page.write_page(folder / REPORT, sections, title=result.task.title, lead=f"{count}{missing}.")
 
 
 def _scores(result: TaskResult) -> str:
@@ -102,7 +102,7 @@ def _thumbnails(paths: Sequence[Path]) -> str:
         except DecodeError:
             continue  # listed as missing
         images += [_thumbnail(frame) for frame in frames]
-    return page.pictures(images) if images else ""
+    return page.image_row(images) if images else ""
 
 
 def _thumbnail(pixels: np.ndarray) -> np.ndarray:

@@ -6,14 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from emu_jax.errors import UserError
 from emu_jax.evaluation.data_root import DataRoot
 from emu_jax.evaluation.example import Example, Key
+from emu_jax.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
 from emu_jax.evaluation.predictions import read_predictions
-from emu_jax.evaluation.results import TaskResult
+from emu_jax.evaluation.results import SCORES, TaskResult, versions
 from emu_jax.evaluation.task import ScoreOptions, Task
+from emu_jax.io.files import write_json
 
 log = logging.getLogger(__name__)
+
+FRECHET_DISTANCE = "frechet_distance"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +81,25 @@ def score_file(task: Task, root: Path, predictions: Path, *, selection: Selectio
     settings = {"predictions": str(predictions)}
     options = dataclasses.replace(options, folder=predictions.parent)
     return score_predictions(task, examples, found, missing, selection=selection, options=options, settings=settings)
+
+
+def score_features(path: Path, folder: Path) -> float:
+    """Return the Frechet distance of the arrays `real` and `generated` of an .npz file; write FOLDER/scores.json.
+
+    Raises:
+      UserError: the file does not hold two such arrays.
+    """
+    try:
+        with np.load(path) as arrays:
+            real, generated = arrays["real"], arrays["generated"]
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} does not hold arrays `real` and `generated` of features ({error}).") from None
+    distance = frechet_distance(FeatureStatistics.of(real), FeatureStatistics.of(generated))
+    scores = {FRECHET_DISTANCE: distance}
+    write_json(
+        folder / SCORES, {"task": FRECHET_DISTANCE, "scores": scores, "official": scores, "versions": versions()}
+    )
+    return distance
 
 
 def score_predictions(

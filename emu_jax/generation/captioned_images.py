@@ -8,8 +8,8 @@ import numpy as np
 
 from emu_jax.data.document import Document
 from emu_jax.data.images import preprocess
-from emu_jax.data.loader.decoder_examples import Condition, WeightedSet, endless, rows_of_process
-from emu_jax.data.loader.prepared import PreparedSet
+from emu_jax.data.loader.prepared_set import PreparedSet
+from emu_jax.data.loader.visual_decoder_examples import Condition, WeightedSet, endless, rows_per_process
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.generation.decoder_examples import as_text, caption_and_image
@@ -50,7 +50,7 @@ class CaptionedImages:
         Raises:
           UserError: a set that is not there or holds no pairs, or a batch that does not divide among the processes.
         """
-        rows = rows_of_process(batch_size, process_count)
+        rows = rows_per_process(batch_size, process_count)
         opened = [PreparedSet(one.path) for one in self.sets]
         for one in opened:
             self._check(one)

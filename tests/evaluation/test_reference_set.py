@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from emu_jax.cli import evaluate
-from emu_jax.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
 
 REFERENCE = Path(__file__).resolve().parents[1] / "data" / "evaluation"
 EXPECTED = json.loads((REFERENCE / "expected.json").read_text())
@@ -53,7 +52,10 @@ def test_printed_units_and_intervals(tmp_path):
     assert summary["examples_per_score"]["NDCG"] == 12
 
 
-def test_frechet_distance():
-    real, generated = (np.load(REFERENCE / "features" / f"{name}.npy") for name in ("real", "generated"))
-    distance = frechet_distance(FeatureStatistics.of(real), FeatureStatistics.of(generated))
-    assert distance == pytest.approx(EXPECTED["frechet_distance"], rel=1e-12)
+def test_frechet_distance(tmp_path):
+    arrays = {name: np.load(REFERENCE / "features" / f"{name}.npy") for name in ("real", "generated")}
+    np.savez(tmp_path / "features.npz", **arrays)
+    words = ["--predictions", str(tmp_path / "features.npz"), "--task", "frechet_distance", "--output", str(tmp_path)]
+    evaluate.main(words)
+    summary = json.loads((tmp_path / "frechet_distance/scores.json").read_text())
+    assert summary["official"]["frechet_distance"] == pytest.approx(EXPECTED["frechet_distance"], rel=1e-12)
