@@ -161,12 +161,12 @@ def _load(a: Any) -> Any:
     import jax
 
     from emu_jax.generation.api import load
-    from emu_jax.sharding.mesh import make_mesh, read_mesh
+    from emu_jax.sharding.mesh import make_mesh, parse_mesh
 
     devices = jax.local_devices()
     mesh = None
     if a.mesh or len(devices) > 1:
-        mesh = make_mesh(read_mesh(a.mesh or "fsdp:-1"), devices=devices)
+        mesh = make_mesh(parse_mesh(a.mesh or "fsdp:-1"), devices=devices)
     return load(a.checkpoint, dtype=a.dtype, mesh=mesh)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emu_jax.data.sequence import SYSTEM_IMAGE
+from emu_jax.data.chat_layout import SYSTEM_IMAGE
 from emu_jax.data.tokenizer import IMAGE_TOKEN
 from emu_jax.evaluation.example import Example
 from emu_jax.generation.pipeline import EmuPipeline

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from emu_jax.data.sequence import SYSTEM_VIDEO
+from emu_jax.data.chat_layout import SYSTEM_VIDEO
 from emu_jax.evaluation.example import Example
 from emu_jax.evaluation.metrics.scores import HUNDREDFOLD, Scored, mean_score
 from emu_jax.evaluation.predictors import GenerateText, short_answer

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from emu_jax.checkpoints.model_directory import boxed_shapes, save_model
-from emu_jax.data.sequence import SYSTEM_IMAGE, SYSTEM_VIDEO
+from emu_jax.data.chat_layout import SYSTEM_IMAGE, SYSTEM_VIDEO
 from emu_jax.data.tokenizer import train_tokenizer
 from emu_jax.evaluation.prompts import VQA_REQUEST
 from emu_jax.generation.pipeline import EmuPipeline

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from emu_jax.data.sequence import SYSTEM_IMAGE
+from emu_jax.data.chat_layout import SYSTEM_IMAGE
 from emu_jax.errors import UserError
 from emu_jax.evaluation.data_root import DataRoot
 from emu_jax.evaluation.example import Example
