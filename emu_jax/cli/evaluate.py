@@ -72,7 +72,7 @@ def _parser() -> ArgumentParser:
     images = parser.add_argument_group("tasks that generate images")
     images.add_argument("--sampler", help="pndm, ddim or dpm-solver++ (default: the task's)")
     images.add_argument("--steps", type=int, help="of the sampler (default: the task's)")
-    images.add_argument("--guidance-scale", type=float, help="1 is the prompt alone (default: the task's)")
+    images.add_argument("--guidance-scale", type=float, help="1 is the prompt only (default: the task's)")
     images.add_argument("--inception", type=Path, metavar="FILE", help="pt_inception-2015-12-05-*.pth, for FID")
     images.add_argument("--fid-reference", type=Path, metavar="FILE.npz", help="statistics to compare with (mu, sigma)")
     images.add_argument("--fid-resize", choices=("clean", "legacy_tensorflow"), default="clean")
@@ -171,15 +171,15 @@ def _load(a: Any) -> Any:
 
 
 def _score_options(a: Any) -> Any:
+    from emu_jax.evaluation.grader import Grader
     from emu_jax.evaluation.image_metrics.networks import ImageNetworks
     from emu_jax.evaluation.image_metrics.resize import Resize
-    from emu_jax.evaluation.judge import Judge
     from emu_jax.evaluation.metrics.vqa import VqaProtocol
     from emu_jax.evaluation.task import ScoreOptions
 
-    judge = Judge(a.judge_base_url, a.judge_model, a.output / "mmvet") if a.judge_base_url else None
+    grader = Grader(a.judge_base_url, a.judge_model, a.output / "mmvet") if a.judge_base_url else None
     networks = ImageNetworks(a.inception, a.clip, Resize(a.fid_resize), a.fid_reference)
-    return ScoreOptions(VqaProtocol(a.vqa_protocol), judge, networks)
+    return ScoreOptions(VqaProtocol(a.vqa_protocol), grader, networks)
 
 
 def _names(tasks: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What `evaluate` prints: tasks, results, tables."""
+"""Print tasks, results and tables of `evaluate`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _unscored(task: Task) -> str:
     if task.name == "mmvet":
         return "give --judge-base-url for scores; its evaluator takes"
     if task.metric is None:
-        return "images are laid out for the benchmark's own scorer next to"
+        return "the images are in the layout of the benchmark's own scorer, next to"
     if task.makes_images:
         return "give --inception or --clip for scores; the images are listed in"
     return "the split has no answers here; the server takes"

@@ -1,4 +1,4 @@
-"""What the captioning tasks share: prompt and options of the release, and the metric over groups of images."""
+"""Parts that the captioning tasks share: prompt and options of the release, and the metric over groups of images."""
 
 from collections.abc import Sequence
 

@@ -19,7 +19,7 @@ def karpathy_examples(data: DataRoot, split: str, *, file: str, images: tuple[st
       file: `dataset_coco.json` or `dataset_flickr30k.json`.
       images: folders that may hold the images.
     """
-    wanted = _KARPATHY_TRAIN if split == "train" else (split,)
+    parts = _KARPATHY_TRAIN if split == "train" else (split,)
 
     def parse(value: Any) -> list[Example]:
         return [
@@ -29,7 +29,7 @@ def karpathy_examples(data: DataRoot, split: str, *, file: str, images: tuple[st
                 references=tuple(sentence["raw"] for sentence in image["sentences"]),
             )
             for image in value["images"]
-            if image["split"] in wanted
+            if image["split"] in parts
         ]
 
     folders = _Folders(data, images)
@@ -56,7 +56,7 @@ def vqa_examples(data: DataRoot, *, questions: str, annotations: str | None, sub
             if truth is None and annotations is not None:
                 raise UserError(
                     f"{data.file(annotations)} has no answers for question {row['question_id']} of {questions}: it is "
-                    "the annotation file of another split, or it is cut short."
+                    "the annotation file of another split, or it is incomplete."
                 )
             name = f"COCO_{images}_{int(row['image_id']):012d}.jpg"
             examples.append(

@@ -91,7 +91,7 @@ def read_lines(path: Path) -> list[tuple[int, Mapping[str, Any]]]:
 
 
 def drop_incomplete_line(path: Path) -> None:
-    """Cut a file after its last line end: a killed process may leave the beginning of a line."""
+    """Truncate a file after its last line end: a killed process may leave the beginning of a line."""
     with path.open("rb+") as file:
         data = file.read()
         end = data.rfind(b"\n") + 1

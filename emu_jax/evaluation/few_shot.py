@@ -24,7 +24,7 @@ from emu_jax.evaluation.task import Task
 
 
 class Choice(enum.Enum):
-    """How examples are chosen."""
+    """The choice of examples."""
 
     RICES = "rices"
     RANDOM = "random"

@@ -1,4 +1,4 @@
-"""What the tasks that generate images share: the predictor, the metric, and COCO's captions."""
+"""Parts that the tasks that generate images share: the predictor, the metric, and COCO's captions."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence

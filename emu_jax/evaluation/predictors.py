@@ -110,7 +110,7 @@ def generate(emu: EmuPipeline, prompts: Sequence[Prompt], options: Mapping[str, 
 
 
 def first_sentence(text: str) -> str:
-    """Cut a caption at the first line end and the first ". ", without a final ".", in lower case, as the release."""
+    """Return a caption up to the first line end or ". ", without a final ".", in lower case, as the release."""
     text = text.split("\n")[0].split(". ")[0]
     return text.removesuffix(".").lower()
 

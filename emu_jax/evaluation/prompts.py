@@ -79,10 +79,10 @@ def count_tokens(emu: EmuPipeline, parts: Sequence[Part]) -> int:
     """Return the number of tokens of a prompt without reading its media."""
     size = emu.config.vision.image_size
     blank = np.zeros((size, size, 3), np.float32)
-    stand_ins: list[Part] = []
+    placeholders: list[Part] = []
     for part in parts:
         if isinstance(part, Path):
-            stand_ins += [blank] * (VIDEO_FRAMES if part.suffix.lower() in VIDEO_SUFFIXES else 1)
+            placeholders += [blank] * (VIDEO_FRAMES if part.suffix.lower() in VIDEO_SUFFIXES else 1)
         else:
-            stand_ins.append(part)
-    return len(build(emu, stand_ins).tokens)
+            placeholders.append(part)
+    return len(build(emu, placeholders).tokens)

@@ -1,4 +1,4 @@
-"""What the VQA tasks share: prompt and options of the release, and the metric by either protocol."""
+"""Parts that the VQA tasks share: prompt and options of the release, and the metric by either protocol."""
 
 from collections.abc import Callable, Sequence
 

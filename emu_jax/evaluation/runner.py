@@ -33,7 +33,7 @@ _BATCHES_AHEAD = 2
 
 @dataclasses.dataclass(frozen=True)
 class ModelRun:
-    """What a run found: predictions by key, and the reason for each example without one."""
+    """The result of a run: predictions by key, and the reason for each example without one."""
 
     predictions: Mapping[Key, Any]
     missing: Mapping[Key, str]

@@ -1,4 +1,4 @@
-"""What a task is: its files, how examples become predictions, and how predictions are scored."""
+"""The definition of a task: its files, how examples become predictions, and how predictions are scored."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from emu_jax.evaluation.data_root import DataRoot
 from emu_jax.evaluation.example import Example
+from emu_jax.evaluation.grader import Grader
 from emu_jax.evaluation.image_metrics.networks import ImageNetworks
-from emu_jax.evaluation.judge import Judge
 from emu_jax.evaluation.metrics.scores import Scored
 from emu_jax.evaluation.metrics.vqa import VqaProtocol
 from emu_jax.evaluation.prompts import Shot
@@ -21,20 +21,20 @@ class ScoreOptions:
 
     Attributes:
       vqa_protocol: see `metrics.vqa`.
-      judge: grades the answers of MM-Vet; None leaves MM-Vet unscored.
+      grader: grades the answers of MM-Vet; None leaves MM-Vet unscored.
       networks: score generated images; without them images are only generated.
       folder: OUT/TASK, which predictions that are files are named from.
     """
 
     vqa_protocol: VqaProtocol = VqaProtocol.RELEASE
-    judge: Judge | None = None
+    grader: Grader | None = None
     networks: ImageNetworks = dataclasses.field(default_factory=ImageNetworks)
     folder: Path = Path()
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchContext:
-    """What a predictor may use besides the examples.
+    """Inputs of a predictor besides the examples.
 
     Attributes:
       seed: differs from batch to batch, and is the same after a resume.
@@ -65,7 +65,7 @@ class Predictor(Protocol):
         """Return the prediction of each prepared example."""
 
 
-# Returns None if a score requires something that the options do not give, such as a judge.
+# Returns None if a score requires something that the options do not give, such as a grader.
 Metric = Callable[[Sequence[Example], Sequence[Any], ScoreOptions], Scored | None]
 
 

@@ -1,4 +1,4 @@
-"""What the video question answering tasks share. Their prompts are not published; these follow the release's VQA."""
+"""Parts that the video question answering tasks share. Their prompts are not public; these follow VQA's."""
 
 import re
 from collections.abc import Sequence

@@ -66,7 +66,7 @@ class Clip:
         return _in_rows(lambda some: self._embed_images(self._params["vision"], some), pixels)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Return embeddings `[n, D]` of texts, cut to the length that the tower reads."""
+        """Return embeddings `[n, D]` of texts, truncated to the length that the tower reads."""
         ids = np.zeros((len(texts), self._length), np.int32) + self._end
         for row, encoding in enumerate(self._tokenizer.encode_batch(list(texts))):
             ids[row, : len(encoding.ids)] = encoding.ids

@@ -1,4 +1,4 @@
-"""GenEval: four images per prompt, laid out as its object detector expects them."""
+"""GenEval: four images per prompt, in the layout that its object detector expects."""
 
 import json
 from pathlib import Path

@@ -35,17 +35,17 @@ def read(data: DataRoot, split: str) -> list[Example]:
 
 
 def metric(examples: Sequence[Example], answers: Sequence[str], options: ScoreOptions) -> Scored | None:
-    """Return the mean grade in percent, overall and per capability, and the deviation between the judge's runs."""
-    judge = options.judge
-    if judge is None:
+    """Return the mean grade in percent, overall and per capability, and the deviation between the grader's runs."""
+    grader = options.grader
+    if grader is None:
         return None
     questions = [
         (str(example.key[0]), example.text, example.references[0], answer)
         for example, answer in zip(examples, answers, strict=True)
     ]
     rows = {identity: row for row, (identity, *_) in enumerate(questions)}
-    grades = np.zeros((len(questions), judge.runs))
-    for grade in judge.grade(questions):
+    grades = np.zeros((len(questions), grader.runs))
+    for grade in grader.grade(questions):
         grades[rows[grade.identity], grade.run] = 100 * grade.score
     means = grades.mean(axis=1)
     members: dict[str, list[int]] = defaultdict(list)
@@ -54,10 +54,10 @@ def metric(examples: Sequence[Example], answers: Sequence[str], options: ScoreOp
             members[capability].append(row)
     scores: dict[str, Score | dict[str, Score]] = {
         "total": _score(means),
-        "std": Score(float(grades.mean(axis=0).std()), judge.runs, unit="percent, over runs of the judge"),
+        "std": Score(float(grades.mean(axis=0).std()), grader.runs, unit="percent, over runs of the grader"),
         "per_capability": {name: _score(means[chosen]) for name, chosen in members.items()},
     }
-    return Scored(scores, means.tolist(), {}, {"judge": judge.model, "judge_runs": judge.runs})
+    return Scored(scores, means.tolist(), {}, {"grader": grader.model, "grader_runs": grader.runs})
 
 
 def _score(values: np.ndarray) -> Score:

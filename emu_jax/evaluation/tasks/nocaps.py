@@ -19,7 +19,7 @@ def read(data: DataRoot, split: str) -> list[Example]:
 
 
 def metric(examples: Sequence[Example], captions: Sequence[str], options: ScoreOptions) -> Scored:
-    """Score all images, and each domain with the references of its own images, as the benchmark's server does."""
+    """Score all images, and each domain with the references of that domain, as the benchmark's server does."""
     del options
     tokens = tokenize_captions(captions, [example.references for example in examples])
     scores: dict[str, dict[str, Score]] = {}

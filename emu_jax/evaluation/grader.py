@@ -28,7 +28,7 @@ class Grade:
 
 
 @dataclasses.dataclass(frozen=True)
-class Judge:
+class Grader:
     """A model that grades answers.
 
     Attributes:
@@ -62,7 +62,7 @@ class Judge:
                             continue
                         score = self._score(client, grading_prompt(question, truth, answer))
                         grades.append(Grade(identity, run, score))
-                        row = {"id": identity, "run": run, "judge": self.model, "answer": answer, "score": score}
+                        row = {"id": identity, "run": run, "grader": self.model, "answer": answer, "score": score}
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
                         file.flush()
         return grades
@@ -72,7 +72,7 @@ class Judge:
             return []
         drop_incomplete_line(path)
         rows = [row for _, row in read_lines(path)]
-        same = [row for row in rows if row["judge"] == self.model and answers.get(row["id"]) == row["answer"]]
+        same = [row for row in rows if row["grader"] == self.model and answers.get(row["id"]) == row["answer"]]
         return [Grade(row["id"], row["run"], row["score"]) for row in same if row["run"] < self.runs]
 
     def _client(self) -> Any:
@@ -98,7 +98,7 @@ class Judge:
             except openai.OpenAIError as error:
                 reason = " ".join(str(error).split())
                 raise UserError(
-                    f"The judge at {self.base_url} failed ({reason}); the grades so far are saved, and the same "
+                    f"The grader at {self.base_url} failed ({reason}); the grades so far are saved, and the same "
                     "command resumes."
                 ) from None
             try:

@@ -11,7 +11,7 @@ import pytest
 
 from emu_jax.cli import evaluate
 from emu_jax.errors import UserError
-from emu_jax.evaluation.judge import grading_prompt
+from emu_jax.evaluation.grader import grading_prompt
 from tests.evaluation.layouts import write_layout
 
 ANSWERS = {"v1_0": "right", "v1_1": "half", "v1_2": "wrong"}
@@ -64,7 +64,7 @@ def test_five_gradings_per_answer(endpoint, tmp_path):
     assert summary["scores"]["total"] == 50
     assert summary["scores"]["std"] == 0
     assert summary["scores"]["per_capability"] == {"ocr": 50, "math": 50}
-    assert summary["protocol"]["judge_runs"] == 5
+    assert summary["protocol"]["grader_runs"] == 5
     assert len(Endpoint.requests) == 5 * 4
     evaluate.main(words)  # all grades are saved
     assert len(Endpoint.requests) == 5 * 4
@@ -75,7 +75,7 @@ def test_an_endpoint_that_is_not_there(tmp_path):
     predictions = tmp_path / "p.jsonl"
     predictions.write_text("".join(json.dumps({"id": i, "answer": a}) + "\n" for i, a in ANSWERS.items()))
     words = ["--predictions", str(predictions), "--task", "mmvet", "--data", str(root), "--output", str(tmp_path)]
-    with pytest.raises(UserError, match=r"The judge at http://127\.0\.0\.1:9/v1 failed"):
+    with pytest.raises(UserError, match=r"The grader at http://127\.0\.0\.1:9/v1 failed"):
         evaluate.main([*words, "--judge-base-url", "http://127.0.0.1:9/v1"])
 
 
