@@ -49,10 +49,10 @@ class GenerationShape:
       steps: sampler steps.
     """
 
-    rows: int = 8
-    prompt: int = 512
-    new_tokens: int = 128
-    steps: int = 50
+    rows: int
+    prompt: int
+    new_tokens: int
+    steps: int
 
 
 def read_emu(config: Any) -> tuple[EmuRunConfig, Emu]:
