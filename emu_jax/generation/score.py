@@ -18,7 +18,7 @@ def score_candidates(
 ) -> Float[Array, " n"]:
     """Log-likelihood of each candidate's first `lengths` tokens after the one prompt, which is read once."""
     count, length = candidates.shape
-    embedding, cache = prefill(model, params, prompt, room=length)
+    embedding, cache = prefill(model, params, prompt, capacity=length)
     cache = repeat_rows(cache, count)
     words = model.apply({"params": params}, candidates[:, :-1], method=Emu.embed)
     inputs = jnp.concatenate([jnp.repeat(embedding, count, axis=0)[:, None], words], axis=1)

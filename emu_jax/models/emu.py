@@ -7,6 +7,8 @@ tokens -> token embedding --------- replaced at <image> ----------+-> decoder ->
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -136,6 +138,30 @@ class Emu(nn.Module):
             cache=dataclasses.replace(cache, valid=valid, positions=cache.positions + count[:, -1]),
         )
         return hidden, filled
+
+    @typechecked
+    def extend_step(
+        self, embedding: Float[Array, "B D"], cache: KVCache, *, blocks: Sequence[Any] | None = None
+    ) -> tuple[Float[Array, "B D"], KVCache]:
+        """Run the decoder on one position of each row, as in `extend`.
+
+        Args:
+          blocks: the parameters of each decoder layer, for a cache whose keys and values are tuples of one array per
+            layer. Default: stacked parameters and cache, with a scan over layers.
+        """
+        if blocks is None:
+            hidden, cache = self.extend(embedding[:, None], cache)
+            return hidden[:, 0], cache
+        used = jnp.ones((embedding.shape[0], 1), bool)
+        valid = jax.lax.dynamic_update_slice_in_dim(cache.valid, used, cache.index, axis=1)
+        hidden, cache = self.decoder.extend_unstacked(
+            embedding[:, None],
+            dataclasses.replace(cache, valid=valid, positions=cache.positions + 1),
+            blocks,
+            positions=cache.positions[:, None],
+            mask=cached_causal_mask(valid, cache.index, 1),
+        )
+        return hidden[:, 0], cache
 
     @typechecked
     def next_logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:

@@ -1,6 +1,8 @@
 """The LLaMA decoder (Touvron et al. 2023): RMSNorm, rotary positions, SwiGLU. Its inputs are embeddings, not tokens."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -113,6 +115,40 @@ class LlamaDecoder(nn.Module):
         if cache is not None:
             index = cache.index + embeddings.shape[1]
             cache = dataclasses.replace(cache, key=layers.key, value=layers.value, index=index)
+        return self.final_norm(x), cache
+
+    @typechecked
+    def extend_unstacked(
+        self,
+        embeddings: Float[Array, "B T D"],
+        cache: KVCache,
+        blocks: Sequence[Any],
+        *,
+        positions: Int[Array, "B T"],
+        mask: Bool[Array, "B T S"],
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        """Return the same as a call with `cache`, without a scan over layers.
+
+        Args:
+          cache: its keys and values are tuples of one array per layer.
+          blocks: the parameters of each layer.
+        """
+        config = self.config
+        rotary = rotary_tables(positions, head_dim=config.head_dim, theta=config.rope_theta)
+        block = LlamaBlock(
+            config, lora=self.lora, deterministic=True, dtype=self.dtype, param_dtype=self.param_dtype, parent=None
+        )
+        x, layers = embeddings, []
+        for params, key, value in zip(blocks, cache.key, cache.value, strict=True):
+            layer = LayerCache(key=key, value=value, index=cache.index)
+            x, layer = block.apply({"params": params}, x, layer, (rotary, mask))
+            layers.append(layer)
+        cache = dataclasses.replace(
+            cache,
+            key=tuple(layer.key for layer in layers),
+            value=tuple(layer.value for layer in layers),
+            index=cache.index + embeddings.shape[1],
+        )
         return self.final_norm(x), cache
 
 
