@@ -22,7 +22,7 @@ class EmuModel(Protocol):
 
     tokenizer: Tokenizer
 
-    def generate_text_batch(self, prompts: Sequence[Prompt], **options: Any) -> list[str]:
+    def generate_text_batch(self, prompts: Sequence[Prompt], **options: Any) -> Any:
         """Return the text after each prompt; options are those of `generation.options.TextOptions`."""
         ...
 

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from emu_jax.data.chat_layout import SYSTEM_IMAGE, SYSTEM_VIDEO, TokenSpan, open_turn, system_tokens, turn_tokens
 from emu_jax.data.document import Role
@@ -28,7 +27,7 @@ def chat_prompt(turns: Iterable[Turn], *, tokenizer: Tokenizer, system: str = ""
     always text, because it may be the output of a model. All text becomes tokens here, and only the two released system
     messages may contain special tokens.
     """
-    spans: list[Any] = list(system_tokens(system, tokenizer=tokenizer))
+    spans: list[TokenSpan | Part] = [*system_tokens(system, tokenizer=tokenizer)]
     for turn in turns:
         parts = [_file_or_text(part) for part in turn.parts] if turn.role is Role.USER else turn.parts
         spans += turn_tokens(turn.role, parts, tokenizer=tokenizer)

@@ -30,6 +30,10 @@ class Tokens:
     ids: tuple[int, ...]
 
 
+class PlainText(str):
+    """Text that is never the name of a file, for input from users of other machines."""
+
+
 Part = str | os.PathLike | PIL.Image.Image | np.ndarray | jax.Array | Tokens
 
 
@@ -163,6 +167,8 @@ def load_images(part: Part, image_size: int) -> list[np.ndarray]:
 def is_file_name(text: str) -> bool:
     """Return True if a string of a prompt names an image or a video: an existing file, or one word with its suffix."""
     stripped = text.strip()
+    if isinstance(text, PlainText):
+        return False
     if "\n" in stripped or Path(stripped).suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
         return False
     return " " not in stripped or os.path.isfile(stripped)

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from emu_jax.layers.attention import LayerCache
 from emu_jax.layers.masks import PackedCausal, cached_causal_mask
 from emu_jax.layers.norms import LayerNorm
 from emu_jax.models.causal_former import CausalFormer
@@ -152,16 +153,30 @@ class Emu(nn.Module):
         if blocks is None:
             hidden, cache = self.extend(embedding[:, None], cache)
             return hidden[:, 0], cache
-        used = jnp.ones((embedding.shape[0], 1), bool)
-        valid = jax.lax.dynamic_update_slice_in_dim(cache.valid, used, cache.index, axis=1)
-        hidden, cache = self.decoder.extend_unstacked(
+        is_token = jnp.ones((embedding.shape[0], 1), bool)
+        valid = jax.lax.dynamic_update_slice_in_dim(cache.valid, is_token, cache.index, axis=1)
+        layers = tuple(LayerCache(key, value, cache.index) for key, value in zip(cache.key, cache.value, strict=True))
+        hidden, layers = self.run_layers(
             embedding[:, None],
-            dataclasses.replace(cache, valid=valid, positions=cache.positions + 1),
+            layers,
             blocks,
             positions=cache.positions[:, None],
             mask=cached_causal_mask(valid, cache.index, 1),
         )
+        cache = KVCache(
+            key=tuple(layer.key for layer in layers),
+            value=tuple(layer.value for layer in layers),
+            valid=valid,
+            index=cache.index + 1,
+            positions=cache.positions + 1,
+        )
         return hidden[:, 0], cache
+
+    def run_layers(
+        self, x: jax.Array, caches: Sequence[Any], blocks: Sequence[Any], *, positions: jax.Array, mask: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, ...]]:
+        """Run the decoder's layers one after the other (see `LlamaDecoder.run_layers`)."""
+        return self.decoder.run_layers(x, caches, blocks, positions=positions, mask=mask)
 
     @typechecked
     def next_logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:

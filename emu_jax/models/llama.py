@@ -118,38 +118,33 @@ class LlamaDecoder(nn.Module):
         return self.final_norm(x), cache
 
     @typechecked
-    def extend_unstacked(
+    def run_layers(
         self,
-        embeddings: Float[Array, "B T D"],
-        cache: KVCache,
+        x: Float[Array, "B T D"],
+        caches: Sequence[Any],
         blocks: Sequence[Any],
         *,
         positions: Int[Array, "B T"],
-        mask: Bool[Array, "B T S"],
-    ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """Return the same as a call with `cache`, without a scan over layers.
+        mask: Bool[Array, "#B T S"],
+    ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
+        """Run the layers one after the other instead of in a scan, which copies the cache and the weights of each.
 
         Args:
-          cache: its keys and values are tuples of one array per layer.
+          caches: a `LayerCache`, or another object with its interface, for each layer.
           blocks: the parameters of each layer.
+
+        Returns:
+          hidden: states after the final norm.
+          caches: with the keys and values of this call.
         """
-        config = self.config
-        rotary = rotary_tables(positions, head_dim=config.head_dim, theta=config.rope_theta)
-        block = LlamaBlock(
-            config, lora=self.lora, deterministic=True, dtype=self.dtype, param_dtype=self.param_dtype, parent=None
-        )
-        x, layers = embeddings, []
-        for params, key, value in zip(blocks, cache.key, cache.value, strict=True):
-            layer = LayerCache(key=key, value=value, index=cache.index)
-            x, layer = block.apply({"params": params}, x, layer, (rotary, mask))
-            layers.append(layer)
-        cache = dataclasses.replace(
-            cache,
-            key=tuple(layer.key for layer in layers),
-            value=tuple(layer.value for layer in layers),
-            index=cache.index + embeddings.shape[1],
-        )
-        return self.final_norm(x), cache
+        rotary = rotary_tables(positions, head_dim=self.config.head_dim, theta=self.config.rope_theta)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        block = LlamaBlock(self.config, lora=self.lora, deterministic=True, **dtypes, parent=None)
+        filled = []
+        for params, cache in zip(blocks, caches, strict=True):
+            x, cache = block.apply({"params": params}, x, cache, (rotary, mask))
+            filled.append(cache)
+        return self.final_norm(x), tuple(filled)
 
 
 def _per_layer(cache: KVCache | None) -> LayerCache | None:

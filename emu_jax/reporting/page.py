@@ -37,8 +37,8 @@ def write_page(
     write_text(path, render_page(sections, title=title, lead=lead, footer=footer))
 
 
-def render_page(sections: Sequence[Section], *, title: str, lead: str, footer: str = "") -> str:
-    """Return the complete document as text."""
+def render_page(sections: Sequence[Section], *, title: str, lead: str, footer: str = "", style: str = "") -> str:
+    """Return the complete page; `style` is CSS that is added to the style of all pages."""
     filled = [section for section in sections if section.body]
     links = "".join(f'<a href="#{_anchor(section.title)}">{escape(section.title)}</a>' for section in filled)
     parts = [
@@ -49,7 +49,7 @@ def render_page(sections: Sequence[Section], *, title: str, lead: str, footer: s
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>\n{_STYLE.read_text(encoding='utf-8')}</style></head>\n<body>"
+        f"<title>{escape(title)}</title><style>\n{_STYLE.read_text(encoding='utf-8')}{style}</style></head>\n<body>"
         f'<header><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p></header><nav>{links}</nav>\n'
         + "\n".join(parts)
         + (f"\n<footer>{escape(footer)}</footer>" if footer else "")

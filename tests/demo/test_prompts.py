@@ -7,7 +7,8 @@ import pytest
 
 from emu_jax.data import document as doc
 from emu_jax.data.document import Document, Layout, Role
-from emu_jax.data.sequence import SequenceConfig, build_sequence
+from emu_jax.data.sequence import build_sequence
+from emu_jax.data.sequence_config import SequenceConfig
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.demo.prompts import in_context_prompt, question_prompt
 from emu_jax.demo.world.rendering import render
