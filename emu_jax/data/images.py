@@ -12,11 +12,8 @@ from PIL import features
 from emu_jax.data.bad_data import DecodeError
 from emu_jax.data.limits import DEFAULT_LIMITS, Limits
 from emu_jax.data.regular_files import read_regular_file
+from emu_jax.pixels import CLIP_MEAN, CLIP_STD
 from emu_jax.typing import Float, UInt8, typechecked
-
-# OpenAI's CLIP statistics, as in the release.
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 
 _READS_AVIF = "avif" in features.modules and features.check_module("avif")
 # Accepted formats. PIL has more, but some are unsafe: EPS, for example, starts another program.
@@ -74,7 +71,7 @@ def preprocess(
 @typechecked
 def normalize(images: UInt8[np.ndarray, "*batch H W 3"]) -> Float[np.ndarray, "*batch H W 3"]:
     """Return (pixels / 255 - mean) / std in float32, the input of the vision encoder."""
-    mean, std = np.asarray(MEAN, np.float32), np.asarray(STD, np.float32)
+    mean, std = np.asarray(CLIP_MEAN, np.float32), np.asarray(CLIP_STD, np.float32)
     return (images.astype(np.float32) / np.float32(255) - mean) / std
 
 

@@ -12,8 +12,9 @@ from emu_jax.data.loader.pipeline import Loader, make_loader
 from emu_jax.data.loader.read_plan import plans_from_states
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
+from emu_jax.hardware import generation
 from emu_jax.models.config import EmuConfig
-from emu_jax.training.chips import ChipConfig, generation
+from emu_jax.training.chips import ChipConfig
 from emu_jax.training.config import TrainConfig
 from emu_jax.training.loop import DataFactory
 from emu_jax.training.stage import Stage

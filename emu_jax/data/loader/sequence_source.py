@@ -56,7 +56,7 @@ class SequenceSource:
         """Return the sequence at a position and the number of its set, or None if that set has no epochs left.
 
         Raises:
-          UnusableDocument: the document cannot be laid out, or no position of it has a loss.
+          UnusableDocument: the document cannot become a sequence, or no position of it has a loss.
         """
         found = self.document_at(stream, position)
         if found is None:

@@ -35,7 +35,7 @@ _MIN_DOCUMENTS = 1000  # documents to read before the fraction of broken ones is
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Counts of a finished preparation; also written to OUTPUT/summary.json.
+    """The counts of a finished preparation; also written to OUTPUT/summary.json.
 
     Attributes:
       read: documents in the input, with those that could not be read.

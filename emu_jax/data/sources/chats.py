@@ -46,7 +46,7 @@ def _read(source: str, turns_of: _Turns, *, names: tuple[str, ...]):
         def convert(key: str, record: Any) -> Iterator[Document]:
             turns = turns_of(record)
             if has_media:
-                segments = _place_media(turns, *_media(record, path, options))
+                segments = _insert_media(turns, *_media(record, path, options))
             else:
                 segments = [Text(text, role) for role, text in turns]
             yield _chat(source, key, segments)
@@ -93,7 +93,7 @@ def _file_names(record: Any, fields: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _place_media(turns: list[_Turn], images: list[bytes], videos: list[bytes]) -> list[Segment]:
+def _insert_media(turns: list[_Turn], images: list[bytes], videos: list[bytes]) -> list[Segment]:
     """Return the turns as segments, with each image at the next `<image>` and each video at the next `<video>`.
 
     LLaVA marks videos with `<image>`; this is accepted for records that have only videos.

@@ -93,7 +93,7 @@ def _multiline_row(line: str, take, *, width: int) -> tuple[list[str] | None, li
     """Read more lines until the quote of a row is closed.
 
     Returns the row, and no lines; or None, and the lines to read again, if the quote is not closed or a line would be
-    a row by itself: the quote was then probably a stray one, and joining the lines would mix two rows.
+    a complete row: the quote was then probably a stray one, and joining the lines would mix two rows.
     """
     texts, read = [line], []
     while len(texts) < _MAX_ROW_LINES and (item := take()) is not None:
