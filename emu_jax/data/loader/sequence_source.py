@@ -8,6 +8,7 @@ import numpy as np
 from emu_jax.data.batch import BatchConfig
 from emu_jax.data.document import Document, Image, Segment, Video
 from emu_jax.data.images import DecodeError
+from emu_jax.data.limits import DEFAULT_LIMITS, Limits
 from emu_jax.data.loader.mixture import DocumentIndex, Mixture
 from emu_jax.data.loader.prepared_set import PreparedSet
 from emu_jax.data.loader.rejects import UnusableDocument
@@ -38,6 +39,7 @@ class SequenceSource:
     random_frames: bool
     max_rejected: float
     rejects: Path | None
+    limits: Limits = DEFAULT_LIMITS
 
     @property
     def streams(self) -> int:
@@ -85,7 +87,13 @@ class SequenceSource:
         for segment in document.segments:
             if isinstance(segment, Video):
                 if isinstance(segment.data, bytes):
-                    decoded = take_frames(segment.data, frames=config.frames, size=self.batch.image_size, rng=frame_rng)
+                    decoded = take_frames(
+                        segment.data,
+                        frames=config.frames,
+                        size=self.batch.image_size,
+                        rng=frame_rng,
+                        limits=self.limits,
+                    )
                     frames = tuple(Image(frame) for frame in decoded)
                 else:
                     frames = pick_frames(segment.data, count=config.frames, rng=frame_rng)

@@ -41,7 +41,8 @@ def _read(source: str, turns_of: _Turns, *, names: tuple[str, ...]):
     """Return the reader of a source with one chat per record."""
 
     def read(path: Path, options: ReadOptions) -> Found:
-        has_media = any(_has_media_field(record) for _, record in json_records(path, options.limits, names=names))
+        records = json_records(path, options.limits, names=names)
+        has_media = any(_has_media_field(record) for _, record in records)
 
         def convert(key: str, record: Any) -> Iterator[Document]:
             turns = turns_of(record)
@@ -51,7 +52,7 @@ def _read(source: str, turns_of: _Turns, *, names: tuple[str, ...]):
                 segments = [Text(text, role) for role, text in turns]
             yield _chat(source, key, segments)
 
-        return convert_records(source, json_records(path, options.limits, names=names), convert, limits=options.limits)
+        return convert_records(source, records, convert, limits=options.limits)
 
     return read
 

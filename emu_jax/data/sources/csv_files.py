@@ -101,8 +101,7 @@ def _multiline_row(line: str, take, *, width: int) -> tuple[list[str] | None, li
         text = item[1]
         if isinstance(text, RecordError):
             break
-        single = _parse([text], strict=True)
-        if width > 1 and single is not None and len(single) == width:
+        if width > 1 and text.partition('"')[0].count(",") >= width - 1:
             break
         texts.append(text)
         row = _parse(texts, strict=True)
