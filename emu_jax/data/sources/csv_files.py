@@ -10,6 +10,7 @@ from emu_jax.data.bad_data import RecordError
 from emu_jax.data.limits import Limits
 from emu_jax.data.regular_files import open_regular_file
 from emu_jax.data.sources.json_files import bounded_lines
+from emu_jax.data.sources.source import decode_text
 from emu_jax.errors import UserError
 
 _MAX_ROW_LINES = 20  # lines of one row whose quoted field has line breaks
@@ -57,9 +58,9 @@ def _text_lines(file: IO[bytes], limits: Limits) -> _Lines:
             yield number, line
             continue
         try:
-            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            yield number, RecordError("the text is not UTF-8", f"byte {error.start}")
+            yield number, decode_text(line)
+        except RecordError as error:
+            yield number, error
 
 
 def _rows(lines: _Lines, *, width: int) -> Iterator[tuple[int, list[str] | RecordError]]:

@@ -64,8 +64,8 @@ def test_a_stray_quote_does_not_join_rows(tmp_path):
 
 
 def test_other_broken_lines_cost_themselves(tmp_path):
-    text = HEAD.encode() + b"1,p,a\r\n2,p,\xff\xfe\r\n\r\n3,p," + b"x" * 1000 + b"\r\n4,p,d\r\n"
-    assert names(rows(tmp_path / "a.csv", text, line_bytes=500)) == ["a", "broken", "broken", "d"]
+    text = HEAD.encode() + b"1,p,a\r\n2,p,\xff\xfe\r\n\r\n3,p," + b"x" * 1000 + b"\r\n4,p,d\0\0\r\n5,p,e\r\n"
+    assert names(rows(tmp_path / "a.csv", text, line_bytes=500)) == ["a", "broken", "broken", "broken", "e"]
 
 
 def test_missing_columns_and_no_header(tmp_path):

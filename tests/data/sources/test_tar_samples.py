@@ -36,6 +36,7 @@ def test_members_in_the_wrong_order_never_form_a_pair(tmp_path):
     [
         (("a.txt", b" \n"), "text is empty"),
         (("a.txt", b"\xff\xfe"), "not UTF-8"),
+        (("a.txt", b"a\0\0\0\0b"), "zero bytes"),
         (("a.json", b"{"), "cannot be parsed"),
         (("a.json", b'{"a": 1, "a": 2}'), "same name twice"),
     ],
