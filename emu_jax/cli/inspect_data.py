@@ -13,26 +13,24 @@ import itertools
 from pathlib import Path
 
 from emu_jax.cli.arguments import ArgumentParser
-from emu_jax.cli.config_file import read_flags
+from emu_jax.cli.config_file import read_config
 from emu_jax.data.loader.inspection import page
 from emu_jax.data.loader.pipeline import make_loader
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.io.files import write_text
-from emu_jax.training.run import read_run_config
+from emu_jax.training.runs.emu import read_emu_config
 
 
 def main(argv: list[str]) -> None:
     parser = ArgumentParser(__name__, __doc__)
-    parser.add_argument("--config", metavar="FILE", help="config file of a run; --config.field=value changes a field")
+    parser.add_config_argument()
     parser.add_argument("--output", type=Path, default=Path("data.html"), help="page to write (default: data.html)")
     parser.add_argument("--batches", type=int, default=8, help="batches to count; the first 32 rows are displayed")
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, overrides = parser.parse_config_args(argv)
     if arguments.batches < 1:
         raise UserError(f"--batches must be at least 1, not {arguments.batches}.")
-    named = [f"--config={arguments.config}"] if arguments.config else []
-    config, _ = read_flags([*named, *rest, f"--workdir={arguments.output.parent}"])
-    run = read_run_config(config)
+    run = read_emu_config(read_config(arguments.config, overrides))
     tokenizer = Tokenizer.load(run.tokenizer, instruct=run.instruct)
     data = dataclasses.replace(run.data, workers=0, prefetch=0)  # workers would only change the order of the rows
     loader = make_loader(data, tokenizer=tokenizer, seed=run.train.seed)

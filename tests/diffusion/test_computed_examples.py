@@ -30,12 +30,12 @@ from emu_jax.models.presets import emu_tiny
 from emu_jax.sharding.mesh import MeshConfig, make_mesh
 from emu_jax.sharding.specs import unbox
 from emu_jax.training.config import OptimizerConfig, TrainConfig
-from emu_jax.training.decoder_sources import ComputedExamples, ComputedSource
-from emu_jax.training.jobs import VisualDecoderRun, read_job
 from emu_jax.training.log import read_metrics
 from emu_jax.training.loop import train
 from emu_jax.training.optimizer import make_optimizer
 from emu_jax.training.partition import flatten
+from emu_jax.training.runs.registry import open_run
+from emu_jax.training.runs.visual_decoder import ComputedExamples, ComputedSource, VisualDecoderRunConfig
 from emu_jax.training.stages.frozen import FrozenModels
 from emu_jax.training.stages.visual_decoder import VisualDecoderStage
 from emu_jax.training.state import abstract_state
@@ -118,7 +118,7 @@ def test_computed_batches_are_the_stored_ones(world, condition):
     compute = jax.jit(lambda batch: (frozen.conditioning(params, batch), frozen.posterior(params, batch)))
     computed = source.loader(decoder, batch_size=BATCH, seed=SEED)()
     wanted = stored.loader(batch_size=BATCH, seed=SEED)
-    spec = frozen.batch_spec(batch_size=BATCH, picture_size=8)
+    spec = frozen.batch_spec(batch_size=BATCH, target_size=8)
     for _ in range(8):  # more than a pass
         batch, examples = next(computed), next(wanted)
         assert {n: (a.shape, a.dtype) for n, a in batch.items()} == {n: (s.shape, s.dtype) for n, s in spec.items()}
@@ -133,10 +133,10 @@ def test_computed_batches_are_the_stored_ones(world, condition):
         assert np.ptp(conditioning, axis=0).max() > 1e-3 * np.abs(conditioning).max()
 
 
-def run_of(world: World, **source) -> VisualDecoderRun:
+def run_of(world: World, **source) -> VisualDecoderRunConfig:
     optimizer = OptimizerConfig(learning_rate=1e-3, eps=1e-3, warmup_steps=0, ema_decay=0.5)
     config = TrainConfig(steps=3, seed=SEED, log_every=1, optimizer=optimizer)
-    return VisualDecoderRun("visual_decoder", str(world.decoder), BATCH, config, **source)
+    return VisualDecoderRunConfig("visual_decoder", str(world.decoder), BATCH, config, **source)
 
 
 @pytest.mark.e2e
@@ -145,14 +145,14 @@ def test_a_run_that_computes_is_the_run_on_what_was_stored(world, condition, tmp
     results, losses = [], []
     runs = {"stored": {"examples": str(world.stored[condition])}, "computed": {"computed": world.computed(condition)}}
     for name, source in runs.items():
-        job = read_job(to_dict(run_of(world, **source)))
-        result = train(job.train, stage=job.stage, data=job.data, workdir=tmp_path / name, start=job.start)
-        job.finish(tmp_path / name, result)
+        run = open_run(to_dict(run_of(world, **source)))
+        result = train(run.train, stage=run.stage, data=run.data, workdir=tmp_path / name, initialize=run.initialize)
+        run.finish(tmp_path / name, result)
         results.append(result)
         losses.append([r["loss"] for r in read_metrics(tmp_path / name) if "loss" in r])
         said = capsys.readouterr().err
-        assert f"the U-Net begins with the weights in {world.decoder}" in said
-        assert "8 projections are new" in said
+        assert f"the U-Net starts from the weights in {world.decoder}" in said
+        assert "8 projections are newly initialized" in said
         assert "attn2.to_k.weight" in said
     np.testing.assert_allclose(*losses, rtol=1e-5)
     assert len(losses[0]) == 3
@@ -193,12 +193,12 @@ def test_the_optimizer_has_no_moments_of_what_is_frozen(world):
 
 
 def test_mistakes_are_told(world, tmp_path):
-    with pytest.raises(UserError, match="either stored `examples` or what is to be `computed`"):
+    with pytest.raises(UserError, match=r"either config\.examples or config\.computed"):
         run_of(world)
-    with pytest.raises(UserError, match="prompt_length must lie between 3 and"):
+    with pytest.raises(UserError, match="prompt_length must be between 3 and"):
         ComputedSource.open(world.computed(Condition.PREDICTED, prompt_length=2), mesh=MeshConfig())
     with pytest.raises(UserError, match="holds no decoder examples"):
-        read_job(to_dict(run_of(world, examples=str(tmp_path))))
+        open_run(to_dict(run_of(world, examples=str(tmp_path))))
     chosen = {"picture_size": 8, "image_size": 8, "prompt_length": 40, "max_caption_length": 3}
     tokenizer = Tokenizer.load(world.emu / "tokenizer.model")
     pictures = CaptionedImages((WeightedSet(str(world.pairs)),), tokenizer, Condition.PREDICTED, **chosen)

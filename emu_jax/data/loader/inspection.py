@@ -9,7 +9,7 @@ import numpy as np
 from emu_jax.data.batch import Batch, fill
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.reporting.histogram import histogram
-from emu_jax.reporting.page import Section, escape, picture, render_page, table
+from emu_jax.reporting.page import Section, escape, image_tag, render_page, table
 
 _COLORS = 8  # --l0 ... --l7 in the style of the page
 
@@ -133,7 +133,7 @@ def _tokens(document: _PackedDocument, tokenizer: Tokenizer) -> list[str]:
             while end < len(tokens) and tokens[end] == tokenizer.image_token_id:
                 end += 1
             kind = " regression" if document.regression[position] else ""
-            tag = picture(document.images[image], alt=f"image {image}")
+            tag = image_tag(document.images[image], alt=f"image {image}")
             spans.append(f'<span class="image{kind}" title="{end - position} x &lt;image&gt;">{tag}</span>')
             image += 1
             position = end

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.images import decode
-from emu_jax.reporting.page import Section, card, escape, picture, render_page
+from emu_jax.reporting.page import Section, card, escape, image_tag, render_page
 
 
 def contact_sheet(documents: Sequence[Document], *, title: str) -> str:
@@ -27,5 +27,5 @@ def _segments(document: Document) -> list[str]:
         else:
             frames = [segment] if isinstance(segment, Image) else segment.data
             assert not isinstance(frames, bytes), "stored videos are frames"
-            parts.append(role + " ".join(picture(decode(frame.data)) for frame in frames))
+            parts.append(role + " ".join(image_tag(decode(frame.data)) for frame in frames))
     return parts

@@ -47,8 +47,8 @@ def tar_samples(path: Path, limits: Limits) -> Iterator[Sample]:
 
     `a/0001.jpg`, `a/0001.txt` are the sample "a/0001" with "jpg" and "txt"; `x.0.png` is "0.png" of sample "x". Members
     that belong to no sample are skipped: names that start with a dot (`._0001.jpg`), `__meta__`, and names without
-    extension. A sample with the same extension twice is a RecordError. So are both samples next to a damaged part of
-    the tar, because they may be incomplete; reading continues after the damage.
+    extension. A sample with the same extension twice is a RecordError; so are both samples next to a damaged part of
+    the tar, because they may be incomplete. Reading continues after the damage.
 
     Raises:
       UserError: not a tar at all.
