@@ -32,15 +32,19 @@ class Video:
     path: str | os.PathLike
 
 
+class PlainText(str):
+    """Text that never names a file: for text from models and from users of other machines."""
+
+
 def named_file(text: str) -> Path | None:
-    """Return the file that a string names, or None if the string is text.
+    """Return the file that a string of a prompt names, or None if the string is text.
 
     A string is a file name if a file of exactly this name exists, or if it has no white space and ends like an image or
-    a video (`photos/cat.jpg`); then a missing file is an error of the caller. Everything else is text. In Python, a
-    `pathlib.Path`, an `Image` or a `Video` is always a file. A leading space makes the name of a file
-    a text.
+    a video (`photos/cat.jpg`); then a missing file is an error of the caller. Everything else is text. A leading space
+    makes the name of a file a text. In Python, a `pathlib.Path`, an `Image` or a `Video` is always a file, and a
+    `PlainText` is always text.
     """
-    if not text or len(text) > _MAX_NAME or "\n" in text or "\x00" in text:
+    if isinstance(text, PlainText) or not text or len(text) > _MAX_NAME or "\n" in text or "\x00" in text:
         return None
     path = Path(text)
     try:

@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
 
 from emu_jax.data.chat_layout import SYSTEM_IMAGE, SYSTEM_VIDEO, TokenSpan, open_turn, system_tokens, turn_tokens
 from emu_jax.data.document import Role
+from emu_jax.data.media_paths import named_file
 from emu_jax.data.tokenizer import Tokenizer
-from emu_jax.generation.prompt import Part, Tokens, is_file_name
+from emu_jax.generation.prompt import Part, Tokens
 
 __all__ = ["SYSTEM_IMAGE", "SYSTEM_VIDEO", "Turn", "chat_prompt"]
 
@@ -28,7 +28,7 @@ def chat_prompt(turns: Iterable[Turn], *, tokenizer: Tokenizer, system: str = ""
     """
     spans: list[TokenSpan | Part] = [*system_tokens(system, tokenizer=tokenizer)]
     for turn in turns:
-        parts = [Path(p.strip()) if isinstance(p, str) and is_file_name(p) else p for p in turn.parts]
+        parts = [(named_file(p) or p) if isinstance(p, str) else p for p in turn.parts]
         spans += turn_tokens(turn.role, parts, tokenizer=tokenizer)
     spans += open_turn(Role.ASSISTANT, tokenizer=tokenizer)
     return [Tokens(tuple(span.ids)) if isinstance(span, TokenSpan) else span for span in spans]
