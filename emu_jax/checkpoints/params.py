@@ -104,8 +104,9 @@ def warm_start(directory: str | epath.Path, like: Tree, *, vocab_size: int | Non
     saved = traverse_util.flatten_dict(_saved_shapes(path), sep="/")
     own = traverse_util.flatten_dict(like, sep="/")
     known = None if vocab_size is None else vocabulary_of(Path(directory))
-    grows = known is not None and vocab_size is not None and known < vocab_size
-    tables = growing_tables(saved, own) if grows else {}
+    tables = {}
+    if known is not None and vocab_size is not None and known < vocab_size:
+        tables = growing_tables(saved, own)
     loaded = [n for n in own if n in tables or (n in saved and tuple(saved[n].shape) == tuple(own[n].shape))]
     other = [n for n in own if n in saved and n not in set(loaded)]
     report = WarmStart(
@@ -120,7 +121,7 @@ def warm_start(directory: str | epath.Path, like: Tree, *, vocab_size: int | Non
     structs = {n: jax.ShapeDtypeStruct(saved[n].shape, own[n].dtype, sharding=own[n].sharding) for n in loaded}
     restored = _restore(path, traverse_util.unflatten_dict(structs, sep="/"), partial=True)
     params = traverse_util.flatten_dict(restored, sep="/")
-    if tables:
+    if tables and known is not None and vocab_size is not None:
         params |= _grow_tables(params, own, axes=tables, known=known, vocab_size=vocab_size)
     return traverse_util.unflatten_dict(params, sep="/"), report
 

@@ -144,7 +144,7 @@ def tree_to_tensors(table: Iterable[Row], params: Any) -> list[Tensor]:
     tensors = []
     for row in table:
         array = flat[row.path]
-        tensors += to_tensors(row, lambda array=array: np.asarray(array), np.dtype(array.dtype))
+        tensors += to_tensors(row, functools.partial(np.asarray, array), np.dtype(array.dtype))
     return tensors
 
 

@@ -164,9 +164,7 @@ def test_a_damaged_newest_step_falls_back_to_the_previous_one(tmp_path, damage, 
     for step in (1, 2):
         save(checkpoints, step)
     checkpoints.close()
-    (index,) = (
-        tmp_path / "run" / "2" / item / "d"
-    ).iterdir()  # the index of all files
+    (index,) = (tmp_path / "run" / "2" / item / "d").iterdir()  # the index of all files
     DAMAGE[damage](index)
     checkpoints = Checkpoints(tmp_path / "run")
     restored = newest(checkpoints)
