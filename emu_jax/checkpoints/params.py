@@ -121,9 +121,7 @@ def warm_start(directory: str | epath.Path, like: Tree, *, vocab_size: int | Non
     structs = {n: jax.ShapeDtypeStruct(saved[n].shape, own[n].dtype, sharding=own[n].sharding) for n in loaded}
     restored = _restore(path, traverse_util.unflatten_dict(structs, sep="/"), partial=True)
     params = traverse_util.flatten_dict(restored, sep="/")
-    if tables:
-        assert known is not None
-        assert vocab_size is not None
+    if tables and known is not None and vocab_size is not None:
         params |= _grow_tables(params, own, axes=tables, known=known, vocab_size=vocab_size)
     return traverse_util.unflatten_dict(params, sep="/"), report
 

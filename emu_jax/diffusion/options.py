@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from emu_jax.config import check_ranges
 from emu_jax.diffusion.samplers import Sampler
 from emu_jax.errors import UserError
 
@@ -30,9 +31,13 @@ class ImageOptions:
         known = [sampler.value for sampler in Sampler]
         if self.sampler not in known:
             raise UserError(f"sampler must be one of {', '.join(map(repr, known))}, not {self.sampler!r}.")
-        if self.steps < 1:
-            raise UserError(f"steps must be 1 or more, not {self.steps}.")
-        if not 0 <= self.guidance_scale < float("inf"):
-            raise UserError(f"guidance_scale must be 0 or more, not {self.guidance_scale}.")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed must be from 0 to {2**32 - 1}, not {self.seed}.")
+        check_ranges(
+            self,
+            {
+                "steps": (1, 1000),
+                "guidance_scale": (0.0, 1000.0),
+                "seed": (0, 2**32 - 1),
+                "height": (1, 8192),
+                "width": (1, 8192),
+            },
+        )
