@@ -289,5 +289,3 @@ def _story(
             print(f"<{path}>")
         else:
             print(part)
-
-
