@@ -368,7 +368,7 @@ class EmuPipeline:
         special = self.tokenizer
         return compile_options(
             asked,
-            room=room,
+            capacity=room,
             max_new_tokens=limit,
             bos_id=special.bos_id,
             eos_id=special.eos_id,
