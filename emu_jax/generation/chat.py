@@ -1,73 +1,39 @@
-"""Prompts of a conversation, token for token as instruction tuning lays chats out (`data.sequence`, CHAT)."""
+"""Prompts of a conversation, with the same tokens as in instruction tuning (`data.chat_layout`)."""
 
 import dataclasses
 from collections.abc import Iterable
 
+from emu_jax.data.chat_layout import SYSTEM_IMAGE, SYSTEM_VIDEO, TokenSpan, open_turn, system_tokens, turn_tokens
 from emu_jax.data.document import Role
-from emu_jax.data.sequence import SYSTEM_IMAGE, SYSTEM_VIDEO
-from emu_jax.data.tokenizer import ASSISTANT, USER, Tokenizer
-from emu_jax.generation.prompt import Part, Tokens, is_file_name
+from emu_jax.data.media_paths import named_file
+from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.generation.prompt import Part, Tokens
 
 __all__ = ["SYSTEM_IMAGE", "SYSTEM_VIDEO", "Turn", "chat_prompt"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """What one side said: texts, images and videos in order."""
+    """The texts, images and videos of one turn, in order."""
 
     role: Role
     parts: tuple[Part, ...]
 
 
 def chat_prompt(turns: Iterable[Turn], *, tokenizer: Tokenizer, system: str = "") -> list[Part]:
-    """`system [USER]: ... [ASSISTANT]: ... </s> [USER]: ... [ASSISTANT]:`, ready for an answer.
+    """Return `system [USER]: ... [ASSISTANT]: ...</s> [USER]: ... [ASSISTANT]:`, which the model continues.
 
-    A tokenizer without `[USER]` and `[ASSISTANT]` gets them as plain text. Of all texts only the two released system
-    messages may hold special tokens.
+    A string of the user that names an image or a video is a file, as in `build_prompt`. A string of the assistant is
+    always text, because it may be the output of a model. All text becomes tokens here, and only the two released system
+    messages may contain special tokens.
     """
-    prompt: list[Part] = []
-    if system:
-        special = system in (SYSTEM_IMAGE, SYSTEM_VIDEO)
-        prompt.append(Tokens(tuple(tokenizer.encode(system.strip(), special_tokens=special))))
+    spans: list[TokenSpan | Part] = [*system_tokens(system, tokenizer=tokenizer)]
     for turn in turns:
-        prompt += _turn(turn, tokenizer)
-        if turn.role is Role.ASSISTANT:
-            prompt.append(Tokens((tokenizer.eos_id,)))
-    return prompt + _opening(Role.ASSISTANT, "", tokenizer)
+        parts = [_file_or_text(part) for part in turn.parts] if turn.role is Role.USER else turn.parts
+        spans += turn_tokens(turn.role, parts, tokenizer=tokenizer)
+    spans += open_turn(Role.ASSISTANT, tokenizer=tokenizer)
+    return [Tokens(tuple(span.ids)) if isinstance(span, TokenSpan) else span for span in spans]
 
 
-def _turn(turn: Turn, tokenizer: Tokenizer) -> list[Part]:
-    laid: list[Part] = []
-    texts: list[str] = []
-    opened = False
-
-    def flush() -> None:
-        nonlocal opened
-        text = " ".join(texts)
-        texts.clear()
-        if not opened:
-            laid.extend(_opening(turn.role, text, tokenizer))
-        elif text:
-            laid.append(Tokens(tuple(tokenizer.encode(text))))
-        opened = True
-
-    for part in turn.parts:
-        if isinstance(part, str) and not is_file_name(part):
-            texts += [part.strip()] if part.strip() else []
-            continue
-        if texts or not opened:
-            flush()
-        laid.append(part)
-    if texts or not opened:
-        flush()
-    return laid
-
-
-def _opening(role: Role, text: str, tokenizer: Tokenizer) -> list[Part]:
-    special = tokenizer.user_id if role is Role.USER else tokenizer.assistant_id
-    opening = ":" if special is not None else f"{USER if role is Role.USER else ASSISTANT}:"
-    opening_ids = tokenizer.encode(opening)
-    ids = tokenizer.encode(f"{opening} {text}") if text else opening_ids
-    if ids[: len(opening_ids)] != opening_ids:  # the opening melted into the text
-        ids = opening_ids + tokenizer.encode(text)
-    return [Tokens((*([] if special is None else [special]), *ids))]
+def _file_or_text(part: Part) -> Part:
+    return (named_file(part) or part) if isinstance(part, str) else part
