@@ -1,0 +1,216 @@
+"""Least squares by variable projection (VPNLS): search the two exponents, solve for E, A and B at each pair.
+
+At given (alpha, beta) the law is linear in E, A and B, so the best of them is a non-negative least-squares problem of
+three columns. What remains is a search in two dimensions: a grid, then Levenberg-Marquardt on the projected residual
+with Kaufman's Jacobian (Golub and Pereyra, SIAM J. Numer. Anal. 10, 1973; for scaling laws arXiv 2603.22339). All
+arrays carry a leading axis of data sets, so that a hundred bootstraps are fitted at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from emu_jax.scaling.law import Law
+from emu_jax.scaling.points import Points
+from emu_jax.typing import Float
+
+EXPONENTS = np.geomspace(0.02, 2.5, 56)  # of the grid, for alpha and for beta
+BOUNDS = (0.005, 4.0)
+ITERATIONS = 200
+TOLERANCE = 1e-13  # of a step in log(alpha), log(beta)
+
+
+class _Columns:
+    """The design matrix of a set of points; sizes are divided by their geometric means, for the condition number."""
+
+    def __init__(self, points: Points, *, pinned: float | None) -> None:
+        self.log_params, self.log_tokens = np.log(points.params), np.log(points.tokens)
+        self.center = self.log_params.mean(), self.log_tokens.mean()
+        self.log_params = self.log_params - self.center[0]
+        self.log_tokens = self.log_tokens - self.center[1]
+        self.offset = 0.0 if pinned is None else pinned
+        self.free_e = pinned is None
+
+    def design(self, exponents: Float[np.ndarray, "... 2"]) -> Float[np.ndarray, "... n k"]:
+        """Return columns 1 (only with a free E), N^-alpha, D^-beta."""
+        by_size = np.exp(-exponents[..., :1] * self.log_params)
+        by_data = np.exp(-exponents[..., 1:] * self.log_tokens)
+        columns = [by_size, by_data]
+        if self.free_e:
+            columns.insert(0, np.ones_like(by_size))
+        return np.stack(columns, axis=-1)
+
+    def derivatives(self, design: np.ndarray, coefficients: np.ndarray) -> Float[np.ndarray, "... n 2"]:
+        """Return d(prediction) / d(alpha, beta) at fixed coefficients."""
+        size, data = design.shape[-1] - 2, design.shape[-1] - 1
+        return np.stack(
+            [
+                -self.log_params * design[..., size] * coefficients[..., None, size],
+                -self.log_tokens * design[..., data] * coefficients[..., None, data],
+            ],
+            axis=-1,
+        )
+
+    def law(self, exponents: np.ndarray, coefficients: np.ndarray, *, flops: float) -> Law:
+        """Return the law of one data set, with the sizes' means taken out again."""
+        alpha, beta = map(float, exponents)
+        *e, a, b = map(float, coefficients)
+        return Law(
+            E=e[0] if self.free_e else self.offset,
+            A=a * float(np.exp(alpha * self.center[0])),
+            alpha=alpha,
+            B=b * float(np.exp(beta * self.center[1])),
+            beta=beta,
+            flops=flops,
+        )
+
+
+def fit_vpnls(points: Points, *, pinned: float | None = None) -> Law:
+    """Fit the law to points by least squares in L; `pinned` holds E at a value."""
+    return fit_vpnls_many(points, points.loss[None], np.ones((1, len(points))), pinned=pinned)[0]
+
+
+def fit_vpnls_many(
+    points: Points, losses: Float[np.ndarray, "s n"], weights: Float[np.ndarray, "s n"], *, pinned: float | None = None
+) -> list[Law]:
+    """Fit one law to each of `s` data sets that share the sizes of `points`.
+
+    Args:
+      points: sizes; its losses are not used.
+      losses: L of each data set.
+      weights: how often each point counts; a bootstrap's counts.
+      pinned: the value of E; None fits it.
+    """
+    columns = _Columns(points, pinned=pinned)
+    targets = losses - columns.offset
+    exponents, coefficients = _refine(columns, targets, weights, _best_of_grid(columns, targets, weights))
+    flops = points.flops_per_param_token
+    return [columns.law(e, c, flops=flops) for e, c in zip(exponents, coefficients, strict=True)]
+
+
+def fit_shared_exponents(points: Points, losses: Float[np.ndarray, "t n"]) -> list[Law]:
+    """Fit one law to each of `t` losses of the same runs, with one alpha and one beta for all.
+
+    Each loss counts relative to its own variance over the runs.
+    """
+    columns = _Columns(points, pinned=None)
+    ones = np.ones_like(losses)
+    scale = losses.var(axis=1)[:, None]
+    grid = _grid()
+    score = (_grid_residuals(columns, losses, ones, grid) / scale).sum(axis=0)
+    best, width = grid[np.argmin(score)], np.log(EXPONENTS[1] / EXPONENTS[0])
+    for _ in range(60):  # a shrinking 5 x 5 neighborhood
+        steps = np.exp(np.linspace(-width, width, 5))
+        near = np.clip(best * np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2), *BOUNDS)
+        score = (_grid_residuals(columns, losses, ones, near) / scale).sum(axis=0)
+        moved = near[np.argmin(score)]
+        width *= 0.6 if np.allclose(moved, best, rtol=1e-12) else 0.9
+        best = moved
+    design = np.broadcast_to(columns.design(best[None]), (len(losses), len(points), 3))
+    coefficients, _ = _project(design, losses, ones)
+    return [columns.law(best, c, flops=points.flops_per_param_token) for c in coefficients]
+
+
+def _grid() -> Float[np.ndarray, "g 2"]:
+    return np.stack(np.meshgrid(EXPONENTS, EXPONENTS, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def _best_of_grid(columns: _Columns, targets: np.ndarray, weights: np.ndarray) -> Float[np.ndarray, "s 2"]:
+    grid = _grid()
+    return grid[np.argmin(_grid_residuals(columns, targets, weights, grid), axis=1)]
+
+
+def _grid_residuals(
+    columns: _Columns, targets: np.ndarray, weights: np.ndarray, grid: np.ndarray
+) -> Float[np.ndarray, "s g"]:
+    """Return the weighted sum of squares that is left at each pair of exponents."""
+    design = columns.design(grid)  # [g n k]
+    k = design.shape[-1]
+    pairs = np.stack([design[..., i] * design[..., j] for i in range(k) for j in range(k)], axis=-1)
+    gram = np.einsum("sn,gnp->sgp", weights, pairs, optimize=True).reshape(len(weights), len(grid), k, k)
+    right = np.einsum("sn,gnk->sgk", weights * targets, design, optimize=True)
+    total = (weights * targets**2).sum(axis=1)[:, None]
+    _, explained = _non_negative(gram, right)
+    return total - explained
+
+
+def _non_negative(gram: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Solve min |y - X c|, c >= 0, from X'X and X'y: the best feasible one of the 2^k - 1 supports.
+
+    Returns:
+      c [... k] and the part of y'y that it explains [...].
+    """
+    k = right.shape[-1]
+    best = np.zeros_like(right)
+    explained = np.zeros(right.shape[:-1])
+    for size in range(1, k + 1):
+        for support in map(list, itertools.combinations(range(k), size)):
+            part = gram[..., support, :][..., support]
+            ridge = 1e-15 * np.einsum("...ii->...", part)[..., None, None] * np.eye(size)
+            solved = np.linalg.solve(part + ridge, right[..., support, None])[..., 0]
+            gain = 2 * (solved * right[..., support]).sum(-1) - np.einsum("...i,...ij,...j->...", solved, part, solved)
+            better = (solved >= 0).all(-1) & (gain > explained)
+            candidate = np.zeros_like(right)
+            candidate[..., support] = solved
+            best = np.where(better[..., None], candidate, best)
+            explained = np.where(better, gain, explained)
+    return best, explained
+
+
+def _project(design: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best coefficients [s k] and the residuals [s n]."""
+    weighted = design * weights[..., None]
+    gram = np.einsum("snk,snl->skl", weighted, design)
+    coefficients, _ = _non_negative(gram, np.einsum("snk,sn->sk", weighted, targets))
+    # One step of refinement: the normal equations alone lose half of the digits.
+    residual = targets - np.einsum("snk,sk->sn", design, coefficients)
+    active = coefficients > 0
+    masked = np.where(active[:, :, None] & active[:, None, :], gram, np.eye(design.shape[-1]))
+    right = np.where(active, np.einsum("snk,sn->sk", weighted, residual), 0.0)
+    coefficients = np.maximum(coefficients + np.linalg.solve(masked, right[..., None])[..., 0], 0.0)
+    return coefficients, targets - np.einsum("snk,sk->sn", design, coefficients)
+
+
+def _refine(
+    columns: _Columns, targets: np.ndarray, weights: np.ndarray, exponents: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run Levenberg-Marquardt in log(alpha), log(beta) from the grid's best."""
+    logs, damping = np.log(exponents), np.full(len(targets), 1e-3)
+    design = columns.design(np.exp(logs))
+    coefficients, residual = _project(design, targets, weights)
+    cost = (weights * residual**2).sum(axis=1)
+    for _ in range(ITERATIONS):
+        slope = columns.derivatives(design, coefficients) * np.exp(logs)[:, None, :]
+        slope = slope - _onto_active(design, coefficients, weights, slope)
+        gram = np.einsum("sn,sni,snj->sij", weights, slope, slope)
+        right = np.einsum("sn,sni->si", weights * residual, slope)
+        diagonal = np.einsum("sii->si", gram)
+        damped = gram + np.eye(2) * (damping[:, None] * diagonal + 1e-300)[:, :, None]
+        step = np.clip(np.linalg.solve(damped, right[..., None])[..., 0], -0.5, 0.5)
+        tried = np.clip(logs + step, np.log(BOUNDS[0]), np.log(BOUNDS[1]))
+        tried_design = columns.design(np.exp(tried))
+        tried_coefficients, tried_residual = _project(tried_design, targets, weights)
+        tried_cost = (weights * tried_residual**2).sum(axis=1)
+        better = tried_cost < cost
+        pick = better[:, None]
+        moved = np.abs(tried - logs).max(axis=1)
+        logs = np.where(pick, tried, logs)
+        design = np.where(pick[..., None], tried_design, design)
+        coefficients = np.where(pick, tried_coefficients, coefficients)
+        residual = np.where(pick, tried_residual, residual)
+        cost = np.where(better, tried_cost, cost)
+        damping = np.clip(np.where(better, damping * 0.2, damping * 4), 1e-14, 1e10)
+        if (moved < TOLERANCE).all():
+            break
+    return np.exp(logs), coefficients
+
+
+def _onto_active(design: np.ndarray, coefficients: np.ndarray, weights: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Project `vectors` [s n 2] onto the columns whose coefficient is not zero."""
+    active = design * (coefficients > 0)[:, None, :]
+    gram = np.einsum("sn,snk,snl->skl", weights, active, active)
+    gram = gram + np.eye(gram.shape[-1]) * np.where(coefficients > 0, 0.0, 1.0)[:, :, None]
+    right = np.einsum("sn,snk,sni->ski", weights, active, vectors)
+    return np.einsum("snk,ski->sni", active, np.linalg.solve(gram, right))
