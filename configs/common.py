@@ -8,11 +8,11 @@ from ml_collections import ConfigDict, config_dict
 
 from emu_jax.config import from_config_dict, to_dict
 from emu_jax.data.batch import BatchConfig
-from emu_jax.data.pictures import PictureConfig
-from emu_jax.data.pipeline import DataConfig, SetConfig
+from emu_jax.data.loader.decoder_images import ImageDataConfig
+from emu_jax.data.loader.pipeline import DataConfig, SetConfig
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.errors import UserError
-from emu_jax.layers.kept import ATTENTION_OUT, CONTEXT, NAMES
+from emu_jax.layers.saved import ATTENTION_OUT, CONTEXT, NAMES
 from emu_jax.models.presets import PRESETS
 from emu_jax.training.chips import SPARSE_CORE_COLLECTIVES, ChipConfig
 from emu_jax.training.config import TrainConfig
@@ -126,7 +126,7 @@ def autoencoder(*, vae: dict, unet: dict, sets: tuple[str, ...], batch_size: int
             stage="vae",
             vae=sizes,
             unet=UNetConfig(sample_size=sizes.sample_size // sizes.factor, **unet),
-            pictures=PictureConfig(sets=sets, image_size=sizes.sample_size),
+            pictures=ImageDataConfig(sets=sets, image_size=sizes.sample_size),
             batch_size=batch_size,
             train=TrainConfig(steps=steps),
         )

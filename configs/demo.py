@@ -63,7 +63,7 @@ def captions(demo: str) -> ConfigDict:
     _step_by_muon(config, MATRICES, learning_rate=4e-3)
     config.train.optimizer.warmup_steps = 0.05
     config.train.optimizer.weight_decay = 0.02
-    config.train.optimizer.final_share = 0.02
+    config.train.optimizer.final_fraction = 0.02
     config.train.checkpoint.every_steps = 300
     config.pretrain.regression_coefficient = 0.0
     return config

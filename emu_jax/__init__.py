@@ -13,12 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from emu_jax.diffusion.decoder import load_visual_decoder
+    from emu_jax.errors import UserError
     from emu_jax.generation.api import load
 
 __version__ = "0.1.0"
-__all__ = ["load", "load_visual_decoder"]
+__all__ = ["UserError", "load", "load_visual_decoder"]
 
-_HOME = {"load": "emu_jax.generation.api", "load_visual_decoder": "emu_jax.diffusion.decoder"}
+_HOME = {
+    "UserError": "emu_jax.errors",
+    "load": "emu_jax.generation.api",
+    "load_visual_decoder": "emu_jax.diffusion.decoder",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
-"""The one error that is the user's to mend."""
+"""The error for mistakes that the user can fix."""
 
 
-class UserError(Exception):
-    """Bad input. The message is one clear line that says what to do next; commands print it and exit with code 2."""
+class UserError(ValueError):
+    """A mistake of the user's; the message says what is wrong and what to do, and commands print it as one line."""

@@ -23,21 +23,28 @@ FLOORS = {
     "errors": 0,
     "typing": 0,
     "config": 0,
+    "hardware": 0,
+    "io": 0,
     "sharding": 0,
     "layers": 1,
     "models": 2,
     "diffusion": 2,
     "losses": 2,
     "data": 2,
+    "reporting": 2,
     "training": 3,
     "checkpoints": 3,
+    "convert": 3,
     "generation": 3,
     "evaluation": 3,
-    "tpu": 3,
-    "cli": 4,
-    "__main__": 4,
+    "serving": 3,
+    "scaling": 3,
+    "compile_analysis": 3,
+    "demo": 4,
+    "cli": 5,
+    "__main__": 5,
 }
-SOCIABLE_FLOORS = (0, 3, 4)
+SOCIABLE_FLOORS = (0, 3, 5)
 
 FOREIGN = ("torch", "torchvision", "tensorflow", "transformers", "diffusers")  # never at import
 LINE_LIMIT = 400

@@ -17,11 +17,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from emu_jax.checkpoints.params import check_fits, load_params, save_params
-from emu_jax.checkpoints.torch_config import CONFIG, read_config, write_config
-from emu_jax.checkpoints.torch_files import Planned, Tensor, open_tensors, write_safetensors
-from emu_jax.checkpoints.torch_maps import lora_rank
-from emu_jax.checkpoints.torch_plan import open_sources, read_checked, release_to_params
-from emu_jax.diffusion.folder import is_one
+from emu_jax.convert.diffusion_folder import is_one
+from emu_jax.convert.emu_config import CONFIG, read_config, write_config
+from emu_jax.convert.emu_table import lora_rank
+from emu_jax.convert.files import Planned, Tensor, open_tensors, write_safetensors
+from emu_jax.convert.match import open_sources, read_checked, release_to_params
 from emu_jax.errors import UserError
 from emu_jax.layers.linear import LoraConfig
 from emu_jax.models.config import EmuConfig

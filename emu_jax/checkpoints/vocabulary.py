@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emu_jax.checkpoints.torch_config import find_config, read_config
+from emu_jax.convert.emu_config import find_config, read_config
 
 _TABLES = {"decoder/token_embedding": 0, "lm_head/projection/kernel": 1}  # path -> axis of the vocabulary
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.cli.config_file import read_config
+from emu_jax.compile_analysis.programs import PROGRAMS, Load
+from emu_jax.compile_analysis.report import compile_report, page
+from emu_jax.compile_analysis.topologies import read_topology
 from emu_jax.errors import UserError
 from emu_jax.sharding.mesh import read_mesh
-from emu_jax.tpu.programs import PROGRAMS, Load
-from emu_jax.tpu.report import compile_report, page
-from emu_jax.tpu.topologies import read_topology
 
 
 def main(argv: list[str]) -> None:

@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from emu_jax.errors import UserError
-from emu_jax.training.mirror import is_remote
+from emu_jax.io.mirror import is_remote
 
 
 def read_flags(argv: list[str]) -> tuple[ConfigDict, str]:

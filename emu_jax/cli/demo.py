@@ -26,13 +26,13 @@ from rich.console import Console
 
 from emu_jax.checkpoints.model_directory import load_model, save_model
 from emu_jax.cli.arguments import ArgumentParser
-from emu_jax.cli.demo_data import IMAGE_SIZE, NUM_FRAMES, draw_world, prepare_sets
 from emu_jax.cli.evaluate import run as run_evaluation
-from emu_jax.data.synthetic.world import WorldSizes
+from emu_jax.demo.data import IMAGE_SIZE, NUM_FRAMES, draw_world, prepare_sets
+from emu_jax.demo.examples import Settings
+from emu_jax.demo.report import write_evaluation_report
+from emu_jax.demo.runner import peak_rss_gb, score_table, write_json
+from emu_jax.demo.world.world import WorldSizes
 from emu_jax.errors import UserError
-from emu_jax.evaluation.examples import Settings
-from emu_jax.evaluation.report import write_evaluation_report
-from emu_jax.evaluation.runner import peak_rss_gb, score_table, write_json
 from emu_jax.generation.api import load
 
 WORLD = WorldSizes(

@@ -20,10 +20,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import emu_jax
 from emu_jax.cli.arguments import ArgumentParser
-from emu_jax.evaluation.examples import Settings
-from emu_jax.evaluation.models import DiffusionPainter, Models, untrained_like
-from emu_jax.evaluation.report import write_evaluation_report
-from emu_jax.evaluation.runner import Evaluation, evaluate, score_table, write_json
+from emu_jax.demo.examples import Settings
+from emu_jax.demo.models import DiffusionImageGenerator, Models, untrained_like
+from emu_jax.demo.report import write_evaluation_report
+from emu_jax.demo.runner import Evaluation, evaluate, score_table, write_json
 from emu_jax.generation.pipeline import EmuPipeline
 
 
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="scores and samples, for people")
     a = parser.parse_args(argv)
 
-    pictures = max(1, a.num_scenes // 2) if a.num_pictures is None else a.num_pictures
+    pictures = max(1, a.num_scenes // 2) if a.num_images is None else a.num_images
     settings = Settings(a.num_scenes, pictures, a.seed, num_frames=a.num_frames, num_beams=a.num_beams)
     how = {"sampler": a.sampler, "steps": a.steps, "guidance_scale": a.guidance_scale, "seed": a.seed}
     emu = emu_jax.load(a.checkpoint)
@@ -64,10 +64,10 @@ def main(argv: list[str]) -> None:
 def run(emu: EmuPipeline, settings: Settings, how: dict[str, object]) -> Evaluation:
     """The evaluation beside an untrained model of the same sizes, with a bar on stderr."""
     settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, settings.num_scenes))
-    how = {"batch_size": min(DiffusionPainter.batch_size, settings.num_pictures)} | how
+    how = {"batch_size": min(DiffusionImageGenerator.batch_size, settings.num_images)} | how
     both = [emu, untrained_like(emu, seed=settings.seed)]
     models, untrained = (
-        Models(one, DiffusionPainter(one, **how) if one.has_visual_decoder else None)  # type: ignore[arg-type]
+        Models(one, DiffusionImageGenerator(one, **how) if one.has_visual_decoder else None)  # type: ignore[arg-type]
         for one in both
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -18,9 +18,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from emu_jax.checkpoints.export_torch import SHARD_BYTES, Layout, decoder_alone, export_decoder, prepare_export
 from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.cli.progress import byte_progress
+from emu_jax.convert.export_torch import SHARD_BYTES, Layout, decoder_alone, export_decoder, prepare_export
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 

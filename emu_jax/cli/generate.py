@@ -37,9 +37,9 @@ from emu_jax.errors import UserError
 from emu_jax.generation.api import load
 from emu_jax.generation.chat import SYSTEM_IMAGE, SYSTEM_VIDEO, Turn, chat_prompt
 from emu_jax.generation.mixed import OpenImage
-from emu_jax.generation.options import PictureOptions
-from emu_jax.generation.pictures import SafetyCheck, contact_sheet
+from emu_jax.generation.options import ImageOptions
 from emu_jax.generation.pipeline import EmuPipeline
+from emu_jax.generation.pixels import SafetyCheck, contact_sheet
 from emu_jax.generation.prompt import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Part
 from emu_jax.generation.sampling import TextOptions
 
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     arguments = parser().parse_intermixed_args(argv)
     parts = prompt_parts(arguments)
     output = output_file(arguments.output)
-    text, picture = options(TextOptions, arguments), options(PictureOptions, arguments)
+    text, picture = options(TextOptions, arguments), options(ImageOptions, arguments)
     emu = load(arguments.checkpoint, tokenizer=arguments.tokenizer, dtype=arguments.dtype)
     if arguments.chat:
         parts = chat_prompt([Turn(Role.USER, tuple(parts))], tokenizer=emu.tokenizer, system=SYSTEMS[arguments.system])
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
         )
         sheet = pictures[0] if len(pictures) == 1 else contact_sheet(pictures)
         path = output or free_name("emu")
-        save_picture(sheet, path)
+        save_image(sheet, path)
         print(f"{path}: {len(pictures)} picture{'s' * (len(pictures) > 1)} of {pictures[0].width} x "
               f"{pictures[0].height}, {picture.steps} steps of {picture.sampler}, seed {picture.seed}")  # fmt: skip
     screen.report()
@@ -255,7 +255,7 @@ def free_name(stem: str) -> Path:
     return Path(f"{stem}-{number}.png")
 
 
-def save_picture(picture: PIL.Image.Image, path: Path) -> None:
+def save_image(picture: PIL.Image.Image, path: Path) -> None:
     """Writes it whole, or not at all."""
     encoded = io.BytesIO()
     picture.save(encoded, PIL.Image.registered_extensions()[path.suffix.lower()])
@@ -269,7 +269,7 @@ def save_picture(picture: PIL.Image.Image, path: Path) -> None:
 
 
 def _story(
-    emu: EmuPipeline, parts: list[Part], arguments: Any, text: TextOptions, picture: PictureOptions, screen: Screen
+    emu: EmuPipeline, parts: list[Part], arguments: Any, text: TextOptions, picture: ImageOptions, screen: Screen
 ) -> None:
     emu.visual_decoder  # noqa: B018  its errors before the work
     for part in emu.generate(
@@ -284,7 +284,7 @@ def _story(
     ):
         if isinstance(part, PIL.Image.Image):
             path = free_name("emu")
-            save_picture(part, path)
+            save_image(part, path)
             print(f"<{path}>")
         else:
             print(part)

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from emu_jax.checkpoints.import_torch import holds_emu, import_visual_decoder, is_diffusers_folder, prepare_import
 from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.cli.progress import byte_progress
+from emu_jax.convert.import_torch import holds_emu, import_visual_decoder, is_diffusers_folder, prepare_import
 
 
 def main(argv: list[str]) -> None:

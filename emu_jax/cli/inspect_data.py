@@ -14,8 +14,8 @@ from pathlib import Path
 
 from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.cli.config_file import read_flags
-from emu_jax.data.inspection import page
-from emu_jax.data.pipeline import make_loader
+from emu_jax.data.loader.inspection import page
+from emu_jax.data.loader.pipeline import make_loader
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.training.run import read_run_config

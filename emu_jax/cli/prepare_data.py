@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.progress import Progress, TimeRemainingColumn
 
 from emu_jax.cli.arguments import ArgumentParser
-from emu_jax.data.beam import Runner
-from emu_jax.data.prepare import PrepareConfig, Store, Summary, prepare
+from emu_jax.data.prepare.beam import Runner
+from emu_jax.data.prepare.prepare import PrepareConfig, Store, Summary, prepare
 from emu_jax.data.sources import SOURCES, ReadOptions
 from emu_jax.errors import UserError
 
@@ -101,6 +101,6 @@ def report(summary: Summary) -> str:
         f"{summary.written} of {summary.read} documents, {summary.images} images, {summary.bytes / 1e6:.1f} MB "
         f"in {summary.directory}"
     ]
-    for fate, reasons in summary.fates.items():
-        lines += [f"  {fate}: {count} x {reason}" for reason, count in reasons.items()]
+    for outcome, reasons in summary.outcomes.items():
+        lines += [f"  {outcome}: {count} x {reason}" for reason, count in reasons.items()]
     return "\n".join(lines)

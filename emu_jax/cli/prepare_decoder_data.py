@@ -13,7 +13,7 @@ from pathlib import Path
 
 from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.cli.progress import count_progress
-from emu_jax.data.decoder_examples import Condition
+from emu_jax.data.loader.decoder_examples import Condition
 from emu_jax.diffusion.decoder import load_visual_decoder
 from emu_jax.errors import UserError
 from emu_jax.generation.api import load

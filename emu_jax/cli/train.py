@@ -23,11 +23,11 @@ import jax
 from emu_jax.checkpoints.model_directory import carry_unused
 from emu_jax.cli.config_file import read_flags
 from emu_jax.config import to_dict
+from emu_jax.demo.report import write_run_report
 from emu_jax.errors import UserError
-from emu_jax.evaluation.report import write_run_report
+from emu_jax.io.mirror import Mirror, is_remote
 from emu_jax.training.jobs import Job, read_job
 from emu_jax.training.loop import CHECKPOINTS, train
-from emu_jax.training.mirror import Mirror, is_remote
 from emu_jax.training.processes import start_processes
 
 

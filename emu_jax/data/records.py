@@ -81,7 +81,7 @@ def to_example(document: Document) -> dict[str, Any]:
     }
 
 
-def serialise(document: Document) -> bytes:
+def serialize(document: Document) -> bytes:
     """The document as one record, in the form that TFDS gives it too."""
     example = _example_class()()
     for name, value in to_example(document).items():

@@ -13,8 +13,7 @@ Labels that are `[IMG]`, `[/IMG]`, `<image>` (or padding) do not count, as in th
 
 import dataclasses
 import enum
-from collections.abc import Iterable
-from collections.abc import Sequence as Items
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -98,7 +97,7 @@ class SequenceConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sequence:
+class TokenSequence:
     """One document, ready to be packed.
 
     Attributes:
@@ -119,7 +118,7 @@ class Sequence:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Words:
+class TokenSpan:
     """A run of tokens; `loss` tells whether they count as labels."""
 
     ids: list[int]
@@ -132,12 +131,12 @@ class _Picture:
     loss: bool = True  # by regression, and of its [IMG] with predict_boi
 
 
-_Piece = _Words | _Picture
+_Piece = TokenSpan | _Picture
 
 
 def build_sequence(
     document: Document, *, config: SequenceConfig, tokenizer: Tokenizer, rng: np.random.Generator
-) -> Sequence:
+) -> TokenSequence:
     """Lays a document out. Videos must be frames already; `rng` decides the order and the place of a cut.
 
     Layouts, with N = 1 and words for text tokens:
@@ -171,13 +170,13 @@ def build_sequence(
 
 def _assemble(
     pieces: Iterable[_Piece], *, whole: bool, ends: bool, config: SequenceConfig, tokenizer: Tokenizer
-) -> Sequence:
+) -> TokenSequence:
     n = config.num_image_tokens
     run = [tokenizer.boi_id, *[tokenizer.image_token_id] * n, tokenizer.eoi_id]
     tokens, label, regression, images = [tokenizer.bos_id], [0], [0], []
     words_before = False
     for piece in pieces:
-        if isinstance(piece, _Words):
+        if isinstance(piece, TokenSpan):
             tokens += piece.ids
             label += [int(piece.loss)] * len(piece.ids)
             regression += [0] * len(piece.ids)
@@ -196,7 +195,7 @@ def _assemble(
         regression.append(0)
     text_loss_mask = np.zeros(len(tokens), np.float32)
     text_loss_mask[:-1] = label[1:]
-    return Sequence(
+    return TokenSequence(
         tokens=np.asarray(tokens, np.int32),
         text_loss_mask=text_loss_mask,
         regression_mask=np.asarray(regression, np.float32),
@@ -228,7 +227,7 @@ def _pair(
         pictures = [pictures[i] for i in np.linspace(0, len(pictures) - 1, fit).round().astype(int)]
     room = config.length - 2 - len(pictures) * config.image_length
     whole = len(ids) <= room
-    words = _Words(ids[:room])
+    words = TokenSpan(ids[:room])
     if rng.random() < config.image_first:
         return [*pictures, words], whole
     return [words, *pictures], True  # the text ends early, the document does not
@@ -250,10 +249,10 @@ def _page(
     for segment in segments:
         if isinstance(segment, doc.Text):
             ids = _words(segment.text, tokenizer)
-            pieces += [_Words(ids)] if ids else []
+            pieces += [TokenSpan(ids)] if ids else []
         else:
             pieces += _pictures(segment, config)
-    sizes = [len(p.ids) if isinstance(p, _Words) else config.image_length for p in pieces]
+    sizes = [len(p.ids) if isinstance(p, TokenSpan) else config.image_length for p in pieces]
     if sum(sizes) > config.length - 2:
         # Any start after which a whole row still follows, so that no start wastes room.
         after = np.cumsum(sizes[::-1])[::-1]
@@ -262,14 +261,14 @@ def _page(
     return _cut(pieces, config)
 
 
-def _cut(pieces: Items[_Piece], config: SequenceConfig) -> tuple[list[_Piece], bool]:
+def _cut(pieces: Sequence[_Piece], config: SequenceConfig) -> tuple[list[_Piece], bool]:
     """The first pieces that fit with `<s>` and `</s>`, and whether all did: text is cut anywhere, an image nowhere."""
     kept: list[_Piece] = []
     room, images = config.length - 2, 0
     for piece in pieces:
-        if isinstance(piece, _Words):
+        if isinstance(piece, TokenSpan):
             if len(piece.ids) > room:
-                return [*kept, _Words(piece.ids[:room], piece.loss)], False
+                return [*kept, TokenSpan(piece.ids[:room], piece.loss)], False
             room -= len(piece.ids)
         else:
             if config.image_length > room or images == config.max_images:
@@ -297,7 +296,7 @@ def _chat(
         pieces += _turn(role, segments, config, tokenizer)
     kept, whole = _cut(pieces, config)
     if not whole:
-        ends = [i for i, piece in enumerate(kept) if isinstance(piece, _Words) and piece.ids == [tokenizer.eos_id]]
+        ends = [i for i, piece in enumerate(kept) if isinstance(piece, TokenSpan) and piece.ids == [tokenizer.eos_id]]
         kept = kept[: ends[-1] + 1] if ends else kept
     return kept, whole
 
@@ -313,7 +312,7 @@ def _system(document: Document, config: SequenceConfig, tokenizer: Tokenizer) ->
     if not text:
         return []
     # Only the released messages are trusted with special tokens: the rest is a stranger's text.
-    return [_Words(tokenizer.encode(text, special_tokens=text in (SYSTEM_IMAGE, SYSTEM_VIDEO)), loss=False)]
+    return [TokenSpan(tokenizer.encode(text, special_tokens=text in (SYSTEM_IMAGE, SYSTEM_VIDEO)), loss=False)]
 
 
 def _turn(role: Role, segments: list[doc.Segment], config: SequenceConfig, tokenizer: Tokenizer) -> list[_Piece]:
@@ -325,7 +324,7 @@ def _turn(role: Role, segments: list[doc.Segment], config: SequenceConfig, token
     special = tokenizer.assistant_id if answers else tokenizer.user_id
     opening = ":" if special is not None else ("[ASSISTANT]:" if answers else "[USER]:")
     opening_ids = tokenizer.encode(opening)
-    pieces: list[_Piece] = [_Words([] if special is None else [special], loss=False)]
+    pieces: list[_Piece] = [TokenSpan([] if special is None else [special], loss=False)]
     open_text = True
     texts: list[str] = []
 
@@ -334,14 +333,14 @@ def _turn(role: Role, segments: list[doc.Segment], config: SequenceConfig, token
         text = " ".join(texts)
         texts.clear()
         if not open_text:
-            pieces.append(_Words(tokenizer.encode(text) if text else [], loss=answers))
+            pieces.append(TokenSpan(tokenizer.encode(text) if text else [], loss=answers))
             return
         open_text = False
         ids = tokenizer.encode(f"{opening} {text}") if text else opening_ids
         if ids[: len(opening_ids)] != opening_ids:  # the opening melted into the text
             ids = opening_ids + tokenizer.encode(text)
-        pieces.append(_Words(opening_ids, loss=False))
-        pieces.append(_Words(ids[len(opening_ids) :], loss=answers))
+        pieces.append(TokenSpan(opening_ids, loss=False))
+        pieces.append(TokenSpan(ids[len(opening_ids) :], loss=answers))
 
     for segment in segments:
         if isinstance(segment, doc.Text):
@@ -353,5 +352,5 @@ def _turn(role: Role, segments: list[doc.Segment], config: SequenceConfig, token
     if open_text or texts:
         flush()
     if answers:
-        pieces.append(_Words([tokenizer.eos_id]))
+        pieces.append(TokenSpan([tokenizer.eos_id]))
     return pieces

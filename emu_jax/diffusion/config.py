@@ -44,11 +44,11 @@ class UNetConfig:
             )
         if len(heads) not in (1, levels):
             raise UserError(f"The U-Net's attention_head_dim must have 1 or {levels} entries, not {len(heads)}.")
-        for kinds, allowed in (
+        for dtypes, allowed in (
             (self.down_block_types, (CROSS_DOWN, PLAIN_DOWN)),
             (self.up_block_types, (CROSS_UP, PLAIN_UP)),
         ):
-            unknown = sorted(set(kinds) - set(allowed))
+            unknown = sorted(set(dtypes) - set(allowed))
             if unknown:
                 raise UserError(f"The U-Net block type {unknown[0]} is not known; use {' or '.join(allowed)}.")
         _check_groups("U-Net", self.block_out_channels, self.norm_num_groups)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 
-from emu_jax.diffusion import folder, torch_layout
+from emu_jax.convert import diffusion_folder as folder
+from emu_jax.convert import diffusion_table as torch_layout
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.diffusion.samplers import Sampler, SamplerTable, Trajectory, guided, run_sampler, sampler_table
 from emu_jax.diffusion.schedule import NoiseSchedule, standard_noise
@@ -245,8 +246,8 @@ def load_visual_decoder(
     unet_config = UNetConfig.from_diffusers(folder.read_config(directory, folder.UNET))
     vae_config = VAEConfig.from_diffusers(folder.read_config(directory, folder.VAE))
     schedule = NoiseSchedule.from_diffusers(folder.read_config(directory, folder.SCHEDULER))
-    kinds = {"dtype": dtype, "param_dtype": param_dtype}
-    unet, vae = UNet(unet_config, **kinds), VAE(vae_config, **kinds)
+    dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+    unet, vae = UNet(unet_config, **dtypes), VAE(vae_config, **dtypes)
     params: dict[str, Any] = {}
     fresh: tuple[str, ...] = ()
     for part, module, table, inputs in (
@@ -258,7 +259,7 @@ def load_visual_decoder(
         params[part] = jax.tree.map(lambda array: jnp.asarray(array, param_dtype), arrays)
     if cross_attention_dim is not None and cross_attention_dim != unet_config.cross_attention_dim:
         unet_config = dataclasses.replace(unet_config, cross_attention_dim=cross_attention_dim)
-        unet = UNet(unet_config, **kinds)
+        unet = UNet(unet_config, **dtypes)
         fresh = _widen(params[folder.UNET], unet_config, seed, param_dtype)
     return VisualDecoder(unet, vae, schedule=schedule, params=params, fresh=fresh, source=directory)
 

@@ -30,28 +30,28 @@ class ResnetBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "B height width C"], time_embedding: Float[Array, "B D"] | None = None
     ) -> Float[Array, "B height width M"]:
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        hidden = nn.silu(GroupNorm(self.groups, self.eps, name="norm1", **kinds)(x))
-        hidden = Conv(self.features, name="conv1", **kinds)(hidden)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        hidden = nn.silu(GroupNorm(self.groups, self.eps, name="norm1", **dtypes)(x))
+        hidden = Conv(self.features, name="conv1", **dtypes)(hidden)
         if time_embedding is not None:
             project = DenseGeneral(
-                (self.features,), (axes.TIME_EMBED,), (axes.CONV_OUT,), use_bias=True, name="time_projection", **kinds
+                (self.features,), (axes.TIME_EMBED,), (axes.CONV_OUT,), use_bias=True, name="time_projection", **dtypes
             )
             hidden += project(nn.silu(time_embedding))[:, None, None, :]
-        hidden = nn.silu(GroupNorm(self.groups, self.eps, name="norm2", **kinds)(hidden))
-        hidden = Conv(self.features, kernel_init=self.last_init, name="conv2", **kinds)(hidden)
+        hidden = nn.silu(GroupNorm(self.groups, self.eps, name="norm2", **dtypes)(hidden))
+        hidden = Conv(self.features, kernel_init=self.last_init, name="conv2", **dtypes)(hidden)
         if x.shape[-1] != self.features:
-            x = pointwise(self.features, name="shortcut", **kinds)(x)
+            x = pointwise(self.features, name="shortcut", **dtypes)(x)
         return logical_constraint(x + hidden, PICTURE)
 
 
-def pointwise(features: int, *, name: str | None, **kinds: Any) -> DenseGeneral:
+def pointwise(features: int, *, name: str | None, **dtypes: Any) -> DenseGeneral:
     """A 1 x 1 convolution: one linear map at every place."""
-    return DenseGeneral((features,), (axes.CONV_IN,), (axes.CONV_OUT,), use_bias=True, name=name, **kinds)
+    return DenseGeneral((features,), (axes.CONV_IN,), (axes.CONV_OUT,), use_bias=True, name=name, **dtypes)
 
 
 class Downsample(nn.Module):
-    """Halves height and width by a convolution with stride 2."""
+    """GegluProjection height and width by a convolution with stride 2."""
 
     features: int
     padding: Padding = ((1, 1), (1, 1))
@@ -60,8 +60,8 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B height width C"]) -> Float[Array, "B height/2 width/2 M"]:
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        return Conv(self.features, stride=2, padding=self.padding, name="conv", **kinds)(x)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        return Conv(self.features, stride=2, padding=self.padding, name="conv", **dtypes)(x)
 
 
 class Upsample(nn.Module):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
-from emu_jax.diffusion import folder
+from emu_jax.convert import diffusion_folder as folder
 from emu_jax.diffusion.clip_vision import ClipVision, ClipVisionConfig, clip_params
 from emu_jax.errors import UserError
 

@@ -32,8 +32,8 @@ class TimeEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, timesteps: Int[Array, "B"]) -> Float[Array, "B D"]:
-        kinds = {"use_bias": True, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes = {"use_bias": True, "dtype": self.dtype, "param_dtype": self.param_dtype}
         out = (4 * self.width,)
         x = sinusoids(timesteps, self.width, flip_sin_to_cos=self.flip_sin_to_cos, freq_shift=self.freq_shift)
-        x = DenseGeneral(out, (axes.EMBED,), (axes.TIME_EMBED,), name="linear_1", **kinds)(x)
-        return DenseGeneral(out, (axes.EMBED,), (axes.TIME_EMBED,), name="linear_2", **kinds)(nn.silu(x))
+        x = DenseGeneral(out, (axes.EMBED,), (axes.TIME_EMBED,), name="linear_1", **dtypes)(x)
+        return DenseGeneral(out, (axes.EMBED,), (axes.TIME_EMBED,), name="linear_2", **dtypes)(nn.silu(x))

@@ -23,18 +23,18 @@ class GatedGeluMlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         shape, width = x.shape, x.shape[-1]
         x = jnp.asarray(x, self.dtype).reshape(-1, width)
         # Two products of matrices: one with the whole kernel takes three times as long backwards on a CPU.
-        kernel, bias = Halves((width, 2, 4 * width), name="up", **kinds)()
+        kernel, bias = GegluProjection((width, 2, 4 * width), name="up", **dtypes)()
         value, gate = (x @ kernel[:, half] + bias[half] for half in range(2))
         hidden = logical_constraint(value * nn.gelu(gate, approximate=False), (axes.ACT_BATCH, axes.ACT_MLP))
-        down = DenseGeneral((width,), (axes.MLP,), (axes.EMBED,), use_bias=True, name="down", **kinds)
+        down = DenseGeneral((width,), (axes.MLP,), (axes.EMBED,), use_bias=True, name="down", **dtypes)
         return down(hidden).reshape(shape)
 
 
-class Halves(nn.Module):
+class GegluProjection(nn.Module):
     """The parameters of two linear maps with one kernel `[in, 2, out]` and one bias `[2, out]`."""
 
     shape: tuple[int, int, int]
@@ -62,15 +62,15 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], conditioning: Float[Array, "B Q E"]) -> Float[Array, "B T D"]:
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         heads = {"num_heads": self.num_heads, "head_dim": x.shape[-1] // self.num_heads, "out_bias": True}
 
         def norm(name: str) -> LayerNorm:
-            return LayerNorm(eps=1e-5, name=name, **kinds)
+            return LayerNorm(eps=1e-5, name=name, **dtypes)
 
-        x = x + Attention(name="self_attention", **heads, **kinds)(norm("norm1")(x))[0]
-        x = x + Attention(name="cross_attention", **heads, **kinds)(norm("norm2")(x), conditioning)[0]
-        return x + GatedGeluMlp(name="mlp", **kinds)(norm("norm3")(x))
+        x = x + Attention(name="self_attention", **heads, **dtypes)(norm("norm1")(x))[0]
+        x = x + Attention(name="cross_attention", **heads, **dtypes)(norm("norm2")(x), conditioning)[0]
+        return x + GatedGeluMlp(name="mlp", **dtypes)(norm("norm3")(x))
 
 
 class SpatialTransformer(nn.Module):
@@ -86,13 +86,13 @@ class SpatialTransformer(nn.Module):
     def __call__(
         self, x: Float[Array, "B height width C"], conditioning: Float[Array, "B Q E"]
     ) -> Float[Array, "B height width C"]:
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         batch, height, width, channels = x.shape
-        hidden = GroupNorm(self.groups, 1e-6, name="norm", **kinds)(x)
-        hidden = pointwise(channels, name="project_in", **kinds)(hidden).reshape(batch, height * width, channels)
+        hidden = GroupNorm(self.groups, 1e-6, name="norm", **dtypes)(x)
+        hidden = pointwise(channels, name="project_in", **dtypes)(hidden).reshape(batch, height * width, channels)
         for index in range(self.num_layers):
-            hidden = TransformerBlock(self.num_heads, name=f"blocks_{index}", **kinds)(hidden, conditioning)
+            hidden = TransformerBlock(self.num_heads, name=f"blocks_{index}", **dtypes)(hidden, conditioning)
         # Zero: a fresh transformer adds nothing (CompVis latent-diffusion, `zero_module`).
-        project_out = pointwise(channels, name="project_out", kernel_init=nn.initializers.zeros, **kinds)
+        project_out = pointwise(channels, name="project_out", kernel_init=nn.initializers.zeros, **dtypes)
         x = x + project_out(hidden).reshape(batch, height, width, channels)
         return logical_constraint(x, PICTURE)

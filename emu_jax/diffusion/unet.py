@@ -37,17 +37,17 @@ class UNet(nn.Module):
     ) -> Float[Array, "B height width C_out"]:
         """The model output (the noise, or the velocity, as it was trained), float32."""
         config = self.config
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         channels, heads = config.block_out_channels, config.num_heads
         last = len(channels) - 1
         time = TimeEmbedding(
             channels[0], flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift, name="time_embedding",
-            **kinds,
+            **dtypes,
         )(timesteps)  # fmt: skip
         conditioning = conditioning.astype(self.dtype)
         if config.center_input_sample:
             latents = 2 * latents - 1
-        x = logical_constraint(Conv(channels[0], name="conv_in", **kinds)(latents), PICTURE)
+        x = logical_constraint(Conv(channels[0], name="conv_in", **dtypes)(latents), PICTURE)
 
         skips = [x]
         for level, kind in enumerate(config.down_block_types):
@@ -58,7 +58,7 @@ class UNet(nn.Module):
                     x = self._transformer(heads[level], f"{name}_attentions_{layer}")(x, conditioning)
                 skips.append(x)
             if level < last:
-                x = Downsample(channels[level], name=f"{name}_downsample", **kinds)(x)
+                x = Downsample(channels[level], name=f"{name}_downsample", **dtypes)(x)
                 skips.append(x)
 
         x = self._resnet(channels[-1], "mid_block_resnets_0")(x, time)
@@ -73,10 +73,10 @@ class UNet(nn.Module):
                 if kind == CROSS_UP:
                     x = self._transformer(heads[level], f"{name}_attentions_{layer}")(x, conditioning)
             if level > 0:
-                x = Upsample(channels[level], name=f"{name}_upsample", **kinds)(x)
+                x = Upsample(channels[level], name=f"{name}_upsample", **dtypes)(x)
 
-        x = nn.silu(GroupNorm(config.norm_num_groups, config.norm_eps, name="norm_out", **kinds)(x))
-        x = Conv(config.out_channels, kernel_init=nn.initializers.zeros, name="conv_out", **kinds)(x)
+        x = nn.silu(GroupNorm(config.norm_num_groups, config.norm_eps, name="norm_out", **dtypes)(x))
+        x = Conv(config.out_channels, kernel_init=nn.initializers.zeros, name="conv_out", **dtypes)(x)
         return logical_constraint(x.astype(jnp.float32), PICTURE)
 
     def _resnet(self, features: int, name: str) -> Any:

@@ -49,11 +49,11 @@ class VAE(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.encoder = Encoder(self.config, remat=self.remat, **kinds)
-        self.decoder = Decoder(self.config, remat=self.remat, **kinds)
-        self.quant_conv = pointwise(2 * self.config.latent_channels, name=None, **kinds)
-        self.post_quant_conv = pointwise(self.config.latent_channels, name=None, **kinds)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.encoder = Encoder(self.config, remat=self.remat, **dtypes)
+        self.decoder = Decoder(self.config, remat=self.remat, **dtypes)
+        self.quant_conv = pointwise(2 * self.config.latent_channels, name=None, **dtypes)
+        self.post_quant_conv = pointwise(self.config.latent_channels, name=None, **dtypes)
 
     def encode(self, images: Float[Array, "B height width C"]) -> Posterior:
         """The posterior of images in [-1, 1], float32; the log-variance is held between -30 and 20."""
@@ -81,20 +81,20 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B height width C"]) -> Float[Array, "B h w 2*C_latent"]:
         config = self.config
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         block = remat_layer(ResnetBlock, remat=self.remat)
         channels = config.block_out_channels
-        x = logical_constraint(Conv(channels[0], name="conv_in", **kinds)(x), PICTURE)
+        x = logical_constraint(Conv(channels[0], name="conv_in", **dtypes)(x), PICTURE)
         for level, features in enumerate(channels):
             name = f"down_blocks_{level}"
             for layer in range(config.layers_per_block):
-                x = block(features, config.norm_num_groups, EPS, name=f"{name}_resnets_{layer}", **kinds)(x)
+                x = block(features, config.norm_num_groups, EPS, name=f"{name}_resnets_{layer}", **dtypes)(x)
             if level < len(channels) - 1:
                 # Padding below and right only, unlike the U-Net's.
-                x = Downsample(features, padding=((0, 1), (0, 1)), name=f"{name}_downsample", **kinds)(x)
-        x = MidBlock(config, remat=self.remat, name="mid_block", **kinds)(x)
-        x = nn.silu(GroupNorm(config.norm_num_groups, EPS, name="norm_out", **kinds)(x))
-        return Conv(2 * config.latent_channels, name="conv_out", **kinds)(x)
+                x = Downsample(features, padding=((0, 1), (0, 1)), name=f"{name}_downsample", **dtypes)(x)
+        x = MidBlock(config, remat=self.remat, name="mid_block", **dtypes)(x)
+        x = nn.silu(GroupNorm(config.norm_num_groups, EPS, name="norm_out", **dtypes)(x))
+        return Conv(2 * config.latent_channels, name="conv_out", **dtypes)(x)
 
 
 class Decoder(nn.Module):
@@ -108,19 +108,19 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B h w C_latent"]) -> Float[Array, "B height width C_out"]:
         config = self.config
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         block = remat_layer(ResnetBlock, remat=self.remat)
         channels = config.block_out_channels[::-1]
-        x = logical_constraint(Conv(channels[0], name="conv_in", **kinds)(x), PICTURE)
-        x = MidBlock(config, remat=self.remat, name="mid_block", **kinds)(x)
+        x = logical_constraint(Conv(channels[0], name="conv_in", **dtypes)(x), PICTURE)
+        x = MidBlock(config, remat=self.remat, name="mid_block", **dtypes)(x)
         for step, features in enumerate(channels):
             name = f"up_blocks_{step}"
             for layer in range(config.layers_per_block + 1):
-                x = block(features, config.norm_num_groups, EPS, name=f"{name}_resnets_{layer}", **kinds)(x)
+                x = block(features, config.norm_num_groups, EPS, name=f"{name}_resnets_{layer}", **dtypes)(x)
             if step < len(channels) - 1:
-                x = Upsample(features, name=f"{name}_upsample", **kinds)(x)
-        x = nn.silu(GroupNorm(config.norm_num_groups, EPS, name="norm_out", **kinds)(x))
-        return logical_constraint(Conv(config.out_channels, name="conv_out", **kinds)(x), PICTURE)
+                x = Upsample(features, name=f"{name}_upsample", **dtypes)(x)
+        x = nn.silu(GroupNorm(config.norm_num_groups, EPS, name="norm_out", **dtypes)(x))
+        return logical_constraint(Conv(config.out_channels, name="conv_out", **dtypes)(x), PICTURE)
 
 
 class MidBlock(nn.Module):
@@ -133,13 +133,13 @@ class MidBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         groups, features = self.config.norm_num_groups, x.shape[-1]
         block = remat_layer(ResnetBlock, remat=self.remat)
-        x = block(features, groups, EPS, name="resnets_0", **kinds)(x)
+        x = block(features, groups, EPS, name="resnets_0", **dtypes)(x)
         if self.config.mid_block_add_attention:
-            x = PlaceAttention(groups, name="attentions_0", **kinds)(x)
-        return block(features, groups, EPS, name="resnets_1", **kinds)(x)
+            x = PlaceAttention(groups, name="attentions_0", **dtypes)(x)
+        return block(features, groups, EPS, name="resnets_1", **dtypes)(x)
 
 
 class PlaceAttention(nn.Module):
@@ -151,14 +151,14 @@ class PlaceAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
-        kinds = {"use_bias": True, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes = {"use_bias": True, "dtype": self.dtype, "param_dtype": self.param_dtype}
         batch, height, width, channels = x.shape
         norm = GroupNorm(self.groups, EPS, name="norm", dtype=self.dtype, param_dtype=self.param_dtype)
         places = norm(x).reshape(batch, height * width, channels)
         query, key, value = (
-            DenseGeneral((1, channels), (axes.EMBED,), (axes.HEADS, axes.KV), name=name, **kinds)(places)
+            DenseGeneral((1, channels), (axes.EMBED,), (axes.HEADS, axes.KV), name=name, **dtypes)(places)
             for name in ("query", "key", "value")
         )
         out = dot_product_attention(query, key, value, scale=channels**-0.5)
-        out = DenseGeneral((channels,), (axes.HEADS, axes.KV), (axes.EMBED,), name="out", **kinds)(out)
+        out = DenseGeneral((channels,), (axes.HEADS, axes.KV), (axes.EMBED,), name="out", **dtypes)(out)
         return logical_constraint(x + out.reshape(x.shape), PICTURE)

@@ -101,18 +101,18 @@ def _unrolled_step(
 ) -> tuple[jax.Array, KVCache]:
     """What `Emu.extend` does with one token, the layers one after the other."""
     config, decoder = model.config, model.config.decoder
-    kinds = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+    dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
     batch = embedding.shape[0]
     valid = jax.lax.dynamic_update_slice_in_dim(cache.valid, jnp.ones((batch, 1), bool), cache.index, axis=1)
     rotary = rotary_tables(cache.positions[:, None], head_dim=decoder.head_dim, theta=decoder.rope_theta)
     mask = cached_causal_mask(valid, cache.index, 1)
-    block = LlamaBlock(decoder, lora=config.lora, deterministic=True, **kinds)
+    block = LlamaBlock(decoder, lora=config.lora, deterministic=True, **dtypes)
     x, layers = embedding[:, None], []
     for weights, key, value in zip(blocks, cache.key, cache.value, strict=True):
         layer = LayerCache(key=key, value=value, index=cache.index)
         x, layer = block.apply({"params": weights}, x, layer, (rotary, mask))
         layers.append(layer)
-    hidden = RMSNorm(eps=decoder.norm_eps, **kinds).apply({"params": final_norm}, x)
+    hidden = RMSNorm(eps=decoder.norm_eps, **dtypes).apply({"params": final_norm}, x)
     apart: Any = {name: tuple(getattr(layer, name) for layer in layers) for name in ("key", "value")}
     cache = KVCache(**apart, valid=valid, index=cache.index + 1, positions=cache.positions + 1)
     return hidden[:, 0], cache

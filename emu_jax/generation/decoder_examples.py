@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from emu_jax.data.decoder_examples import Condition, Example, write_examples
 from emu_jax.data.document import Document, Image, Layout, Text
 from emu_jax.data.images import preprocess
-from emu_jax.data.prepared import PreparedSet
+from emu_jax.data.loader.decoder_examples import Condition, Example, write_examples
+from emu_jax.data.loader.prepared import PreparedSet
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.diffusion.decoder import VisualDecoder
 from emu_jax.generation.buckets import power_of_two
@@ -47,7 +47,7 @@ def prepare_examples(
     def examples() -> Iterator[Example | None]:
         done = 0
         while some := list(itertools.islice(documents, batch_size)):
-            pairs = [caption_and_picture(document, max_caption_length) for document in some]
+            pairs = [caption_and_image(document, max_caption_length) for document in some]
             kept = [pair for pair in pairs if pair is not None]
             made = _examples(emu, decoder, kept, condition=condition, image_size=image_size) if kept else iter(())
             yield from (None if pair is None else next(made) for pair in pairs)
@@ -63,7 +63,7 @@ def prepare_examples(
     )
 
 
-def caption_and_picture(document: Document, max_caption_length: int) -> tuple[str, bytes | np.ndarray] | None:
+def caption_and_image(document: Document, max_caption_length: int) -> tuple[str, bytes | np.ndarray] | None:
     """The two halves of a pair; None for what is no pair, or has too long a caption."""
     texts = [segment.text for segment in document.segments if isinstance(segment, Text)]
     images = [segment.data for segment in document.segments if isinstance(segment, Image)]

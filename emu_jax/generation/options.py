@@ -9,7 +9,7 @@ from emu_jax.generation.sampling import TextOptions
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureOptions:
+class ImageOptions:
     """What a user may ask of the visual decoder; `height` and `width` in pixels, default: as it was trained."""
 
     sampler: str = "pndm"
@@ -30,9 +30,9 @@ def text_options(**options: Any) -> TextOptions:
     return _dataclass_of(TextOptions, options)
 
 
-def picture_options(**options: Any) -> PictureOptions:
+def image_options(**options: Any) -> ImageOptions:
     """Raises UserError for an option that there is not."""
-    return _dataclass_of(PictureOptions, options)
+    return _dataclass_of(ImageOptions, options)
 
 
 def _dataclass_of(cls: Any, options: dict[str, Any]) -> Any:

@@ -14,17 +14,17 @@ import numpy as np
 import PIL.Image
 from jax.sharding import Mesh
 
+from emu_jax.convert.diffusion_folder import screens
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.diffusion.decoder import VisualDecoder, load_visual_decoder
-from emu_jax.diffusion.folder import screens
 from emu_jax.diffusion.safety import SafetyChecker, load_safety_checker
 from emu_jax.errors import UserError
 from emu_jax.generation.buckets import bucket, power_of_two
 from emu_jax.generation.forward import embed_images, forward_pass
 from emu_jax.generation.images import generate_embeddings
 from emu_jax.generation.mixed import ImageTokens, OpenImage, generate_mixed, interleave
-from emu_jax.generation.options import PictureOptions, picture_options, text_options
-from emu_jax.generation.pictures import SafetyCheck, screened, to_pictures
+from emu_jax.generation.options import ImageOptions, image_options, text_options
+from emu_jax.generation.pixels import SafetyCheck, screened, to_images
 from emu_jax.generation.prompt import Part, Prompt, PromptBatch, build_prompt, load_images, only_image, pad_prompts
 from emu_jax.generation.sampling import TextOptions, compile_options
 from emu_jax.generation.score import score_candidates
@@ -209,11 +209,11 @@ class EmuPipeline:
           autoencode: the prompt is one image, whose own embeddings are painted; nothing is predicted.
           num_images: pictures from one prompt, each from other noise.
           safety: screens the pictures, as `emu.safety_checker` does; those it flags come back black.
-          options: fields of `PictureOptions`: sampler, steps, guidance_scale, seed, height, width.
+          options: fields of `ImageOptions`: sampler, steps, guidance_scale, seed, height, width.
         """
         if num_images < 1:
             raise UserError(f"num_images must be at least 1, not {num_images}.")
-        asked = picture_options(**options)
+        asked = image_options(**options)
         self.visual_decoder.latent_size(asked.height, asked.width)  # errors before the work
         if autoencode:
             image = only_image(self.build_prompt(prompt), num_image_tokens=self.config.causal_former.num_image_tokens)
@@ -230,11 +230,11 @@ class EmuPipeline:
         self, embeddings: np.ndarray, *, safety: SafetyCheck | None = None, **options: Any
     ) -> list[PIL.Image.Image]:
         """A picture of each `[n, N, D]`, guided away from what the empty prompt makes."""
-        asked = picture_options(**options)
+        asked = image_options(**options)
         decoder = self.visual_decoder
         unconditional = None if asked.guidance_scale == 1 else self._empty_prompt[None]
         sampled = decoder.sample(np.asarray(embeddings, np.float32), unconditional, **dataclasses.asdict(asked))
-        return screened(to_pictures(np.asarray(decoder.decode(sampled.latents))), safety)
+        return screened(to_images(np.asarray(decoder.decode(sampled.latents))), safety)
 
     # ---- text and images in turn
 
@@ -245,7 +245,7 @@ class EmuPipeline:
         max_images: int = 1,
         open_image: OpenImage | str = OpenImage.MODEL,
         pictures: bool | None = None,
-        picture: PictureOptions | None = None,
+        picture: ImageOptions | None = None,
         special_tokens: bool = False,
         safety: SafetyCheck | None = None,
         **options: Any,
@@ -268,7 +268,7 @@ class EmuPipeline:
             known = ", ".join(repr(one.value) for one in OpenImage)
             raise UserError(f"open_image must be one of {known}, not {open_image!r}.") from None
         pictures = self.has_visual_decoder if pictures is None else pictures
-        picture = picture or PictureOptions()
+        picture = picture or ImageOptions()
         if pictures:
             self.visual_decoder.latent_size(picture.height, picture.width)  # errors before the work
         image_tokens = ImageTokens(

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 from jax.ad_checkpoint import checkpoint_name
 
-from emu_jax.layers.apart import gradient_written, written
 from emu_jax.layers.fused_attention import LANES, fused_attention, on_tpu
-from emu_jax.layers.kept import ATTENTION_OUT, CONTEXT, QKV
 from emu_jax.layers.linear import DenseGeneral, LoraConfig, lecun_normal
 from emu_jax.layers.masks import PackedCausal
+from emu_jax.layers.materialize import materialize, materialize_gradient
 from emu_jax.layers.positions import RotaryTables, apply_rotary
+from emu_jax.layers.saved import ATTENTION_OUT, CONTEXT, QKV
 from emu_jax.sharding import axes
 from emu_jax.sharding.specs import logical_constraint
 from emu_jax.typing import Array, Bool, Float, typechecked
@@ -140,7 +140,7 @@ class Attention(nn.Module):
         """Attends from `x`; with a `cache`, its keys and values (this call's included) are what `x` attends to."""
         context = x if context is None else context
         kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype, "lora": self.lora}
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype, "lora": self.lora}
 
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
         # Logits of variance one at the start, whatever the scale: T5 puts its 1/sqrt(head_dim) into the query kernel.
@@ -149,7 +149,7 @@ class Attention(nn.Module):
         def project(name: str, source: jax.Array, heads: int, head_axis: str, init: Initializer) -> jax.Array:
             features, names = (heads, self.head_dim), (head_axis, axes.KV)
             dense = DenseGeneral(
-                features, (axes.EMBED,), names, use_bias=self.qkv_bias, kernel_init=init, name=name, **kinds
+                features, (axes.EMBED,), names, use_bias=self.qkv_bias, kernel_init=init, name=name, **dtypes
             )
             return dense(source, deterministic=deterministic)
 
@@ -173,8 +173,8 @@ class Attention(nn.Module):
             out = dot_product_attention(query, key, value, scale=scale, mask=mask, bias=bias)
             out = checkpoint_name(out, CONTEXT)
         project_out = DenseGeneral(
-            (x.shape[-1],), (axes.HEADS, axes.KV), (axes.EMBED,), use_bias=self.out_bias, name="out", **kinds
+            (x.shape[-1],), (axes.HEADS, axes.KV), (axes.EMBED,), use_bias=self.out_bias, name="out", **dtypes
         )
-        out = project_out(gradient_written(out), deterministic=deterministic)
+        out = project_out(materialize_gradient(out), deterministic=deterministic)
         out = logical_constraint(out, (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_EMBED))
-        return written(checkpoint_name(out, ATTENTION_OUT)), cache
+        return materialize(checkpoint_name(out, ATTENTION_OUT)), cache

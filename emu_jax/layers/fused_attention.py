@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
-from emu_jax.layers.kept import CONTEXT
+from emu_jax.layers.saved import CONTEXT
 from emu_jax.sharding import axes
 from emu_jax.sharding.specs import activation_spec
 from emu_jax.typing import Array, Float, Int, typechecked

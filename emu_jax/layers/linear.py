@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
-from emu_jax.layers.apart import activated_product
+from emu_jax.layers.materialize import activation_matmul
 from emu_jax.sharding import axes
 
 # Standard deviation 1/sqrt(fan_in), fan_in counted over all input dimensions by `DenseGeneral`.
@@ -80,8 +80,8 @@ class DenseGeneral(nn.Module):
         return jnp.asarray(self.param(name, boxed, (*inputs, *outputs), self.param_dtype), self.dtype)
 
 
-class Activated(DenseGeneral):
-    """`activation` of one or several inputs, and its product with the kernel, as `layers/apart.py` has it."""
+class ActivationDense(DenseGeneral):
+    """`activation` of one or several inputs, and its product with the kernel, as `layers/materialize.py` has it."""
 
     activation: Callable[..., jax.Array] = nn.relu
 
@@ -89,10 +89,10 @@ class Activated(DenseGeneral):
     def __call__(self, *inputs: jax.Array) -> jax.Array:
         width = inputs[0].shape[-1:]
         kernel = self._kernel("kernel", width, self.features, self.in_axes + self.out_axes, self.kernel_init)
-        return self._with_bias(activated_product(self.activation, inputs, kernel))
+        return self._with_bias(activation_matmul(self.activation, inputs, kernel))
 
 
-class IntoHeads(DenseGeneral):
+class QKVProjection(DenseGeneral):
     """Several maps by one kernel `[width, maps, heads, kv]`, each a product of its own that sees `heads * kv` as one.
 
     Heads that are no multiple of 128 wide, as EVA's of 88, would leave lanes of a TPU empty in every product.
@@ -106,8 +106,8 @@ class IntoHeads(DenseGeneral):
         return tuple(y.reshape(*x.shape[:-1], *self.features[1:]) for y in products)
 
 
-class OutOfHeads(DenseGeneral):
-    """A kernel `[heads, kv, width]` whose product sees `heads * kv` as one, as in `IntoHeads`."""
+class OutputProjection(DenseGeneral):
+    """A kernel `[heads, kv, width]` whose product sees `heads * kv` as one, as in `QKVProjection`."""
 
     def _product(self, x: jax.Array, kernel: jax.Array, inputs: tuple[int, ...]) -> jax.Array:
         size = math.prod(inputs)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jax.ad_checkpoint import checkpoint_name
 
-from emu_jax.layers.apart import written
-from emu_jax.layers.kept import GATE, UP
-from emu_jax.layers.linear import Activated, DenseGeneral
+from emu_jax.layers.linear import ActivationDense, DenseGeneral
+from emu_jax.layers.materialize import materialize
+from emu_jax.layers.saved import GATE, UP
 from emu_jax.sharding import axes
 from emu_jax.sharding.specs import logical_constraint
 
@@ -30,18 +30,18 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        kinds = {"use_bias": self.use_bias, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        up = DenseGeneral((self.mlp_dim,), (axes.EMBED,), (axes.MLP,), name="up", **kinds)(x)
+        dtypes = {"use_bias": self.use_bias, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        up = DenseGeneral((self.mlp_dim,), (axes.EMBED,), (axes.MLP,), name="up", **dtypes)(x)
         up = checkpoint_name(up, UP)
         features, names = (x.shape[-1],), ((axes.MLP,), (axes.EMBED,))
         if self.dropout and not deterministic:
             hidden = logical_constraint(self.activation(up), _HIDDEN)
             hidden = nn.Dropout(self.dropout)(hidden, deterministic=False)
-            out = DenseGeneral(features, *names, name="down", **kinds)(hidden)
+            out = DenseGeneral(features, *names, name="down", **dtypes)(hidden)
         else:
             activation = lambda up: logical_constraint(self.activation(up), _HIDDEN)
-            out = Activated(features, *names, activation=activation, name="down", **kinds)(up)
-        return written(logical_constraint(out, _RESIDUAL))
+            out = ActivationDense(features, *names, activation=activation, name="down", **dtypes)(up)
+        return materialize(logical_constraint(out, _RESIDUAL))
 
 
 class GatedMlp(nn.Module):
@@ -53,12 +53,12 @@ class GatedMlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        gate = DenseGeneral((self.mlp_dim,), (axes.EMBED,), (axes.MLP,), name="gate", **kinds)(x)
-        up = DenseGeneral((self.mlp_dim,), (axes.EMBED,), (axes.MLP,), name="up", **kinds)(x)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        gate = DenseGeneral((self.mlp_dim,), (axes.EMBED,), (axes.MLP,), name="gate", **dtypes)(x)
+        up = DenseGeneral((self.mlp_dim,), (axes.EMBED,), (axes.MLP,), name="up", **dtypes)(x)
         gate, up = checkpoint_name(gate, GATE), checkpoint_name(up, UP)
         activation = lambda gate, up: logical_constraint(nn.silu(gate) * up, _HIDDEN)
-        out = Activated((x.shape[-1],), (axes.MLP,), (axes.EMBED,), activation=activation, name="down", **kinds)(
+        out = ActivationDense((x.shape[-1],), (axes.MLP,), (axes.EMBED,), activation=activation, name="down", **dtypes)(
             gate, up
         )
-        return written(logical_constraint(out, _RESIDUAL))
+        return materialize(logical_constraint(out, _RESIDUAL))

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from emu_jax.layers.apart import gradient_written
+from emu_jax.layers.materialize import materialize_gradient
 from emu_jax.sharding import axes
 
 
@@ -22,7 +22,7 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
         x = jnp.asarray(x, jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
-        return gradient_written(jnp.asarray(x * scale, self.dtype))
+        return materialize_gradient(jnp.asarray(x * scale, self.dtype))
 
 
 class LayerNorm(nn.Module):
@@ -41,4 +41,4 @@ class LayerNorm(nn.Module):
         x = jnp.asarray(x, jnp.float32)
         x = x - jnp.mean(x, axis=-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
-        return gradient_written(jnp.asarray(x * scale + bias, self.dtype))
+        return materialize_gradient(jnp.asarray(x * scale + bias, self.dtype))

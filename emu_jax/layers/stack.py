@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from emu_jax.layers.kept import CONTEXT
+from emu_jax.layers.saved import CONTEXT
 from emu_jax.sharding import axes
 
 
@@ -19,10 +19,10 @@ class Remat(enum.Enum):
     FULL = "full"  # the layer's input, and what is named beside it
 
 
-def _policy(remat: Remat, kept: tuple[str, ...]) -> Callable[..., bool]:
+def _policy(remat: Remat, saved_activations: tuple[str, ...]) -> Callable[..., bool]:
     policies = jax.checkpoint_policies
     if remat is Remat.FULL:
-        return policies.save_only_these_names(*kept)
+        return policies.save_only_these_names(*saved_activations)
     return policies.save_from_both_policies(
         policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(CONTEXT)
     )
@@ -38,7 +38,7 @@ def stack(
     *,
     length: int,
     remat: Remat = Remat.NONE,
-    kept: tuple[str, ...] = (),
+    saved_activations: tuple[str, ...] = (),
     cached: bool = False,
     name: str = "layers",
     **fields: Any,
@@ -47,10 +47,10 @@ def stack(
 
     A layer is called as `layer(x, per_layer, shared)` and returns `(x, per_layer)`. `per_layer` is sliced along its
     leading axis when `cached` and handed to every layer as it is (None) when not; `shared` goes to every layer whole.
-    `kept`: what of `layers/kept.py` the backward pass finds under Remat.FULL besides each layer's input.
+    `saved_activations`: names of `layers/saved.py` saved under Remat.FULL in addition to each layer's input.
     """
     if remat is not Remat.NONE:
-        layer = nn.remat(layer, prevent_cse=False, policy=_policy(remat, kept))
+        layer = nn.remat(layer, prevent_cse=False, policy=_policy(remat, saved_activations))
     per_layer = 0 if cached else nn.broadcast
     scanned = nn.scan(
         layer,

@@ -38,15 +38,15 @@ class CausalFormerBlock(nn.Module):
     ) -> tuple[Float[Array, "n Q E"], None]:
         config = self.config
         features, bias, mask = shared
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = {"eps": config.norm_eps, **kinds}
-        heads = {"num_heads": config.num_heads, "head_dim": config.head_dim, "scale": 1.0, **kinds}
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        norm = {"eps": config.norm_eps, **dtypes}
+        heads = {"num_heads": config.num_heads, "head_dim": config.head_dim, "scale": 1.0, **dtypes}
         drop = nn.Dropout(config.dropout, deterministic=self.deterministic)
         attend = Attention(name="self_attention", **heads)
         x += drop(attend(RMSNorm(name="self_attention_norm", **norm)(x), bias=bias, mask=mask)[0])
         attend = Attention(name="cross_attention", **heads)
         x += drop(attend(RMSNorm(name="cross_attention_norm", **norm)(x), features)[0])
-        mlp = Mlp(config.mlp_dim, nn.relu, dropout=config.dropout, name="mlp", **kinds)
+        mlp = Mlp(config.mlp_dim, nn.relu, dropout=config.dropout, name="mlp", **dtypes)
         x += drop(mlp(RMSNorm(name="mlp_norm", **norm)(x), deterministic=self.deterministic))
         return logical_constraint(x, (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_EMBED)), None
 
@@ -63,7 +63,7 @@ class CausalFormer(nn.Module):
     @typechecked
     def __call__(self, image_features: Float[Array, "n P C"], *, deterministic: bool = True) -> Float[Array, "n Q D"]:
         config = self.config
-        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         length, width = config.num_image_tokens, config.width
         query_init = nn.with_logical_partitioning(
             nn.initializers.normal(config.embedding_std), (axes.QUERIES, axes.EMBED)
@@ -76,15 +76,15 @@ class CausalFormer(nn.Module):
             CausalFormerBlock,
             length=config.num_layers,
             remat=config.remat,
-            kept=config.kept,
+            saved_activations=config.saved_activations,
             name="blocks",
             config=config,
             deterministic=deterministic,
-            **kinds,
+            **dtypes,
         )(x, None, (image_features, self._relative_bias(length), causal))
-        x = drop(RMSNorm(eps=config.norm_eps, name="final_norm", **kinds)(x))
+        x = drop(RMSNorm(eps=config.norm_eps, name="final_norm", **dtypes)(x))
         return DenseGeneral(
-            (self.out_features,), (axes.EMBED_IN,), (axes.EMBED,), use_bias=True, name="projection", **kinds
+            (self.out_features,), (axes.EMBED_IN,), (axes.EMBED,), use_bias=True, name="projection", **dtypes
         )(x)
 
     def _relative_bias(self, length: int) -> Float[Array, "1 N Q Q"]:

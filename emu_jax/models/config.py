@@ -3,16 +3,16 @@
 import dataclasses
 
 from emu_jax.errors import UserError
-from emu_jax.layers.kept import NAMES
 from emu_jax.layers.linear import LoraConfig
+from emu_jax.layers.saved import NAMES
 from emu_jax.layers.stack import Remat
 
 VOCAB_MULTIPLE = 128  # vocabulary tables are padded to a multiple of this, so that they shard
 
 
-def check_kept(kept: tuple[str, ...]) -> None:
+def check_saved_activations(saved_activations: tuple[str, ...]) -> None:
     """Raises UserError for a name that no layer gives."""
-    for name in kept:
+    for name in saved_activations:
         if name not in NAMES:
             raise UserError(f"What a layer keeps may be {', '.join(NAMES)}, not {name!r}.")
 
@@ -30,10 +30,10 @@ class VisionConfig:
     norm_eps: float = 1e-6
     embedding_std: float = 0.02  # of new positions and class token
     remat: Remat = Remat.NONE
-    kept: tuple[str, ...] = ()  # of layers/kept.py, under Remat.FULL
+    saved_activations: tuple[str, ...] = ()  # of layers/saved.py, under Remat.FULL
 
     def __post_init__(self) -> None:
-        check_kept(self.kept)
+        check_saved_activations(self.saved_activations)
 
     @property
     def num_tokens(self) -> int:
@@ -57,10 +57,10 @@ class CausalFormerConfig:
     embedding_std: float = 0.02  # of new queries
     norm_eps: float = 1e-6
     remat: Remat = Remat.NONE
-    kept: tuple[str, ...] = ()  # of layers/kept.py, under Remat.FULL
+    saved_activations: tuple[str, ...] = ()  # of layers/saved.py, under Remat.FULL
 
     def __post_init__(self) -> None:
-        check_kept(self.kept)
+        check_saved_activations(self.saved_activations)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +78,10 @@ class DecoderConfig:
     norm_eps: float = 1e-6
     embedding_std: float = 0.02  # of a new token table
     remat: Remat = Remat.NONE
-    kept: tuple[str, ...] = ()  # of layers/kept.py, under Remat.FULL
+    saved_activations: tuple[str, ...] = ()  # of layers/saved.py, under Remat.FULL
 
     def __post_init__(self) -> None:
-        check_kept(self.kept)
+        check_saved_activations(self.saved_activations)
 
     @property
     def head_dim(self) -> int:

@@ -18,7 +18,7 @@ from emu_jax.layers.norms import LayerNorm
 from emu_jax.models.causal_former import CausalFormer
 from emu_jax.models.config import EmuConfig
 from emu_jax.models.eva_clip import EvaVisionTransformer, normalize_pixels
-from emu_jax.models.fusion import place_visual_embeddings
+from emu_jax.models.fusion import insert_visual_embeddings
 from emu_jax.models.heads import LanguageModelHead, RegressionHead
 from emu_jax.models.llama import LlamaDecoder
 from emu_jax.models.outputs import EmuOutput, KVCache
@@ -33,13 +33,13 @@ class Emu(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        kinds = {"dtype": config.dtype, "param_dtype": config.param_dtype}
-        self.vision_encoder = EvaVisionTransformer(config.vision, **kinds)
-        self.visual_norm = LayerNorm(eps=config.vision.norm_eps, **kinds)
-        self.causal_former = CausalFormer(config.causal_former, out_features=config.decoder.width, **kinds)
-        self.decoder = LlamaDecoder(config.decoder, lora=config.lora, **kinds)
-        self.lm_head = LanguageModelHead(config.decoder, **kinds)
-        self.regression_head = RegressionHead(**kinds)
+        dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+        self.vision_encoder = EvaVisionTransformer(config.vision, **dtypes)
+        self.visual_norm = LayerNorm(eps=config.vision.norm_eps, **dtypes)
+        self.causal_former = CausalFormer(config.causal_former, out_features=config.decoder.width, **dtypes)
+        self.decoder = LlamaDecoder(config.decoder, lora=config.lora, **dtypes)
+        self.lm_head = LanguageModelHead(config.decoder, **dtypes)
+        self.regression_head = RegressionHead(**dtypes)
 
     @typechecked
     def __call__(
@@ -108,7 +108,7 @@ class Emu(nn.Module):
         embeddings = self.decoder.embed(tokens)
         if visual_embeddings is None:
             return embeddings
-        return place_visual_embeddings(embeddings, visual_embeddings, tokens == self.image_token_id)
+        return insert_visual_embeddings(embeddings, visual_embeddings, tokens == self.image_token_id)
 
     @typechecked
     def extend(

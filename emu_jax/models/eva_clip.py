@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from emu_jax.layers.apart import written
 from emu_jax.layers.attention import dot_product_attention
 from emu_jax.layers.fused_attention import fused_attention, on_tpu
-from emu_jax.layers.kept import ATTENTION_OUT, CONTEXT, QKV
-from emu_jax.layers.linear import DenseGeneral, IntoHeads, OutOfHeads
+from emu_jax.layers.linear import DenseGeneral, OutputProjection, QKVProjection
+from emu_jax.layers.materialize import materialize
 from emu_jax.layers.mlp import Mlp
 from emu_jax.layers.norms import LayerNorm
 from emu_jax.layers.patches import patches
+from emu_jax.layers.saved import ATTENTION_OUT, CONTEXT, QKV
 from emu_jax.layers.stack import stack
 from emu_jax.models.config import VisionConfig
 from emu_jax.sharding import axes
@@ -49,8 +49,8 @@ class EvaAttention(nn.Module):
     def __call__(self, x: Float[Array, "n P D"]) -> Float[Array, "n P D"]:
         width = x.shape[-1]
         heads = (self.num_heads, width // self.num_heads)
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        maps = IntoHeads((3, *heads), (axes.EMBED,), (axes.QKV, axes.HEADS, axes.KV), name="qkv", **kinds)(x)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        maps = QKVProjection((3, *heads), (axes.EMBED,), (axes.QKV, axes.HEADS, axes.KV), name="qkv", **dtypes)(x)
         query, key, value = maps
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axes.HEADS, axes.KV))
         query += jnp.asarray(self.param("query_bias", zeros, heads, self.param_dtype), self.dtype)
@@ -61,8 +61,8 @@ class EvaAttention(nn.Module):
             out = fused_attention(query, key, value, scale=scale, segment_ids=None, causal=False)
         else:
             out = checkpoint_name(dot_product_attention(query, key, value, scale=scale), CONTEXT)
-        project = OutOfHeads((width,), (axes.HEADS, axes.KV), (axes.EMBED,), use_bias=True, name="out", **kinds)
-        return written(checkpoint_name(project(out), ATTENTION_OUT))
+        project = OutputProjection((width,), (axes.HEADS, axes.KV), (axes.EMBED,), use_bias=True, name="out", **dtypes)
+        return materialize(checkpoint_name(project(out), ATTENTION_OUT))
 
 
 class EvaBlock(nn.Module):
@@ -74,10 +74,12 @@ class EvaBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, _per_layer: None, _shared: None) -> tuple[jax.Array, None]:
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = {"eps": self.config.norm_eps, **kinds}
-        x += EvaAttention(self.config.num_heads, name="attention", **kinds)(LayerNorm(name="attention_norm", **norm)(x))
-        mlp = Mlp(self.config.mlp_dim, _exact_gelu, use_bias=True, name="mlp", **kinds)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        norm = {"eps": self.config.norm_eps, **dtypes}
+        x += EvaAttention(self.config.num_heads, name="attention", **dtypes)(
+            LayerNorm(name="attention_norm", **norm)(x)
+        )
+        mlp = Mlp(self.config.mlp_dim, _exact_gelu, use_bias=True, name="mlp", **dtypes)
         x += mlp(LayerNorm(name="mlp_norm", **norm)(x))
         return logical_constraint(x, _TOKENS), None
 
@@ -93,9 +95,9 @@ class EvaVisionTransformer(nn.Module):
     @typechecked
     def __call__(self, images: Float[Array, "n H W C"]) -> Float[Array, "n P D"]:
         config, width = self.config, self.config.width
-        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         cut = patches(images, config.patch_size)
-        x = DenseGeneral((width,), (axes.PATCH,), (axes.EMBED,), use_bias=True, name="patch_embed", **kinds)(cut)
+        x = DenseGeneral((width,), (axes.PATCH,), (axes.EMBED,), use_bias=True, name="patch_embed", **dtypes)(cut)
         small = nn.initializers.normal(config.embedding_std)
         class_init = nn.with_logical_partitioning(small, (axes.EMBED,))
         class_token = jnp.asarray(self.param("class_token", class_init, (width,), self.param_dtype), self.dtype)
@@ -107,10 +109,10 @@ class EvaVisionTransformer(nn.Module):
             EvaBlock,
             length=config.num_layers,
             remat=config.remat,
-            kept=config.kept,
+            saved_activations=config.saved_activations,
             name="blocks",
             config=config,
-            **kinds,
+            **dtypes,
         )(x, None, None)
         return x
 

@@ -6,7 +6,7 @@ from emu_jax.typing import Array, Bool, Float, typechecked
 
 
 @typechecked
-def place_visual_embeddings(
+def insert_visual_embeddings(
     token_embeddings: Float[Array, "B L D"],
     visual_embeddings: Float[Array, "B I Q D"],
     is_image_token: Bool[Array, "B L"],

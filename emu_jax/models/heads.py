@@ -39,8 +39,8 @@ class RegressionHead(nn.Module):
     @nn.compact
     @typechecked
     def __call__(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        predictions = DenseGeneral((hidden.shape[-1],), (axes.EMBED_IN,), (axes.EMBED,), name="projection", **kinds)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        predictions = DenseGeneral((hidden.shape[-1],), (axes.EMBED_IN,), (axes.EMBED,), name="projection", **dtypes)
         out = predictions(hidden)
         if out.ndim == 3:
             out = logical_constraint(out, (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_EMBED))

@@ -37,15 +37,15 @@ class LlamaBlock(nn.Module):
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         config = self.config
         rotary, mask = shared
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = {"eps": config.norm_eps, **kinds}
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        norm = {"eps": config.norm_eps, **dtypes}
         attend = Attention(
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             lora=self.lora,
             name="attention",
-            **kinds,
+            **dtypes,
         )
         attended, cache = attend(
             RMSNorm(name="attention_norm", **norm)(x),
@@ -55,7 +55,7 @@ class LlamaBlock(nn.Module):
             deterministic=self.deterministic,
         )
         x += attended
-        x += GatedMlp(config.mlp_dim, name="mlp", **kinds)(RMSNorm(name="mlp_norm", **norm)(x))
+        x += GatedMlp(config.mlp_dim, name="mlp", **dtypes)(RMSNorm(name="mlp_norm", **norm)(x))
         return logical_constraint(x, (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_EMBED)), cache
 
 
@@ -98,7 +98,7 @@ class LlamaDecoder(nn.Module):
             LlamaBlock,
             length=config.num_layers,
             remat=config.remat,
-            kept=config.kept,
+            saved_activations=config.saved_activations,
             cached=cache is not None,
             name="blocks",
             config=config,

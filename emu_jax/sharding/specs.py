@@ -52,7 +52,7 @@ def shardings(boxed: Any, mesh: Mesh, *, rules: Rules = DEFAULT_RULES) -> Any:
     )
 
 
-def bytes_a_device(tree: Any) -> int:
+def bytes_per_device(tree: Any) -> int:
     """Bytes that one device holds of a tree of sharded arrays, or of ShapeDtypeStructs with shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 

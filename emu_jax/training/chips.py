@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from emu_jax.models.config import check_kept
+from emu_jax.models.config import check_saved_activations
 
 # A part of jax's `device_kind` -> the generation's name; the first that is found.
 _GENERATIONS = (
@@ -45,7 +45,7 @@ class ChipConfig:
 
     Attributes:
       name: of the generation, such as "v5e".
-      vision: takes the place of `model.vision.kept`, which holds on any other chip.
+      vision: takes the place of `model.vision.saved_activations`, which holds on any other chip.
       causal_former: likewise.
       decoder: likewise.
       compiler_options: stand before `train.compiler_options`.
@@ -58,5 +58,5 @@ class ChipConfig:
     compiler_options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for kept in (self.vision, self.causal_former, self.decoder):
-            check_kept(kept)
+        for names in (self.vision, self.causal_former, self.decoder):
+            check_saved_activations(names)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 class CollapseWatch:
     """Compares the monitors of `losses.collapse_monitors` with the best that the run has shown."""
 
-    def __init__(self, *, variance_share: float, least_rank: float) -> None:
-        self._variance_share, self._least_rank = variance_share, least_rank
+    def __init__(self, *, variance_ratio: float, least_rank: float) -> None:
+        self._variance_share, self._least_rank = variance_ratio, least_rank
         self._best_variance = 0.0
         self._warned = False
 

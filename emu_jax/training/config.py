@@ -10,9 +10,9 @@ from emu_jax.sharding.mesh import MeshConfig
 class Schedule(enum.Enum):
     """Shape of the learning rate after the warm-up; every one peaks at 1 and multiplies each part's own peak."""
 
-    COSINE = "cosine"  # down to `final_share` along half a cosine
+    COSINE = "cosine"  # down to `final_fraction` along half a cosine
     CONSTANT = "constant"
-    WSD = "wsd"  # constant, then linearly to `final_share` over the last `cooldown_share` of the steps
+    WSD = "wsd"  # constant, then linearly to `final_fraction` over the last `cooldown_fraction` of the steps
     PIECEWISE = "piecewise"  # constant between `boundaries`, at the shares of `values`
 
 
@@ -25,8 +25,8 @@ class OptimizerConfig:
       part_learning_rates: (regex on the "/"-joined path, peak); the first that matches a path counts.
       schedule: shape of the learning rate after the warm-up.
       warmup_steps: steps of linear warm-up; below 1 it is a share of all steps.
-      cooldown_share: share of the steps over which WSD falls.
-      final_share: what is left of the peak at the end of COSINE and WSD.
+      cooldown_fraction: share of the steps over which WSD falls.
+      final_fraction: what is left of the peak at the end of COSINE and WSD.
       boundaries: steps at which PIECEWISE changes; `values` are the shares of the peak from each of them on.
       values: as many as `boundaries`. Before the first boundary the share is 1.
       muon: regexes on paths of kernels that Muon steps instead of Adam (`training/muon.py`); default: none.
@@ -41,8 +41,8 @@ class OptimizerConfig:
     part_learning_rates: tuple[tuple[str, float], ...] = ()
     schedule: Schedule = Schedule.COSINE
     warmup_steps: float = 0.02
-    cooldown_share: float = 0.2
-    final_share: float = 0.0
+    cooldown_fraction: float = 0.2
+    final_fraction: float = 0.0
     boundaries: tuple[int, ...] = ()
     values: tuple[float, ...] = ()
     b1: float = 0.9

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from emu_jax.data.decoder_examples import Condition, DecoderExamples, WeightedSet, load_examples
+from emu_jax.data.loader.decoder_examples import Condition, DecoderExamples, WeightedSet, load_examples
 from emu_jax.diffusion.decoder import VisualDecoder
 from emu_jax.errors import UserError
 from emu_jax.generation.api import load
-from emu_jax.generation.captioned_pictures import CaptionedPictures
+from emu_jax.generation.captioned_images import CaptionedImages
 from emu_jax.generation.images import generate_embeddings
 from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.generation.prompt import pad_prompts
@@ -125,7 +125,7 @@ class ComputedSource:
 
     def loader(self, decoder: VisualDecoder, *, batch_size: int, seed: int) -> Callable[..., Data]:
         """Makes the loader of a process."""
-        pictures = CaptionedPictures(
+        pictures = CaptionedImages(
             sets=self.config.sets,
             tokenizer=self.emu.tokenizer,
             condition=self.config.condition,

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from emu_jax.config import from_config_dict
-from emu_jax.data.decoder_examples import WeightedSet
-from emu_jax.data.pictures import PictureConfig, make_picture_loader
+from emu_jax.data.loader.decoder_examples import WeightedSet
+from emu_jax.data.loader.decoder_images import ImageDataConfig, make_image_loader
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.diffusion.decoder import VisualDecoder, load_visual_decoder
@@ -72,7 +72,7 @@ class VAERun:
     stage: str
     vae: VAEConfig
     unet: UNetConfig
-    pictures: PictureConfig
+    pictures: ImageDataConfig
     batch_size: int
     train: TrainConfig
     schedule: NoiseSchedule = dataclasses.field(default_factory=NoiseSchedule)
@@ -139,7 +139,7 @@ def _vae(config: Any) -> Job:
     stage = VAEStage(model=run.vae, batch_size=run.batch_size, config=run.training)
 
     def load(**where: int) -> Data:
-        return make_picture_loader(run.pictures, batch_size=run.batch_size, seed=run.train.seed, **where)
+        return make_image_loader(run.pictures, batch_size=run.batch_size, seed=run.train.seed, **where)
 
     def finish(workdir: Path, result: TrainResult) -> None:
         vae = _trained(result, "vae")

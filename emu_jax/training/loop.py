@@ -202,7 +202,7 @@ class _Run:
             return TrainResult(state.params, state.ema, step, None)
 
         train_step = self._compile(state)
-        watch = CollapseWatch(variance_share=config.collapse_variance, least_rank=config.collapse_rank)
+        watch = CollapseWatch(variance_ratio=config.collapse_variance, least_rank=config.collapse_rank)
         accumulated, in_flight = Accumulator(), deque[Metrics]()
         # A run on eight fake CPU devices stood still once with two steps in flight, all cores busy elsewhere, and never
         # again when it was tried. XLA means to allow it (its CPU client starts one program with collectives at a time,

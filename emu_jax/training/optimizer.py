@@ -25,12 +25,12 @@ def make_schedule(config: OptimizerConfig, *, steps: int) -> Callable[[jax.Array
     after: optax.Schedule
     match config.schedule:
         case Schedule.COSINE:
-            after = optax.cosine_decay_schedule(1.0, max(steps - warmup, 1), alpha=config.final_share)
+            after = optax.cosine_decay_schedule(1.0, max(steps - warmup, 1), alpha=config.final_fraction)
         case Schedule.CONSTANT:
             after = optax.constant_schedule(1.0)
         case Schedule.WSD:
-            cooldown = max(round(config.cooldown_share * steps), 1)
-            after = optax.linear_schedule(1.0, config.final_share, cooldown, max(steps - warmup - cooldown, 0))
+            cooldown = max(round(config.cooldown_fraction * steps), 1)
+            after = optax.linear_schedule(1.0, config.final_fraction, cooldown, max(steps - warmup - cooldown, 0))
         case Schedule.PIECEWISE:
             # NumPy's: `compile` comes here without a device to put arrays on.
             starts, values = np.asarray(config.boundaries), np.asarray((1.0, *config.values), np.float32)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from emu_jax.config import from_config_dict
-from emu_jax.data.pipeline import DataConfig, Loader, make_loader, plans_from_states
+from emu_jax.data.loader.pipeline import DataConfig, Loader, make_loader, plans_from_states
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.models.config import EmuConfig
@@ -89,7 +89,7 @@ def on_chip(run: RunConfig, *, device_kind: str) -> RunConfig:
     if chip is None:
         return run
     parts = {name: getattr(run.model, name) for name in ("vision", "causal_former", "decoder")}
-    parts = {name: dataclasses.replace(part, kept=getattr(chip, name)) for name, part in parts.items()}
+    parts = {name: dataclasses.replace(part, saved_activations=getattr(chip, name)) for name, part in parts.items()}
     options = chip.compiler_options + run.train.compiler_options
     train = dataclasses.replace(run.train, compiler_options=options)
     return dataclasses.replace(run, model=dataclasses.replace(run.model, **parts), train=train)

@@ -62,7 +62,7 @@ class LossOutput(NamedTuple):
 class Stage(Protocol):
     """One kind of training.
 
-    The total loss is sum_k coefficients[k] * sums[k] / weights[k], each weight taken over the whole global batch
+    The total loss is sum_k loss_weights[k] * sums[k] / weights[k], each weight taken over the whole global batch
     before any gradient: that is what makes accumulation and sharding exact.
     """
 
@@ -75,7 +75,7 @@ class Stage(Protocol):
         """Regexes on the "/"-joined parameter paths; what none matches is frozen."""
 
     @property
-    def coefficients(self) -> dict[str, float]:
+    def loss_weights(self) -> dict[str, float]:
         """The factor of each loss term; a term with factor 0 is still measured."""
 
     def init(self, rng: jax.Array) -> Any:
@@ -84,7 +84,7 @@ class Stage(Protocol):
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of one global batch; the first axis is the batch."""
 
-    def loss_weights(self, batch: Batch) -> dict[str, jax.Array]:
+    def loss_denominators(self, batch: Batch) -> dict[str, jax.Array]:
         """What each loss term counts in `batch`; depends on the batch alone."""
 
     def losses(self, params: Any, batch: Batch, rng: jax.Array, *, deterministic: bool) -> LossOutput:

@@ -13,12 +13,12 @@ from jax.sharding import Mesh
 
 from emu_jax.errors import UserError
 from emu_jax.sharding.rules import DATA
-from emu_jax.sharding.specs import bytes_a_device, shardings, unbox
+from emu_jax.sharding.specs import bytes_per_device, shardings, unbox
 from emu_jax.training.config import OptimizerConfig
 from emu_jax.training.partition import Tree, flatten, split, unflatten
 from emu_jax.training.stage import Stage
 
-MUCH = 100e6  # bytes of parameters whole on every device that are worth a warning
+LARGE_REPLICATED_BYTES = 100e6  # bytes of parameters whole on every device that are worth a warning
 
 
 @flax.struct.dataclass
@@ -117,7 +117,7 @@ def create_state(
 def describe(state: TrainState, *, mesh: Mesh) -> list[str]:
     """What a device holds of `state` (arrays or shapes), and a warning when much of it lies whole on each."""
     leaves = flatten(state.params)
-    own, rest = bytes_a_device(state.params), bytes_a_device(dataclasses.replace(state, params=None))
+    own, rest = bytes_per_device(state.params), bytes_per_device(dataclasses.replace(state, params=None))
     lines = [
         f"{sum(leaf.size for leaf in leaves.values()) / 1e6:.4g}M parameters over the mesh "
         + " x ".join(f"{name}:{size}" for name, size in mesh.shape.items())
@@ -126,7 +126,7 @@ def describe(state: TrainState, *, mesh: Mesh) -> list[str]:
     sizes = {path: leaf.size * leaf.dtype.itemsize for path, leaf in leaves.items()}
     parts = math.prod(size for name, size in mesh.shape.items() if name != DATA)
     whole = {path: size for path, size in sizes.items() if leaves[path].sharding.is_fully_replicated}
-    if sum(whole.values()) > max(sum(sizes.values()) / parts, MUCH) and parts > 1:
+    if sum(whole.values()) > max(sum(sizes.values()) / parts, LARGE_REPLICATED_BYTES) and parts > 1:
         largest = max(whole, key=lambda path: whole[path])
         lines.append(
             f"WARNING: {sum(whole.values()) / 1e9:.3g} GB of parameters lie whole on every device, above all "

@@ -79,16 +79,16 @@ def _gradients(
     stage: Stage, trainable: Tree, frozen: Tree, batch: Batch, rng: jax.Array, accumulation: int
 ) -> tuple[Tree, jax.Array, dict[str, Mean]]:
     """(gradient of the total loss by the trainable parameters, the total loss, metrics) over all microbatches."""
-    weights = stage.loss_weights(batch)
+    weights = stage.loss_denominators(batch)
     # A term that counts nothing in this batch has sum 0; its factor must not be 0 / 0. One of coefficient 0 is left
     # out, so that nothing is spent on its gradient.
-    factors = {name: c / jnp.maximum(weights[name], 1e-6) for name, c in stage.coefficients.items() if c}
+    factors = {name: c / jnp.maximum(weights[name], 1e-6) for name, c in stage.loss_weights.items() if c}
 
     more: dict[str, Any] = {}
 
     def objective(params: Tree, microbatch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
         output = stage.losses(merge(params, frozen), microbatch, key, deterministic=False, **more)
-        parts = stage.loss_weights(microbatch)
+        parts = stage.loss_denominators(microbatch)
         metrics = output.metrics | {
             f"loss/{name}": Mean(value.astype(jnp.float32), parts[name].astype(jnp.float32))
             for name, value in output.sums.items()

@@ -27,8 +27,8 @@ import webdataset
 
 from emu_jax.data.batch import BatchConfig
 from emu_jax.data.images import preprocess
-from emu_jax.data.pipeline import DataConfig, SetConfig, make_loader
-from emu_jax.data.prepare import PrepareConfig, Store, prepare
+from emu_jax.data.loader.pipeline import DataConfig, SetConfig, make_loader
+from emu_jax.data.prepare.prepare import PrepareConfig, Store, prepare
 from emu_jax.data.tokenizer import Tokenizer, train_tokenizer
 
 BATCH = BatchConfig(batch_size=4, length=1024, max_images=17, image_size=224)

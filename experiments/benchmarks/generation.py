@@ -24,7 +24,7 @@ import transformers
 from flax import traverse_util
 
 from emu_jax.checkpoints.model_directory import boxed_shapes
-from emu_jax.checkpoints.torch_maps import DECODER, decoder_rows, regression_rows, to_ours
+from emu_jax.convert.emu_table import DECODER, decoder_rows, regression_rows, to_ours
 from emu_jax.generation.images import generate_embeddings
 from emu_jax.generation.prompt import PromptBatch
 from emu_jax.generation.sampling import TextOptions, compile_options

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from emu_jax.data.packing import choose_row
+from emu_jax.data.loader.packing import choose_row
 
 Sizes = list[tuple[int, int]]
 POOL, SETTLE, ROWS = 256, 1500, 1500

@@ -11,7 +11,7 @@ from emu_jax.checkpoints.vocabulary import grow
 from emu_jax.sharding.mesh import MeshConfig, make_mesh
 from emu_jax.sharding.specs import shardings, unbox
 from emu_jax.training.partition import flatten
-from tests.checkpoints.release import random_state, small_config, with_layers, write_release
+from tests.convert.release import random_state, small_config, with_layers, write_release
 
 KNOWN = 300
 

@@ -1,4 +1,4 @@
-"""`compile` on bad input; what it compiles is in tests/tpu."""
+"""`compile` on bad input; what it compiles is in tests/compile_analysis."""
 
 import importlib.util
 

@@ -11,8 +11,8 @@ import pytest
 
 from emu_jax.checkpoints.model_directory import save_model
 from emu_jax.cli import evaluate
-from emu_jax.data.synthetic.corpus import corpus
 from emu_jax.data.tokenizer import train_tokenizer
+from emu_jax.demo.world.corpus import corpus
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.diffusion.decoder import VisualDecoder, unet_inputs, vae_inputs
 from emu_jax.diffusion.schedule import NoiseSchedule

@@ -14,7 +14,7 @@ from emu_jax.__main__ import main
 from emu_jax.cli import chat, generate
 from emu_jax.data.document import Role
 from emu_jax.errors import UserError
-from emu_jax.generation.options import PictureOptions
+from emu_jax.generation.options import ImageOptions
 
 
 class Recorder:
@@ -80,7 +80,7 @@ def test_a_picture(emu: Recorder, capsys: pytest.CaptureFixture) -> None:
     assert "circle.png" in capsys.readouterr().out
     _, _, options = emu.asked[0]
     others = {"special_tokens", "autoencode", "safety"}
-    assert PictureOptions(**{k: v for k, v in options.items() if k not in others}) == PictureOptions(
+    assert ImageOptions(**{k: v for k, v in options.items() if k not in others}) == ImageOptions(
         seed=7, steps=4, height=64
     )
     assert options["safety"] is None
@@ -176,10 +176,10 @@ def test_a_directory_that_is_no_checkpoint(tmp_path: Path, capsys: pytest.Captur
 
 def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be written"):
-        generate.save_picture(PIL.Image.new("RGB", (8, 8)), tmp_path / "missing" / "a.png")
+        generate.save_image(PIL.Image.new("RGB", (8, 8)), tmp_path / "missing" / "a.png")
     (tmp_path / "a.png").mkdir()
     with pytest.raises(UserError, match="cannot be written"):
-        generate.save_picture(PIL.Image.new("RGB", (8, 8)), tmp_path / "a.png")
+        generate.save_image(PIL.Image.new("RGB", (8, 8)), tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from emu_jax.config import from_config_dict, to_dict
 from emu_jax.errors import UserError
-from emu_jax.layers.kept import NAMES
+from emu_jax.layers.saved import NAMES
 from emu_jax.sharding.mesh import make_mesh
 from emu_jax.sharding.specs import unbox
 from emu_jax.training.chips import SPARSE_CORE_COLLECTIVES
@@ -93,7 +93,7 @@ def test_scratch_sizes_are_what_they_are_called(name, millions):
 )
 def test_what_the_14b_keeps_goes_by_the_chip(device_kind, vision, decoder):
     model = on_chip(read_run_config(load("pretrain_14b")), device_kind=device_kind).model
-    assert (model.vision.kept, model.decoder.kept) == (vision, decoder)
+    assert (model.vision.saved_activations, model.decoder.saved_activations) == (vision, decoder)
 
 
 def test_what_the_compiler_is_told_goes_by_the_chip_and_the_users_word_is_last():
@@ -117,12 +117,12 @@ def test_stages_by_the_names_that_users_type():
     config = load("tiny", "captions")
     assert config.stage == "caption_warmup"
     run = with_vocabulary(read_run_config(config), vocab_size=1000)
-    coefficients = {}
+    loss_weights = {}
     for name in ("pretrain", "caption_warmup", "instruct"):
         stage = make_stage(dataclasses.replace(run, stage=name, instruct=True), image_token_id=999)
         assert stage.name == name
-        coefficients[name] = stage.coefficients["regression"]
-    assert coefficients == {"pretrain": 1.0, "caption_warmup": 0.0, "instruct": 1.0}
+        loss_weights[name] = stage.loss_weights["regression"]
+    assert loss_weights == {"pretrain": 1.0, "caption_warmup": 0.0, "instruct": 1.0}
     assert {"pretrain", "caption_warmup", "instruct", "visual_decoder", "vae"} == set(JOBS)
     with pytest.raises(UserError, match=r"set config.instruct=true"):
         make_stage(dataclasses.replace(run, stage="instruct"), image_token_id=999)

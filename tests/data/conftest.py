@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from emu_jax.data.prepare import PrepareConfig, Store, prepare
+from emu_jax.data.prepare.prepare import PrepareConfig, Store, prepare
 from emu_jax.data.tokenizer import Tokenizer, train_tokenizer
 
 NUMBER_OF = {"pairs": 61, "pages": 23, "chats": 17}

@@ -3,7 +3,7 @@ import sys
 
 _ALL_AT_ONCE = """
 import sys, threading
-from emu_jax.data.prepared import PreparedSet
+from emu_jax.data.loader.prepared import PreparedSet
 
 documents = PreparedSet(sys.argv[1])
 begin, keys = threading.Barrier(8), []

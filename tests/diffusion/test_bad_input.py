@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
+from emu_jax.convert.diffusion_folder import replacing_folder
 from emu_jax.diffusion.config import CROSS_DOWN, CROSS_UP, UNetConfig, VAEConfig
 from emu_jax.diffusion.decoder import VisualDecoder, load_visual_decoder
-from emu_jax.diffusion.folder import replacing_folder
 from emu_jax.diffusion.schedule import NoiseSchedule
 from emu_jax.diffusion.unet import UNet
 from emu_jax.diffusion.vae import VAE

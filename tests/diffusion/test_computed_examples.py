@@ -11,16 +11,16 @@ import pytest
 
 from emu_jax.checkpoints.model_directory import boxed_shapes, load_model, save_model
 from emu_jax.config import to_dict
-from emu_jax.data.decoder_examples import Condition, DecoderExamples, WeightedSet
+from emu_jax.convert.diffusion_folder import SCHEDULER, UNET, VAE, write_part
+from emu_jax.convert.diffusion_table import unet_table, vae_table
+from emu_jax.data.loader.decoder_examples import Condition, DecoderExamples, WeightedSet
 from emu_jax.data.tokenizer import Tokenizer, train_tokenizer
 from emu_jax.diffusion.config import CROSS_DOWN, CROSS_UP, UNetConfig, VAEConfig
 from emu_jax.diffusion.decoder import load_visual_decoder
-from emu_jax.diffusion.folder import SCHEDULER, UNET, VAE, write_part
 from emu_jax.diffusion.schedule import NoiseSchedule
-from emu_jax.diffusion.torch_layout import unet_table, vae_table
 from emu_jax.errors import UserError
 from emu_jax.generation.api import load
-from emu_jax.generation.captioned_pictures import CaptionedPictures
+from emu_jax.generation.captioned_images import CaptionedImages
 from emu_jax.generation.decoder_examples import as_text, prepare_examples
 from emu_jax.generation.prompt import build_prompt
 from emu_jax.models.config import EmuConfig
@@ -197,7 +197,7 @@ def test_mistakes_are_told(world, tmp_path):
         read_job(to_dict(run_of(world, examples=str(tmp_path))))
     chosen = {"picture_size": 8, "image_size": 8, "prompt_length": 40, "max_caption_length": 3}
     tokenizer = Tokenizer.load(world.emu / "tokenizer.model")
-    pictures = CaptionedPictures((WeightedSet(str(world.pairs)),), tokenizer, Condition.PREDICTED, **chosen)
+    pictures = CaptionedImages((WeightedSet(str(world.pairs)),), tokenizer, Condition.PREDICTED, **chosen)
     with pytest.raises(UserError, match="is a picture with a caption of at most 3 characters"):
         pictures.loader(batch_size=BATCH, seed=0)
     with pytest.raises(UserError, match="does not divide among 3 processes"):

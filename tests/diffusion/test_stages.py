@@ -101,8 +101,8 @@ def test_the_autoencoder_learns_one_batch():
 
     def total(params, rng):
         sums = stage.losses(params, batch, rng, deterministic=False).sums
-        weights = stage.loss_weights(batch)
-        return sum(stage.coefficients[name] * sums[name] / weights[name] for name in sums)
+        weights = stage.loss_denominators(batch)
+        return sum(stage.loss_weights[name] * sums[name] / weights[name] for name in sums)
 
     @jax.jit
     def learn(params):

@@ -16,9 +16,9 @@ from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.diffusion.decoder import VisualDecoder
 from emu_jax.errors import UserError
 from emu_jax.generation.mixed import interleave
-from emu_jax.generation.options import PictureOptions
-from emu_jax.generation.pictures import contact_sheet
+from emu_jax.generation.options import ImageOptions
 from emu_jax.generation.pipeline import EmuPipeline
+from emu_jax.generation.pixels import contact_sheet
 from emu_jax.generation.text import generate_tokens
 from emu_jax.sharding.mesh import MeshConfig, make_mesh
 
@@ -168,7 +168,7 @@ def test_pictures(painter: EmuPipeline) -> None:
     assert painter.autoencode_image(RED, **few).size == (8, 8)
     of_its_own = painter.decode_embeddings(painter.visual_embeddings([RED]), seed=1, **few)
     assert painter.generate_image([RED], autoencode=True, seed=1, **few)[0].tobytes() == of_its_own[0].tobytes()
-    story = painter.generate(["a red"], open_image="first", max_new_tokens=2, picture=PictureOptions(**few))
+    story = painter.generate(["a red"], open_image="first", max_new_tokens=2, picture=ImageOptions(**few))
     assert isinstance(story[0], PIL.Image.Image)
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emu_jax.layers.linear import DenseGeneral, IntoHeads, LoraConfig, OutOfHeads
+from emu_jax.layers.linear import DenseGeneral, LoraConfig, OutputProjection, QKVProjection
 from emu_jax.sharding import axes
 from emu_jax.sharding.specs import unbox
 
@@ -63,14 +63,14 @@ def test_dropout_is_on_the_adapter_alone_and_only_while_training():
     ]
     assert not np.allclose(runs[0], runs[1])
     params["lora_b"] = jnp.zeros((3, 2, 5))
-    kept = adapted.apply({"params": params}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
-    np.testing.assert_array_equal(kept, plain)
+    saved_activations = adapted.apply({"params": params}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
+    np.testing.assert_array_equal(saved_activations, plain)
 
 
 def test_heads_side_by_side_make_the_same_map():
     x = jax.random.normal(jax.random.key(0), (2, 5, 24))
     names = ((axes.EMBED,), (axes.QKV, axes.HEADS, axes.KV))
-    plain, beside = DenseGeneral((3, 4, 6), *names), IntoHeads((3, 4, 6), *names)
+    plain, beside = DenseGeneral((3, 4, 6), *names), QKVProjection((3, 4, 6), *names)
     params = unbox(plain.init(jax.random.key(1), x))
     assert jax.tree.all(jax.tree.map(jnp.array_equal, params, unbox(beside.init(jax.random.key(1), x))))
     fused = plain.apply(params, x)
@@ -79,7 +79,7 @@ def test_heads_side_by_side_make_the_same_map():
 
     heads = jax.random.normal(jax.random.key(2), (2, 5, 4, 6))
     names = ((axes.HEADS, axes.KV), (axes.EMBED,))
-    plain, beside = DenseGeneral((24,), *names, use_bias=True), OutOfHeads((24,), *names, use_bias=True)
+    plain, beside = DenseGeneral((24,), *names, use_bias=True), OutputProjection((24,), *names, use_bias=True)
     params = unbox(plain.init(jax.random.key(3), heads))
     assert jax.tree.structure(params) == jax.tree.structure(unbox(beside.init(jax.random.key(3), heads)))
     np.testing.assert_allclose(beside.apply(params, heads), plain.apply(params, heads), atol=1e-6)

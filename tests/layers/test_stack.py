@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jax.ad_checkpoint import checkpoint_name
 
-from emu_jax.layers.kept import UP
 from emu_jax.layers.linear import DenseGeneral
+from emu_jax.layers.saved import UP
 from emu_jax.layers.stack import Remat, stack
 from emu_jax.sharding import axes
 
@@ -25,12 +25,14 @@ class Layer(nn.Module):
 
 class Stack(nn.Module):
     remat: Remat = Remat.NONE
-    kept: tuple[str, ...] = ()
+    saved_activations: tuple[str, ...] = ()
     cached: bool = False
 
     @nn.compact
     def __call__(self, x, per_layer, shared):
-        return stack(Layer, length=3, remat=self.remat, kept=self.kept, cached=self.cached)(x, per_layer, shared)
+        return stack(Layer, length=3, remat=self.remat, saved_activations=self.saved_activations, cached=self.cached)(
+            x, per_layer, shared
+        )
 
 
 X = jax.random.normal(jax.random.key(0), (2, 8))
@@ -61,15 +63,17 @@ def test_each_layer_has_its_own_slice_of_what_is_cached():
     assert np.asarray(per_layer).tolist() == [11, 21, 31]
 
 
-def loss(p, remat, kept=()):
-    return jnp.sum(Stack(remat=remat, kept=kept).apply({"params": p}, X, None, 0.5)[0] ** 2)
+def loss(p, remat, saved_activations=()):
+    return jnp.sum(Stack(remat=remat, saved_activations=saved_activations).apply({"params": p}, X, None, 0.5)[0] ** 2)
 
 
 @pytest.mark.parametrize(("remat", "named"), [(Remat.DOTS, ()), (Remat.FULL, ()), (Remat.FULL, (UP,))])
 def test_what_is_recomputed_has_the_same_gradient(remat, named):
-    kept, recomputed = (jax.grad(loss)(params(), *kind) for kind in ((Remat.NONE,), (remat, named)))
-    kept, recomputed = (np.asarray(g["layers"]["map"]["kernel"].value) for g in (kept, recomputed))
-    np.testing.assert_allclose(recomputed, kept, rtol=0, atol=1e-5 * np.abs(kept).max())
+    saved_activations, recomputed = (jax.grad(loss)(params(), *kind) for kind in ((Remat.NONE,), (remat, named)))
+    saved_activations, recomputed = (
+        np.asarray(g["layers"]["map"]["kernel"].value) for g in (saved_activations, recomputed)
+    )
+    np.testing.assert_allclose(recomputed, saved_activations, rtol=0, atol=1e-5 * np.abs(saved_activations).max())
 
 
 @pytest.mark.parametrize(("named", "products"), [((), 4), ((UP,), 3)])

@@ -8,7 +8,7 @@ import pytest
 from emu_jax.checkpoints.model_directory import load_model
 from emu_jax.layers.positions import relative_buckets
 from emu_jax.models.emu import Emu
-from tests.checkpoints.release import random_state, small_config, with_layers, write_release
+from tests.convert.release import random_state, small_config, with_layers, write_release
 
 torch = pytest.importorskip("torch")
 t5 = pytest.importorskip("transformers.models.t5.modeling_t5")

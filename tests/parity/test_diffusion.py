@@ -11,9 +11,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="wants PyTorch: `make parity`")
 diffusers = pytest.importorskip("diffusers", reason="wants diffusers: `make parity`")
 
+from emu_jax.convert.diffusion_table import unet_table  # noqa: E402
 from emu_jax.diffusion.config import UNetConfig  # noqa: E402
 from emu_jax.diffusion.decoder import VisualDecoder, load_visual_decoder  # noqa: E402
-from emu_jax.diffusion.torch_layout import unet_table  # noqa: E402
 
 STEPS = 7
 WIDTH = 24

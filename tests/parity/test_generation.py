@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emu_jax.checkpoints.torch_maps import DECODER, decoder_rows, to_ours
+from emu_jax.convert.emu_table import DECODER, decoder_rows, to_ours
 from emu_jax.generation.prompt import PromptBatch
 from emu_jax.generation.sampling import TextOptions, compile_options
 from emu_jax.generation.text import generate_tokens
 from emu_jax.models.emu import Emu
-from tests.checkpoints.release import small_config, with_layers
+from tests.convert.release import small_config, with_layers
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emu_jax.checkpoints.import_torch import prepare_import
 from emu_jax.checkpoints.model_directory import load_model
-from emu_jax.checkpoints.torch_config import to_release_config
+from emu_jax.convert.emu_config import to_release_config
+from emu_jax.convert.import_torch import prepare_import
 from emu_jax.models.emu import Emu
-from tests.checkpoints.release import random_state, small_config, with_layers, write_release
+from tests.convert.release import random_state, small_config, with_layers, write_release
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -99,7 +99,7 @@ def _params_of(theirs, config, tmp_path):
 
 @pytest.mark.parametrize("layers", [1, 3])
 def test_huggingface_export_opens_with_from_pretrained(tmp_path, layers):
-    from emu_jax.checkpoints.export_torch import Layout, prepare_export
+    from emu_jax.convert.export_torch import Layout, prepare_export
 
     config = with_layers(small_config(), decoder={"num_layers": layers})
     source = write_release(tmp_path / "release", config, random_state(config))

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emu_jax.checkpoints.export_torch import Layout, prepare_export
-from emu_jax.checkpoints.import_torch import prepare_import
 from emu_jax.checkpoints.model_directory import load_model
-from emu_jax.checkpoints.torch_maps import PEFT_DECODER
+from emu_jax.convert.emu_table import PEFT_DECODER
+from emu_jax.convert.export_torch import Layout, prepare_export
+from emu_jax.convert.import_torch import prepare_import
 from emu_jax.models.emu import Emu
-from tests.checkpoints.release import random_state, small_config, write_release
+from tests.convert.release import random_state, small_config, write_release
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

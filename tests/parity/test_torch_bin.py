@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from emu_jax.__main__ import main
-from emu_jax.checkpoints.export_torch import prepare_export
-from emu_jax.checkpoints.torch_files import open_tensors
-from emu_jax.checkpoints.torch_maps import emu_rows, peft_name, unused_shapes
-from tests.checkpoints.release import random_state, small_config, write_release
+from emu_jax.convert.emu_table import emu_rows, peft_name, unused_shapes
+from emu_jax.convert.export_torch import prepare_export
+from emu_jax.convert.files import open_tensors
+from tests.convert.release import random_state, small_config, write_release
 
 torch = pytest.importorskip("torch")
 

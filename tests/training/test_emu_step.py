@@ -18,7 +18,7 @@ from emu_jax.losses import embedding_variance
 from emu_jax.models.config import EmuConfig
 from emu_jax.models.presets import emu_tiny
 from emu_jax.sharding.mesh import MeshConfig, make_mesh
-from emu_jax.sharding.specs import bytes_a_device
+from emu_jax.sharding.specs import bytes_per_device
 from emu_jax.training.config import OptimizerConfig
 from emu_jax.training.optimizer import make_optimizer
 from emu_jax.training.partition import flatten
@@ -132,7 +132,7 @@ def test_every_mesh_gives_the_loss_and_gradients_of_one_device(sizes):
 def test_a_device_holds_an_eighth_and_constraints_reach_the_program():
     state, _, lowered, compiled, begun = stepped((1, 4, 2))
     total = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
-    held = bytes_a_device((state.params, state.opt_state))
+    held = bytes_per_device((state.params, state.opt_state))
     assert held < 1.1 * total / 8  # norms, biases, positions and patches are cut less, and count for little
     rows = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(stage().batch_spec()))
     arguments = compiled.memory_analysis().argument_size_in_bytes

@@ -186,7 +186,7 @@ def test_bad_data_and_bad_shapes_are_told_in_one_line(tmp_path):
 
 
 def test_collapse_is_told_once_for_each_fall():
-    watch = CollapseWatch(variance_share=0.02, least_rank=1.5)
+    watch = CollapseWatch(variance_ratio=0.02, least_rank=1.5)
     tell = lambda variance, rank=9.0: watch.check(
         {"visual_embedding_variance": variance, "visual_embedding_rank": rank, "visual_embedding_cosine": 0.5}
     )

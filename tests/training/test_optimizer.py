@@ -19,7 +19,7 @@ def shares(config: OptimizerConfig, steps: int) -> np.ndarray:
 
 @pytest.mark.parametrize("warmup", [10, 0.1])
 def test_warmup_as_steps_or_as_a_share_then_cosine_to_the_end(warmup):
-    found = shares(OptimizerConfig(warmup_steps=warmup, final_share=0.1), 100)
+    found = shares(OptimizerConfig(warmup_steps=warmup, final_fraction=0.1), 100)
     np.testing.assert_allclose(found[:10], np.arange(1, 11) / 10, rtol=1e-6)
     np.testing.assert_allclose(found[55], 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * 45 / 90)), rtol=1e-5)
     assert 0.1 < found[-1] < 0.11
@@ -28,7 +28,7 @@ def test_warmup_as_steps_or_as_a_share_then_cosine_to_the_end(warmup):
 
 def test_constant_wsd_and_piecewise():
     assert (shares(OptimizerConfig(schedule=Schedule.CONSTANT, warmup_steps=0), 20) == 1).all()
-    wsd = shares(OptimizerConfig(schedule=Schedule.WSD, warmup_steps=10, cooldown_share=0.2), 100)
+    wsd = shares(OptimizerConfig(schedule=Schedule.WSD, warmup_steps=10, cooldown_fraction=0.2), 100)
     assert (wsd[10:81] == 1).all()
     np.testing.assert_allclose(wsd[90], 0.5, rtol=1e-5)
     np.testing.assert_allclose(wsd[99], 0.05, rtol=1e-5)

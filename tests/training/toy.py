@@ -24,7 +24,7 @@ class ToyStage:
     name: str = "toy"
 
     @property
-    def coefficients(self) -> dict[str, float]:
+    def loss_weights(self) -> dict[str, float]:
         return {"first": 1.0, "second": 0.5}
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -45,7 +45,7 @@ class ToyStage:
             "head": {"kernel": head(keys[1], (16, 4))},
         }
 
-    def loss_weights(self, batch):
+    def loss_denominators(self, batch):
         return {"first": batch["mask"].sum(), "second": jnp.abs(batch["y"]).sum()}
 
     def losses(self, params, batch, rng, *, deterministic):

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from emu_jax.data.decoder_examples import Condition
+from emu_jax.data.loader.decoder_examples import Condition
 from emu_jax.diffusion.config import VAEConfig
 from emu_jax.diffusion.decoder import vae_inputs
 from emu_jax.diffusion.vae import VAE, Posterior

@@ -89,7 +89,7 @@ class PretrainStage:
         return self.config.trainable
 
     @property
-    def coefficients(self) -> dict[str, float]:
+    def loss_weights(self) -> dict[str, float]:
         """Of the two losses."""
         return {"text": self.config.text_coefficient, "regression": self.config.regression_coefficient}
 
@@ -113,7 +113,7 @@ class PretrainStage:
         row = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in spec.items()}
         return self.emu.init(rng, row["tokens"], row["images"])["params"]
 
-    def loss_weights(self, batch: Batch) -> dict[str, jax.Array]:
+    def loss_denominators(self, batch: Batch) -> dict[str, jax.Array]:
         """How many predictions each loss counts."""
         return {"text": batch["text_loss_mask"].sum(), "regression": batch["regression_mask"].sum()}
 

@@ -45,7 +45,7 @@ class VAEStage:
         return (r"^vae/",)
 
     @property
-    def coefficients(self) -> dict[str, float]:
+    def loss_weights(self) -> dict[str, float]:
         """Of the three terms."""
         return {
             "absolute_error": self.config.absolute_coefficient,
@@ -68,9 +68,9 @@ class VAEStage:
         size = self.model.factor
         return {"vae": self.vae.init(rng, jnp.zeros((1, size, size, self.model.in_channels)))["params"]}
 
-    def loss_weights(self, batch: Batch) -> dict[str, jax.Array]:
+    def loss_denominators(self, batch: Batch) -> dict[str, jax.Array]:
         """Pictures."""
-        return dict.fromkeys(self.coefficients, jnp.float32(len(batch["images"])))
+        return dict.fromkeys(self.loss_weights, jnp.float32(len(batch["images"])))
 
     def losses(self, params: Any, batch: Batch, rng: jax.Array, *, deterministic: bool) -> LossOutput:
         """Errors of the reconstruction from drawn latents (deterministic: from their means), and the divergence."""

@@ -75,7 +75,7 @@ class VisualDecoderStage:
         return (r"^unet/",)
 
     @property
-    def coefficients(self) -> dict[str, float]:
+    def loss_weights(self) -> dict[str, float]:
         """One term."""
         return {"noise": 1.0}
 
@@ -102,7 +102,7 @@ class VisualDecoderStage:
         frozen = {} if self.frozen is None else self.frozen.init(rng)
         return frozen | {"unet": self.unet.init(rng, latents, jnp.zeros((1,), jnp.int32), conditioning)["params"]}
 
-    def loss_weights(self, batch: Batch) -> dict[str, jax.Array]:
+    def loss_denominators(self, batch: Batch) -> dict[str, jax.Array]:
         """Pictures."""
         return {"noise": jnp.float32(len(next(iter(batch.values()))))}
 

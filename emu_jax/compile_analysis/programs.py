@@ -1,0 +1,97 @@
+"""The programs that can be compiled for a pod: the train step of a config, and what uses the trained model."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from emu_jax.compile_analysis.generation_programs import decode_step, image_embeddings, prefill_prompts, sample_images
+from emu_jax.compile_analysis.program import Load, Program, read_emu
+from emu_jax.config import from_config_dict
+from emu_jax.diffusion.config import UNetConfig, VAEConfig
+from emu_jax.errors import UserError
+from emu_jax.models.presets import emu_14b
+from emu_jax.training.compilation import compile_train_step
+from emu_jax.training.config import TrainConfig
+from emu_jax.training.jobs import JOBS, VISUAL_DECODER, VAERun, VisualDecoderRun
+from emu_jax.training.optimizer import make_optimizer
+from emu_jax.training.run import EMU_STAGES, PRETRAIN, make_stage, on_chip
+from emu_jax.training.stage import CountsFlops, Stage
+from emu_jax.training.stages.frozen import FrozenModels
+from emu_jax.training.stages.vae import VAEStage
+from emu_jax.training.stages.visual_decoder import VisualDecoderStage
+from emu_jax.training.state import abstract_state
+
+
+def train_step(config: Any, load: Load) -> Program:
+    """The very step that `train` runs; all places and image slots of its rows are taken to be in use."""
+    del load
+    stage, train = _stage(config, device_kind="any")
+    spec = stage.batch_spec()
+    tokens = spec["tokens"].size if "tokens" in spec else 0
+    images = math.prod(spec["images"].shape[:2]) if "images" in spec else next(iter(spec.values())).shape[0]
+
+    def compile_for(mesh: Mesh) -> jax.stages.Compiled:
+        stage, train = _stage(config, device_kind=mesh.devices.flat[0].device_kind)
+        optimizer = make_optimizer(train.optimizer, steps=train.steps)
+        state = abstract_state(stage, optimizer, config=train.optimizer, mesh=mesh)
+        return compile_train_step(train, stage=stage, state=state, mesh=mesh)
+
+    flops = stage.step_flops(tokens=tokens, images=images) if isinstance(stage, CountsFlops) else None
+    return Program("train", train.mesh, compile_for, flops, tokens, images, train.steps)
+
+
+PROGRAMS: dict[str, Callable[[Any, Load], Program]] = {
+    "train": train_step,
+    "prefill": prefill_prompts,
+    "decode": decode_step,
+    "images": image_embeddings,
+    "sampling": sample_images,
+}
+
+
+def _stage(config: Any, *, device_kind: str) -> tuple[Stage, TrainConfig]:
+    """The stage as `train` makes it, from the config alone: no tokenizer and no data are read.
+
+    Raises:
+      UserError: a stage that `train` does not know, or fields that it would not take.
+    """
+    name = config.get("stage", PRETRAIN)
+    if name in EMU_STAGES:
+        run, emu = read_emu(config)
+        run = on_chip(run, device_kind=device_kind)
+        return make_stage(run, image_token_id=emu.image_token_id), run.train
+    if name == VISUAL_DECODER:
+        painter = from_config_dict(VisualDecoderRun, config)
+        return _visual_decoder_stage(painter), painter.train
+    if name == "vae":
+        vae = from_config_dict(VAERun, config)
+        return VAEStage(model=vae.vae, batch_size=vae.batch_size, config=vae.training), vae.train
+    raise UserError(f"config.stage must be one of {', '.join(JOBS)}, not {name!r}.")
+
+
+def _visual_decoder_stage(run: VisualDecoderRun) -> VisualDecoderStage:
+    """Stable Diffusion v1.5's U-Net at Emu's width, with the released Emu and autoencoder where the step computes."""
+    emu, vae = dataclasses.replace(emu_14b(), dtype="bfloat16"), VAEConfig()
+    queries, width = emu.causal_former.num_image_tokens, emu.decoder.width
+    frozen = None
+    if run.computed is not None:
+        frozen = FrozenModels(
+            emu=emu,
+            vae=vae,
+            image_token_id=emu.decoder.vocab_size - 1,
+            condition=run.computed.condition,
+            prompt_length=run.computed.prompt_length,
+        )
+    return VisualDecoderStage(
+        model=UNetConfig(cross_attention_dim=width),
+        batch_size=run.batch_size,
+        unconditional=np.zeros((queries, width), np.float32),
+        scaling_factor=vae.scaling_factor,
+        config=run.training,
+        frozen=frozen,
+    )

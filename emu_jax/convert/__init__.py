@@ -1,0 +1,1 @@
+"""Convert between PyTorch checkpoints and emu_jax models, in both directions."""

@@ -1,0 +1,1 @@
+"""Load prepared data sets: mix, pack, decode and batch."""

@@ -1,0 +1,1 @@
+"""Prepare data sets: read published layouts, clean them, and write sharded records."""

@@ -1,0 +1,1 @@
+"""The demo: the synthetic shapes world, its tasks and its report."""

@@ -1,0 +1,29 @@
+"""Prompts of the drawn world, token for token what `data.sequence` lays out in training, up to where the answer begins.
+
+caption      <s> [IMG] <image> [/IMG]                                          | a large red circle ...
+picture      <s> a large red circle ... [IMG]                                  | 32 embeddings
+question     <s> [USER] : [IMG] <image> [/IMG] what color is it? [ASSISTANT] : | red </s>
+in context   <s> image 1 [IMG] <image> [/IMG] image 2 [IMG] <image> [/IMG] the object of ... [IMG] | embeddings
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from emu_jax.data.document import Role
+from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.demo.world.stories import InContextTask
+from emu_jax.generation.chat import Turn, chat_prompt
+from emu_jax.generation.prompt import Part
+
+Prompt = list[Part]
+
+
+def question_prompt(pictures: Iterable[np.ndarray], question: str, *, tokenizer: Tokenizer) -> Prompt:
+    """A user's question about pictures, and the assistant about to speak."""
+    return chat_prompt([Turn(Role.USER, (*pictures, question))], tokenizer=tokenizer)
+
+
+def in_context_prompt(task: InContextTask, first: np.ndarray, second: np.ndarray) -> Prompt:
+    """Two pictures with their names, and the instruction; the picture asked for comes next."""
+    return [task.texts[0], first, task.texts[1], second, task.texts[2]]

@@ -1,0 +1,120 @@
+"""`write_world`: all the sets of the demo into one directory, by one seed, going on where it was stopped."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from emu_jax.demo.world.alt_text import alt_text
+from emu_jax.demo.world.files import write_bytes
+from emu_jax.demo.world.grammar import caption
+from emu_jax.demo.world.stories import sample_in_context, sample_storyboard
+from emu_jax.demo.world.writers import (
+    write_chats,
+    write_clips,
+    write_pages,
+    write_pairs,
+    write_storyboards,
+    write_video_chats,
+)
+from emu_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class WorldSizes:
+    """How many documents each set holds; each lies in the folder of its name. 0 leaves the set out."""
+
+    laion2b: int = 6_000  # image-text pairs, noisy alt text
+    laion_coco: int = 12_000  # image-text pairs, clean captions
+    mmc4: int = 2_000  # pages of two or three pictures
+    webvid: int = 1_000  # clips
+    storyboards: int = 2_000  # three or four frames with subtitles
+    in_context: int = 3_000  # the same layout: two pictures, an instruction, the picture asked for
+    llava: int = 6_000  # chats about a picture
+    videochat: int = 500  # a question about a clip
+
+    def scaled(self, factor: float) -> "WorldSizes":
+        """Every set `factor` times as large, none left empty that was not."""
+        return WorldSizes(**{name: count and max(1, round(count * factor)) for name, count in asdict(self).items()})
+
+
+@dataclass(frozen=True)
+class WorldSummary:
+    """What lies in `directory`; `written` and `found` count the shards of this call."""
+
+    directory: Path
+    sizes: WorldSizes
+    written: int = 0
+    found: int = 0
+    folders: dict[str, Path] = field(default_factory=dict)
+
+
+Progress = Callable[[str, int, int], None]
+SHARD_SIZE = 1_000
+
+# name of the set: (how a shard is written, the file whose presence says that the shard is whole)
+_WRITERS: dict[str, tuple[Callable, str]] = {
+    "laion2b": (partial(write_pairs, describe=alt_text), "{:05d}.tar"),
+    "laion_coco": (partial(write_pairs, describe=caption), "{:05d}.tar"),
+    "mmc4": (write_pages, "docs_shard_{}_v3.jsonl"),
+    "webvid": (write_clips, "results_10M_train_{}.csv"),
+    "storyboards": (partial(write_storyboards, tell=sample_storyboard), "{:07d}.tar"),
+    "in_context": (
+        partial(write_storyboards, tell=lambda rng: sample_in_context(rng).as_storyboard()),
+        "{:07d}.tar",
+    ),
+    "llava": (write_chats, "llava_instruct_{}.json"),
+    "videochat": (write_video_chats, "videochat_instruct_{}.json"),
+}
+
+
+def _claim(directory: Path, settings: dict) -> None:
+    """Marks `directory` as a world of these settings; raises if it is one of others, or holds something else."""
+    marker = directory / "world.json"
+    if marker.exists():
+        found = json.loads(marker.read_text())
+        if found != settings:
+            changed = ", ".join(sorted(k for k in settings | found if settings.get(k) != found.get(k)))
+            raise UserError(f"{directory} holds a world written with another {changed}: choose an empty directory")
+    elif directory.exists() and any(directory.iterdir()):
+        raise UserError(f"{directory} is not empty and is no drawn world: choose an empty directory")
+    else:
+        write_bytes(marker, json.dumps(settings, indent=2).encode())
+
+
+def write_world(
+    directory: Path | str,
+    *,
+    seed: int = 0,
+    sizes: WorldSizes = WorldSizes(),
+    image_size: int = 32,
+    progress: Progress | None = None,
+) -> WorldSummary:
+    """Writes the training split of the drawn world in the formats of the real sets.
+
+    The same seed, sizes and image size give the same bytes. Shards that are there are left alone, so a killed call goes
+    on when repeated. `progress(set, shards done, shards in all)` is called after every shard. Raises UserError if
+    `directory` holds a world of other settings, or anything else.
+    """
+    directory = Path(directory)
+    _claim(directory, {"seed": seed, "image_size": image_size, "sizes": asdict(sizes)})
+    shards = [
+        (name, shard, min(SHARD_SIZE, count - shard * SHARD_SIZE))
+        for name, count in asdict(sizes).items()
+        for shard in range(-(-count // SHARD_SIZE))
+    ]
+    order = [item.name for item in fields(WorldSizes)]
+    written = 0
+    for done, (name, shard, count) in enumerate(shards, start=1):
+        write, last_file = _WRITERS[name]
+        if not (directory / name / last_file.format(shard)).exists():
+            rng = np.random.default_rng([seed, order.index(name), shard])
+            write(directory / name, rng, shard=shard, count=count, image_size=image_size)
+            written += 1
+        if progress:
+            progress(name, done, len(shards))
+    folders = {name: directory / name for name, count in asdict(sizes).items() if count}
+    return WorldSummary(directory, sizes, written, len(shards) - written, folders)

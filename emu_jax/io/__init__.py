@@ -1,0 +1,1 @@
+"""Read and write files: atomic writes, safetensors, guarded pickles, remote mirrors."""

@@ -1,0 +1,135 @@
+"""Read and write local files: complete or not at all, with one clear line for each failure."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from emu_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def file_errors(action: str, path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn an OSError in the block into a UserError such as "Cannot write PATH: No space left on device."."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"Cannot {action} {path}: {error.strerror or error}.") from error
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path next to `path`, and move it to `path` when the block ends without an error.
+
+    Readers see the old file or the complete new one, also after `kill -9` or a power failure.
+
+    Raises:
+      UserError: the folder cannot be written to, or the disk is full.
+    """
+    target = Path(path)
+    with file_errors("write", target):
+        if target.is_dir():
+            raise UserError(f"Cannot write {target}: it is a folder. Name a file.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name[:200]}.{os.getpid()}.tmp")
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder next to `path`, and rename it to `path` when the block ends without an error.
+
+    Raises:
+      UserError: `path` exists and is not an empty folder, cannot be written, or the disk is full.
+    """
+    target = Path(path)
+    with file_errors("write", target):
+        check_new_folder(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name[:200]}.", suffix=".tmp", dir=target.parent))
+        try:
+            temporary.chmod(0o777 & ~_umask())
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            os.replace(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new_folder(path: str | os.PathLike[str]) -> None:
+    """Raise UserError unless `path` is absent or an empty folder."""
+    target = Path(path)
+    with file_errors("read", target):
+        if target.is_dir() and not any(target.iterdir()):
+            return
+        if target.exists() or target.is_symlink():
+            raise UserError(f"{target} exists already. Name another folder, or remove this one first.")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a UTF-8 file atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a binary file atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = 1) -> None:
+    """Write `value` as a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Return the text of a UTF-8 file.
+
+    Raises:
+      UserError: there is no such file, it cannot be read, or it is not UTF-8.
+    """
+    try:
+        with file_errors("read", path):
+            return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a UTF-8 text file (byte {error.start}).") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return the value of a JSON file.
+
+    Raises:
+      UserError: there is no such file, it cannot be read, or it is not valid JSON.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is not valid JSON: it is nested too deeply.") from error
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

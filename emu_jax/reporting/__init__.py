@@ -1,0 +1,1 @@
+"""Write self-contained HTML pages and charts."""

@@ -1,0 +1,118 @@
+"""The table of parameters: complete for the published sizes, and strict about what it is given."""
+
+import json
+import math
+
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+
+from emu_jax.convert.diffusion_table import to_ours, to_torch, unet_table, vae_table
+from emu_jax.diffusion.config import UNetConfig, VAEConfig
+from emu_jax.diffusion.decoder import unet_inputs, vae_inputs
+from emu_jax.diffusion.unet import UNet
+from emu_jax.diffusion.vae import VAE
+from emu_jax.errors import UserError
+from emu_jax.sharding import axes
+from emu_jax.sharding.specs import unbox
+
+EMU_UNET = UNetConfig(cross_attention_dim=5120)
+SMALL_VAE = VAEConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, sample_size=8)
+
+
+def read_shapes(path):
+    rows = (line.split("\t") for line in path.read_text().splitlines())
+    return {name: tuple(int(size) for size in shape.split(",")) for name, shape in rows}
+
+
+def boxed(module, inputs):
+    return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+
+
+@pytest.mark.parametrize(
+    ("table", "module", "inputs", "name"),
+    [
+        (unet_table(EMU_UNET), UNet(EMU_UNET), unet_inputs(EMU_UNET), "unet_state_dict.tsv"),
+        (vae_table(VAEConfig()), VAE(VAEConfig()), vae_inputs(VAEConfig()), "vae_state_dict.tsv"),
+    ],
+)
+def test_full_size_has_the_published_names_and_shapes(shared_dir, table, module, inputs, name):
+    published = read_shapes(shared_dir / "reference" / "shapes" / name)
+    assert {row.torch: row.shape for row in table} == published
+    ours = flax.traverse_util.flatten_dict(unbox(boxed(module, inputs)), sep="/")
+    assert {row.ours: math.prod(row.shape) for row in table} == {k: math.prod(v.shape) for k, v in ours.items()}
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs"), [(UNet(EMU_UNET), unet_inputs(EMU_UNET)), (VAE(VAEConfig()), vae_inputs(VAEConfig()))]
+)
+def test_every_parameter_names_known_axes(module, inputs):
+    leaves = jax.tree.leaves(boxed(module, inputs), is_leaf=lambda leaf: hasattr(leaf, "names"))
+    for leaf in leaves:
+        assert hasattr(leaf, "names")
+        assert set(leaf.names) - {None} <= set(axes.PARAMETER_AXES)
+        assert any(leaf.names)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Shapes and a torch state dict of a small autoencoder."""
+    table = vae_table(SMALL_VAE)
+    rng = np.random.default_rng(0)
+    source = {row.torch: rng.normal(size=row.shape).astype(np.float32) for row in table}
+    return table, unbox(boxed(VAE(SMALL_VAE), vae_inputs(SMALL_VAE))), source
+
+
+def test_both_directions_are_inverse(small):
+    table, shapes, source = small
+    params = to_ours(table, source, shapes)
+    assert jax.tree.map(np.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+    back = to_torch(table, params)
+    assert back.keys() == source.keys()
+    for name, array in source.items():
+        np.testing.assert_array_equal(back[name], array)
+
+
+def test_missing_and_unused_names_are_both_listed(small):
+    table, shapes, source = small
+    wrong = {("stranger" if name == "quant_conv.bias" else name): array for name, array in source.items()}
+    with pytest.raises(UserError, match=r"lacks quant_conv\.bias; it holds unused stranger"):
+        to_ours(table, wrong, shapes)
+    params = to_ours(table, source, shapes)
+    params["stranger"] = params.pop("quant_conv")
+    with pytest.raises(UserError, match=r"missing quant_conv/bias, quant_conv/kernel; without a row stranger/bias"):
+        to_torch(table, params)
+
+
+def test_a_wrong_shape_is_named(small):
+    table, shapes, source = small
+    with pytest.raises(UserError, match=r"quant_conv\.bias has shape \[3\] in the file; the config says \[8\]"):
+        to_ours(table, source | {"quant_conv.bias": np.zeros(3, np.float32)}, shapes)
+
+
+def test_configs_survive_diffusers_json():
+    for config in (
+        EMU_UNET,
+        UNetConfig(attention_head_dim=(5, 10, 20, 20), use_linear_projection=True, sample_size=96),
+        SMALL_VAE,
+    ):
+        assert type(config).from_diffusers(json.loads(json.dumps(config.to_diffusers()))) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift"),
+        ({"act_fn": "gelu"}, "act_fn"),
+        ({"down_block_types": ["AttnDownBlock2D"] * 4}, "AttnDownBlock2D"),
+        ({"norm_num_groups": 7}, "do not divide into norm_num_groups"),
+        ({"block_out_channels": [320, 640]}, "one entry per level"),
+        ({"attention_head_dim": 7}, "attention heads"),
+        ({"transformer_layers_per_block": [1, 2, 10, 10]}, r"transformer_layers_per_block must be int, not \[1, 2, 10"),
+        ({"sample_size": [64, 96]}, r"sample_size must be int, not \[64, 96\]"),
+    ],
+)
+def test_a_unet_that_is_not_built_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        UNetConfig.from_diffusers(EMU_UNET.to_diffusers() | change)

@@ -1,0 +1,125 @@
+"""The table: every parameter of an Emu has its row, and the 14B's rows are the published names and shapes."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from emu_jax.checkpoints.model_directory import boxed_shapes
+from emu_jax.convert.emu_table import (
+    emu_rows,
+    lora_rank,
+    peft_name,
+    release_name,
+    to_ours,
+    to_torch,
+    unused_shapes,
+)
+from emu_jax.layers.linear import LoraConfig
+from emu_jax.models.presets import emu_14b
+from emu_jax.sharding.specs import unbox
+from tests.convert.release import small_config
+
+EMU_14B = 14_208_419_072  # parameters in the released file
+EMU_14B_WITHOUT_T5_TABLE = 14_183_744_768
+EMU_I_LORA = 40 * 4 * 16 * (5120 + 5120)
+
+
+def exported_shapes(config):
+    return {name: row.shape for row in emu_rows(config) for name in row.names} | unused_shapes(config)
+
+
+def emu_instruct_14b():
+    return dataclasses.replace(emu_14b(vocab_size=32006), lora=LoraConfig())
+
+
+@pytest.mark.parametrize("config", [small_config(), small_config(lora=True), emu_14b(), emu_instruct_14b()])
+def test_every_parameter_has_one_row(config):
+    shapes = {p: s.shape for p, s in traverse_util.flatten_dict(unbox(boxed_shapes(config)), sep="/").items()}
+    rows = emu_rows(config)
+    assert {row.path: row.stacked for row in rows} == shapes
+    assert len({name for row in rows for name in row.names}) == sum(len(row.names) for row in rows)
+
+
+def test_totals_of_the_14b():
+    shapes = exported_shapes(emu_14b())
+    total = sum(map(math.prod, shapes.values()))
+    assert total == EMU_14B
+    assert total - math.prod(shapes["cformer.cformer.embed_tokens.weight"]) == EMU_14B_WITHOUT_T5_TABLE
+
+
+def test_total_of_emu_instruct():
+    total = sum(map(math.prod, exported_shapes(emu_instruct_14b()).values()))
+    assert total == EMU_14B + 2 * 2 * 5120 + EMU_I_LORA
+
+
+@pytest.mark.parametrize(
+    ("config", "table"), [(emu_14b(), "emu_14b_state_dict.tsv"), (emu_instruct_14b(), "emu_instruct_state_dict.tsv")]
+)
+def test_names_and_shapes_are_the_published_ones(config, table, shared_dir):
+    lines = (shared_dir / "reference" / "shapes" / table).read_text().splitlines()
+    published = {name: tuple(map(int, shape.split(","))) for name, shape in (line.split("\t") for line in lines)}
+    rename = peft_name if config.lora is not None else (lambda name: name)
+    assert {rename(name): shape for name, shape in exported_shapes(config).items()} == published
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_there_and_back_is_bit_exact(lora):
+    rng = np.random.default_rng(0)
+    for row in emu_rows(small_config(lora=lora)):
+        tensor = rng.standard_normal(row.shape, np.float32)
+        ours = to_ours(row, tensor)
+        assert ours.shape == row.ours
+        np.testing.assert_array_equal(to_torch(row, ours), tensor, err_msg=row.name)
+
+
+def test_linear_weights_keep_their_meaning():
+    """`x W^T` of torch is our contraction over the kernel's input axes, heads included."""
+    rng = np.random.default_rng(1)
+    rows = {row.path: row for row in emu_rows(small_config())}
+    row = rows["causal_former/blocks/self_attention/query/kernel"]  # [D, N, H]
+    weight, x = rng.standard_normal(row.shape), rng.standard_normal(row.shape[1])
+    np.testing.assert_allclose(np.einsum("d,dnh->nh", x, to_ours(row, weight)).ravel(), weight @ x, atol=1e-12)
+    row = rows["causal_former/blocks/self_attention/out/kernel"]  # [N, H, D]
+    weight, x = rng.standard_normal(row.shape), rng.standard_normal(row.shape[1])
+    heads = x.reshape(row.ours[:2])
+    np.testing.assert_allclose(np.einsum("nh,nhd->d", heads, to_ours(row, weight)), weight @ x, atol=1e-12)
+
+
+def test_vocabulary_tables_are_padded_with_zeros():
+    row = next(row for row in emu_rows(small_config()) if row.path == "decoder/token_embedding")
+    ours = to_ours(row, np.ones(row.shape, np.float32))
+    assert ours.shape[0] == 384
+    assert ours[:300].min() == 1
+    assert np.abs(ours[300:]).max() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "release"),
+    [
+        ("model.norm.weight", "decoder.lm.model.norm.weight"),
+        ("lm_head.weight", "decoder.lm.lm_head.weight"),
+        ("module.ln_visual.bias", "ln_visual.bias"),
+        ("blocks.3.norm1.bias", "visual.blocks.3.norm1.bias"),
+        ("norm.weight", "visual.norm.weight"),
+        ("decoder.lm.base_model.model.model.norm.weight", "decoder.lm.model.norm.weight"),
+        ("logit_scale", None),
+        ("text.token_embedding.weight", None),
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", None),
+    ],
+)
+def test_names_of_other_layouts(name, release):
+    assert release_name(name) == release
+
+
+def test_rank_is_read_off_the_adapters():
+    name = "decoder.lm.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    assert lora_rank([("a", (1,)), (name, (5, 20))]) == 5
+    assert lora_rank([("a", (1,))]) is None
+
+
+def test_the_14b_takes_no_memory():
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(unbox(boxed_shapes(emu_14b()))))
