@@ -1,19 +1,20 @@
-# From a bare machine with git, make and Python >= 3.11:
+# On a machine with git, make and Python >= 3.11:
 #
-#   make demo      a small Emu, end to end (FAST=1: a little of everything in three minutes, with poor pictures)
-#   make test      the tests: the quick ones first, then whole commands and training runs
-#   make setup     the environment alone
-#   make parity    our modules against PyTorch's, in an environment of their own (Python 3.11 only)
-#   make lint      style and types
-#   make lock      resolve pyproject.toml anew into requirements*.txt and constraints.txt
+#   make demo      train a small Emu end to end (FAST=1: every step at a small scale, in three minutes)
+#   make test      run the tests: fast ones first, then complete commands and training runs
+#   make setup     install the environment only
+#   make parity    compare our modules with PyTorch's, in a separate environment (Python 3.11 only)
+#   make lint      check style, types and shell scripts
+#   make docs      build the documentation site in build/site
+#   make lock      resolve pyproject.toml again into requirements*.txt and constraints.txt
 #
-# PYTHON=python3.12 (a name or a path) picks the interpreter; its environment is then .venv-3.12. TESTS="tests/data -k pack"
-# narrows `make test` and `make test-fast`; WORKERS=8 runs more of them at once where there are more than two cores.
+# PYTHON=python3.12 (a name or a path) selects the interpreter; its environment is then .venv-3.12. TESTS="tests/data -k pack"
+# selects tests for `make test` and `make test-fast`; WORKERS=8 runs more of them in parallel.
 
-# First of these that is new enough and can make environments.
+# The first of these that is new enough and has venv.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
   $$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-# torch without CUDA exists for 3.11 alone.
+# torch without CUDA exists for Python 3.11 only.
 PARITY_PYTHON ?= $(shell for p in $(PYTHON) python3.11 $(HOME)/.pyenv/versions/3.11*/bin/python3.11; do \
   $$p -c 'import ensurepip, sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
 
@@ -25,17 +26,17 @@ endif
 PARITY_VENV = .venv-parity
 RUN = $(VENV)/bin/python
 TESTS ?= tests --ignore=tests/parity
-# Most of a test's time goes into compiling, on one core; each file stays in one process, with the fixtures it shares.
+# Tests mostly compile, on one core each; each file stays in one process, with its fixtures.
 PYTEST = -m pytest -n $(WORKERS) --dist loadfile --durations=10
 WORKERS ?= 2
 
-.PHONY: help setup demo test test-fast test-e2e parity lint lock
+.PHONY: help setup demo test test-fast test-e2e parity lint docs lock
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '1,/^$$/s/^#[ ]\{0,1\}//p' Makefile
 
-# ---- environments: made once, and again when what they are made from changes
+# ---- environments: made once, and again when their requirements change
 
 # $(call environment,INTERPRETER,FOLDER,REQUIREMENTS)
 define environment
@@ -54,10 +55,10 @@ $(VENV)/.installed: requirements.txt
 	$(call environment,$(PYTHON),$(VENV),requirements.txt)
 
 $(PARITY_VENV)/.installed: requirements-parity.txt
-	@test -n "$(PARITY_PYTHON)" || { echo "error: parity wants Python 3.11 (elsewhere torch brings CUDA along) and none was found; name one: make parity PARITY_PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -n "$(PARITY_PYTHON)" || { echo "error: parity requires Python 3.11 (torch installs CUDA on other versions) and none was found; name one: make parity PARITY_PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(call environment,$(PARITY_PYTHON),$(PARITY_VENV),requirements-parity.txt)
 
-# ---- what there is to do
+# ---- targets
 
 demo: setup
 	@$(RUN) -m emu_jax demo $(if $(filter-out 0,$(FAST)),--fast)
@@ -67,7 +68,7 @@ test: test-fast
 
 test-fast test-e2e parity: export JAX_PLATFORMS = cpu
 parity: export JAX_DISABLE_MOST_OPTIMIZATIONS = 0
-# torch beside JAX: small models gain nothing by threads that wait for a core
+# torch and JAX in one process: small models do not gain from threads that wait for a core
 parity: export OMP_NUM_THREADS = 1
 
 test-fast: setup
@@ -83,9 +84,13 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/shellcheck .ci/run tools/tpu/*.sh
 
-# The extras are resolved together with the base, so that adding one later downgrades nothing. torch is written in by
-# name: its wheel without CUDA lies where pip is told to look, not where the resolver does.
+docs: setup
+	$(VENV)/bin/mkdocs build --strict
+
+# Extras are resolved together with the base, so that adding one later downgrades nothing. torch is added by name, because
+# the resolver does not see its wheel without CUDA.
 LOCK = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header \
   --no-emit-index-url --no-emit-find-links --upgrade
 TORCH_NEEDS = filelock fsspec jinja2 networkx sympy
@@ -98,6 +103,6 @@ lock:
 	$(LOCK) pyproject.toml --extra dev -c constraints.txt -o requirements.txt
 	$(LOCK) pyproject.toml .venv-lock/parity.in --extra dev -c constraints.txt -o requirements-parity.txt
 	@echo 'torch==2.13.0' >> requirements-parity.txt
-	@sed -i '1i # Written by `make lock` from pyproject.toml: what all commands and tests need.' requirements.txt
-	@sed -i '1i # Written by `make lock`: requirements.txt and what `make parity` compares with (Python 3.11).' requirements-parity.txt
+	@sed -i '1i # Written by `make lock` from pyproject.toml: requirements of all commands and tests.' requirements.txt
+	@sed -i '1i # Written by `make lock`: requirements.txt and the packages of `make parity` (Python 3.11).' requirements-parity.txt
 	@sed -i "1i # Written by \`make lock\`: versions for every extra at once: pip install -c constraints.txt -e '.[tpu]'" constraints.txt

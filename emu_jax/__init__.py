@@ -3,7 +3,7 @@
 Importing this package loads nothing else: no JAX, no device, no environment variable.
 
     emu = emu_jax.load("DIR")                               # generation.api.load
-    decoder = emu_jax.load_visual_decoder("DIR")            # diffusion.decoder.load_visual_decoder
+    decoder = emu_jax.load_visual_decoder("DIR")            # convert.visual_decoder.load_visual_decoder
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from emu_jax.diffusion.decoder import load_visual_decoder
+    from emu_jax.convert.visual_decoder import load_visual_decoder
     from emu_jax.errors import UserError
     from emu_jax.generation.api import load
 
@@ -22,7 +22,7 @@ __all__ = ["UserError", "load", "load_visual_decoder"]
 _HOME = {
     "UserError": "emu_jax.errors",
     "load": "emu_jax.generation.api",
-    "load_visual_decoder": "emu_jax.diffusion.decoder",
+    "load_visual_decoder": "emu_jax.convert.visual_decoder",
 }
 
 

@@ -137,7 +137,7 @@ def test_no_other_framework_is_imported_with_the_package() -> None:
 
 def test_torch_is_reached_for_only_to_read_and_write_its_files() -> None:
     reached = {(room(i.file), i.module.split(".")[0]) for i in IMPORTS if i.module.split(".")[0] in FOREIGN}
-    assert reached <= {("checkpoints", "torch"), ("diffusion", "torch")}
+    assert reached <= {("io", "torch")}
 
 
 def test_data_is_free_of_flax() -> None:

@@ -1,13 +1,10 @@
-"""A model on disk, and back: DIR/config.json, DIR/tokenizer.model, DIR/params, DIR/unused, DIR/visual_decoder."""
+"""Save and load a model: DIR/config.json, DIR/tokenizer.model, DIR/params, DIR/unused, DIR/visual_decoder."""
 
 import contextlib
 import dataclasses
-import functools
-import json
 import os
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from emu_jax.checkpoints.model_config import CONFIG, read_config, write_config
 from emu_jax.checkpoints.params import check_fits, load_params, save_params
-from emu_jax.convert.diffusion_folder import is_one
-from emu_jax.convert.emu_config import CONFIG, read_config, write_config
-from emu_jax.convert.emu_table import lora_rank
-from emu_jax.convert.files import Planned, Tensor, open_tensors, write_safetensors
-from emu_jax.convert.match import open_sources, read_checked, release_to_params
 from emu_jax.errors import UserError
-from emu_jax.layers.linear import LoraConfig
+from emu_jax.io.files import file_errors, temporary_folder
+from emu_jax.io.safetensors_files import write_safetensors
+from emu_jax.io.tensor_files import open_tensors
+from emu_jax.io.tensors import Tensor, tensor_of
 from emu_jax.models.config import EmuConfig
 from emu_jax.models.emu import Emu
 from emu_jax.sharding.specs import shardings, unbox
@@ -33,13 +29,13 @@ TOKENIZER, PARAMS, UNUSED, VISUAL_DECODER = "tokenizer.model", "params", "unused
 
 @dataclasses.dataclass(frozen=True)
 class ModelParts:
-    """What a model directory holds.
+    """The contents of a model directory.
 
     Attributes:
       config: of the Emu; its dtypes are those of the parameters as loaded.
-      params: the parameter tree, sharded when a mesh was given.
-      tokenizer: path of the SentencePiece model; None where the directory has none.
-      visual_decoder: path of the diffusers-layout folder; None where the directory has none.
+      params: the parameter tree, sharded if a mesh was given.
+      tokenizer: path of the SentencePiece model; None if the directory has none.
+      visual_decoder: path of the folder in diffusers' layout; None if the directory has none.
     """
 
     config: EmuConfig
@@ -56,52 +52,42 @@ def save_model(
     tokenizer: Path | None = None,
     unused: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Writes a model directory; complete or not there at all, and a DIR/visual_decoder that is there stays.
+    """Write a model directory, complete or not at all. An existing DIR/visual_decoder stays.
 
     Raises:
-      UserError: the directory holds a model already.
+      UserError: the directory contains a model already.
     """
     with new_model(directory) as temporary:
         save_params(temporary, unbox(dict(params)))
+        save_unused(temporary, [tensor_of(name, array) for name, array in (unused or {}).items()])
         finish_model(temporary, config, tokenizer=tokenizer)
-        save_unused(temporary, unused or {})
 
 
 @contextlib.contextmanager
-def new_model(directory: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `directory` whose contents become the model when the block ends well.
+def new_model(directory: Path) -> Iterator[Path]:
+    """Yield a temporary folder whose contents move to `directory` when the block ends without an error.
 
     Raises:
-      UserError: the directory holds a model already (unless `replace`), or cannot be made.
+      UserError: the directory contains a model already, or cannot be written.
     """
     directory = Path(os.path.abspath(directory))
-    if not replace and (directory / PARAMS).exists():
-        raise UserError(f"{directory} holds a model already; name another directory, or remove that one.")
+    if (directory / PARAMS).exists():
+        raise UserError(f"{directory} contains a model already. Name another directory, or remove that one.")
     if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory} is a file; name a directory.")
-    for leftover in directory.parent.glob(f".{directory.name}.writing-*"):
-        if not _alive(leftover):
-            shutil.rmtree(leftover, ignore_errors=True)
-    temporary = directory.parent / f".{directory.name}.writing-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{directory} cannot be made ({error.strerror}).") from None
-    try:
+        raise UserError(f"{directory} is a file. Name a directory.")
+    with file_errors("write", directory), temporary_folder(directory) as temporary:
         yield temporary
         directory.mkdir(exist_ok=True)
-        # config.json goes last: without it a directory is no model
+        # config.json is last: without it the directory is not a model.
         for item in sorted(temporary.iterdir(), key=lambda item: item.name == CONFIG):
             target = directory / item.name
             if target.is_dir():
                 shutil.rmtree(target)
             item.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def finish_model(directory: Path, config: EmuConfig, *, tokenizer: Path | None) -> None:
-    """Puts config.json and tokenizer.model beside DIR/params."""
+    """Write DIR/config.json and copy the tokenizer to DIR/tokenizer.model."""
     if tokenizer is not None:
         if not tokenizer.is_file():
             raise UserError(f"There is no tokenizer model at {tokenizer}.")
@@ -109,27 +95,22 @@ def finish_model(directory: Path, config: EmuConfig, *, tokenizer: Path | None) 
     write_config(directory / CONFIG, config)
 
 
-def save_unused(directory: Path, unused: Mapping[str, np.ndarray | Tensor]) -> None:
-    """Writes the tensors that Emu carries along to DIR/unused, under the release's names; no folder for none."""
-    if not unused:
+def save_unused(directory: Path, tensors: Iterable[Tensor]) -> None:
+    """Write DIR/unused: tensors of the release that Emu does not read, for the export. Write nothing if there are none.
+
+    Raises:
+      UserError: a value is NaN or infinite.
+    """
+    checked = [dataclasses.replace(tensor, read=tensor.read_finite) for tensor in tensors]
+    if not checked:
         return
-    folder = directory / f".{UNUSED}.writing"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    planned = [
-        Planned(name, tuple(a.shape), np.dtype(a.dtype), functools.partial(_values, a)) for name, a in unused.items()
-    ]
-    for _ in write_safetensors(folder, planned):
-        pass
-    folder.rename(directory / UNUSED)
-
-
-def _values(array: np.ndarray | Tensor) -> np.ndarray:
-    return read_checked(array) if isinstance(array, Tensor) else np.asarray(array)
+    with temporary_folder(directory / UNUSED) as temporary:
+        write_safetensors(temporary, checked)
+        temporary.rename(directory / UNUSED)
 
 
 def open_unused(directory: Path) -> dict[str, Tensor]:
-    """The tensors that a model directory, a run, or a step of one carries along, unread; empty where there are none."""
+    """Return the unused tensors of a model directory, a run, or one step of a run; empty if there are none."""
     for folder in (directory, *Path(os.path.abspath(directory)).parents[:2]):  # RUN/checkpoints/STEP
         if (folder / UNUSED).is_dir():
             return open_tensors(folder / UNUSED)
@@ -139,49 +120,48 @@ def open_unused(directory: Path) -> dict[str, Tensor]:
 
 
 def carry_unused(start: Path, workdir: Path) -> None:
-    """Copies what the model that a run begins with carries along into the run's directory, for its export."""
+    """Copy the unused tensors of the model that a run starts from to the run's directory, for its export."""
     unused = open_unused(start)
     if unused and not (workdir / UNUSED).exists():
-        save_unused(workdir, unused)
+        save_unused(workdir, unused.values())
 
 
-def load_model(directory: str | os.PathLike, *, mesh: Mesh | None = None, dtype: Any = None) -> ModelParts:
-    """Reads a model directory of ours, a training run (its newest checkpoint), or a folder in the release's layout.
+def read_model(directory: Path, *, mesh: Mesh | None = None, dtype: Any = None) -> ModelParts:
+    """Read a model directory or a training run (its newest checkpoint).
 
     Args:
       directory: with config.json in it.
-      mesh: parameters are laid out over it by the default rules; None: on the default device.
-      dtype: computes in it, and casts the parameters to it while they are read; None: as saved.
+      mesh: the parameters are read into shards over it by the default rules. None: on the default device.
+      dtype: the model computes in it, and its parameters are cast to it while they are read. None: as saved.
 
     Raises:
       UserError: there is no model, or its parameters do not fit its config.
     """
-    path = Path(directory)
-    if not path.is_dir():
-        raise UserError(f"There is no model at {path}; name a directory with config.json in it.")
-    stored = params_directory(path)
-    if stored is not None:
-        config = read_config(path / CONFIG)
-        boxed = boxed_shapes(config)
-        layout = None if mesh is None else shardings(boxed, mesh)
-        params = load_params(stored, shardings=layout, dtype=dtype)
-        check_fits(params, unbox(boxed), source=str(stored / PARAMS))
-    else:
-        config, params = _load_release(path, dtype=dtype)
-        layout = None if mesh is None else shardings(boxed_shapes(config), mesh)
+    stored = params_directory(directory)
+    if stored is None:
+        raise UserError(f"{directory} is not a model directory: there is no {PARAMS} folder in it.")
+    config = read_config(directory / CONFIG)
+    boxed = boxed_shapes(config)
+    layout = None if mesh is None else shardings(boxed, mesh)
+    params = load_params(stored, shardings=layout, dtype=dtype)
+    check_fits(params, unbox(boxed), source=str(stored / PARAMS))
     if layout is None:
         params = jax.tree.map(jnp.asarray, params)
-    elif stored is None:
-        params = jax.device_put(params, layout)
-    if dtype is not None:
-        name = np.dtype(dtype).name
-        config = dataclasses.replace(config, dtype=name, param_dtype=name)
-    beside = path if is_one(path) else None  # as `export-torch` lays them out
-    return ModelParts(config, params, _there(path / TOKENIZER), _there(path / VISUAL_DECODER) or beside)
+    return ModelParts(
+        with_dtype(config, dtype), params, existing(directory / TOKENIZER), existing(directory / VISUAL_DECODER)
+    )
+
+
+def with_dtype(config: EmuConfig, dtype: Any) -> EmuConfig:
+    """Return `config` with `dtype` for both computation and parameters; unchanged if `dtype` is None."""
+    if dtype is None:
+        return config
+    name = np.dtype(dtype).name
+    return dataclasses.replace(config, dtype=name, param_dtype=name)
 
 
 def params_directory(directory: Path) -> Path | None:
-    """The folder that holds `params`: the directory itself, or a run's newest checkpoint; None where neither is."""
+    """Return the folder that contains `params`: the directory itself, or a run's newest checkpoint. None if neither."""
     if (directory / PARAMS).is_dir():
         return directory
     steps = [p for p in directory.glob("checkpoints/*") if p.name.isdigit() and (p / PARAMS).is_dir()]
@@ -189,7 +169,7 @@ def params_directory(directory: Path) -> Path | None:
 
 
 def boxed_shapes(config: EmuConfig) -> dict[str, Any]:
-    """Shapes of all parameters with their axis names; no array is made."""
+    """Return the shapes of all parameters with their axis names. No array is made."""
     size, length = config.vision.image_size, config.causal_former.num_image_tokens
     return jax.eval_shape(
         lambda: Emu(config, image_token_id=0).init(
@@ -198,41 +178,6 @@ def boxed_shapes(config: EmuConfig) -> dict[str, Any]:
     )
 
 
-def release_config(directory: Path, tensors: Mapping[str, Tensor]) -> EmuConfig:
-    """The config of a folder in the release's layout; adapters are told by their names (alpha 16, as in Emu-I)."""
-    rank = lora_rank((name, tensor.shape) for name, tensor in tensors.items())
-    config = read_config(directory / CONFIG, lora=None if rank is None else LoraConfig(rank=rank))
-    return config
-
-
-def _load_release(directory: Path, *, dtype: Any) -> tuple[EmuConfig, dict[str, Any]]:
-    if not (directory / CONFIG).is_file():
-        raise UserError(f"{directory} is no model: there is no {CONFIG} in it.")
-    tensors = open_sources([directory])
-    config = release_config(directory, tensors)
-    return config, release_to_params(tensors, config, dtype=dtype)
-
-
-def _there(path: Path) -> Path | None:
+def existing(path: Path) -> Path | None:
+    """Return `path` if it exists."""
     return path if path.exists() else None
-
-
-def _alive(temporary: Path) -> bool:
-    """Whether the process that writes `temporary` still runs."""
-    pid = temporary.name.rpartition(".writing-")[2].split("-")[0]
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return int(pid) != os.getpid()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or {} where the file is missing or is something else."""
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}

@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
+from emu_jax.checkpoints.shapes import abbreviate, mismatches
 from emu_jax.checkpoints.vocabulary import grow, growing_tables, vocabulary_of
 from emu_jax.errors import UserError
 
@@ -75,7 +76,7 @@ class WarmStart:
         rows = [("taken over", self.fitted), ("not in the source, initialised anew", self.missing)]
         rows += [("in the source, not in this model", self.unused), ("of another shape", self.other_shape)]
         rows += [("given new tokens, the mean of the others", self.grown)]
-        lines = [f"{len(names)} parameters {what}" + (f": {_some(names)}" if what != "taken over" else "")
+        lines = [f"{len(names)} parameters {what}" + (f": {abbreviate(names)}" if what != "taken over" else "")
                  for what, names in rows if names]  # fmt: skip
         return "\n".join(lines)
 
@@ -113,9 +114,12 @@ def warm_start(directory: str | epath.Path, like: Tree, *, vocab_size: int | Non
     restored = _restore(path, traverse_util.unflatten_dict(structs, sep="/"), partial=True)
     taken = traverse_util.flatten_dict(restored, sep="/")
     for name, axis in tables.items():
-        grown = grow(taken[name], axis=axis, known=known, vocab_size=vocab_size, rows=own[name].shape[axis])
+        grown = _grow(taken[name], axis=axis, known=known, vocab_size=vocab_size, rows=own[name].shape[axis])
         taken[name] = jax.device_put(grown, own[name].sharding)
     return traverse_util.unflatten_dict(taken, sep="/"), report
+
+
+_grow = jax.jit(grow, static_argnames=("axis", "known", "vocab_size", "rows"))
 
 
 def place_parameters(parts: Tree, like: Tree) -> Tree:
@@ -139,24 +143,17 @@ def _placed(value: Any, like: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     return jax.make_array_from_callback(like.shape, like.sharding, lambda index: host[index])
 
 
-def check_fits(saved: Any, wanted: Any, *, source: str) -> None:
-    """Compares two trees of shapes.
+def check_fits(saved: Any, expected: Any, *, source: str) -> None:
+    """Compare two trees of arrays or shapes.
 
     Raises:
-      UserError: with what is missing, left over or of another shape.
+      UserError: the message lists what is missing, unknown, or of a different shape.
     """
-    have, want = _shapes(saved), _shapes(wanted)
-    problems = [f"{name} is missing" for name in want if name not in have]
-    problems += [f"{name} is left over" for name in have if name not in want]
-    problems += [
-        f"{name} is {have[name]} there and {want[name]} here"
-        for name in want
-        if have.get(name, want[name]) != want[name]
-    ]
+    problems = mismatches(_shapes(expected), _shapes(saved))
     if problems:
         raise UserError(
-            f"{source} was written by another model or optimizer: {_some(problems)}. "
-            "Use the config it was trained with, or another --workdir."
+            f"{source} is of a different model or optimizer: {problems}. "
+            "Use the config that it was trained with, or another --workdir."
         )
 
 
@@ -164,11 +161,6 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     named = lambda path: "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
     return {named(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
-
-
-def _some(names: tuple[str, ...] | list[str], count: int = 8) -> str:
-    rest = len(names) - count
-    return ", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _params_path(directory: str | epath.Path) -> epath.Path:

@@ -1,26 +1,25 @@
-"""Tables that grow with the vocabulary: a model's new tokens begin as the mean of those it knew."""
+"""Grow the vocabulary tables of a model: each new token starts as the mean of the known ones."""
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 
-from emu_jax.convert.emu_config import find_config, read_config
+from emu_jax.checkpoints.model_config import find_config, read_config
 
 _TABLES = {"decoder/token_embedding": 0, "lm_head/projection/kernel": 1}  # path -> axis of the vocabulary
 
 
 def vocabulary_of(checkpoint: Path) -> int | None:
-    """The true vocabulary of a model directory, a run, or one of its steps; None where no config tells it."""
+    """Return the true vocabulary size of a model directory, a run, or one of its steps; None if it has no config."""
     config = find_config(checkpoint)
     return None if config is None else read_config(config).decoder.vocab_size
 
 
 def growing_tables(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, int]:
-    """The tables of the vocabulary, path -> axis, whose saved and own shapes differ in nothing but its padded size."""
+    """Return the vocabulary tables, path -> axis, whose saved and own shapes differ only in the padded vocabulary."""
     others = lambda leaf, axis: (*leaf.shape[:axis], *leaf.shape[axis + 1 :])
     return {
         name: axis
@@ -29,16 +28,17 @@ def growing_tables(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str
     }
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "known", "vocab_size", "rows"))
-def grow(table: jax.Array, *, axis: int, known: int, vocab_size: int, rows: int) -> jax.Array:
-    """A table of `vocab_size` tokens along `axis`, padded with zeros to `rows`, from one of `known` tokens.
+def grow(table: Any, *, axis: int, known: int, vocab_size: int, rows: int) -> Any:
+    """Return a table of `vocab_size` tokens along `axis`, padded with zeros to `rows`, from a table of `known` tokens.
 
-    Emu's release gives the rows that it adds to LLaMA the mean of the old ones, in the embeddings and in the head.
+    New tokens get the mean of the known ones, in the embeddings and in the head, as in the release of Emu.
+    The result is a NumPy array if `table` is one, and a JAX array otherwise.
 
         grow([[1, 1], [3, 5], [0, 0]], axis=0, known=2, vocab_size=3, rows=4)  ->  [[1, 1], [3, 5], [2, 3], [0, 0]]
     """
-    old = jax.lax.slice_in_dim(table, 0, known, axis=axis)
-    mean = jnp.mean(old, axis=axis, keepdims=True, dtype=jnp.float32).astype(table.dtype)
-    new = jnp.repeat(mean, vocab_size - known, axis=axis)
-    padding = jnp.repeat(jnp.zeros_like(mean), rows - vocab_size, axis=axis)
-    return jnp.concatenate([old, new, padding], axis=axis)
+    xp = np if isinstance(table, np.ndarray) else jnp
+    old = table[(slice(None),) * axis + (slice(known),)]
+    mean = xp.mean(old, axis=axis, keepdims=True, dtype=xp.float32).astype(table.dtype)
+    new = xp.repeat(mean, vocab_size - known, axis=axis)
+    padding = xp.repeat(xp.zeros_like(mean), rows - vocab_size, axis=axis)
+    return xp.concatenate([old, new, padding], axis=axis)

@@ -24,9 +24,10 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
-from emu_jax.checkpoints.model_directory import load_model, save_model
+from emu_jax.checkpoints.model_directory import save_model
 from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.cli.evaluate import run as run_evaluation
+from emu_jax.convert.load import load_model
 from emu_jax.demo.data import IMAGE_SIZE, NUM_FRAMES, draw_world, prepare_sets
 from emu_jax.demo.examples import Settings
 from emu_jax.demo.report import write_evaluation_report

@@ -20,7 +20,8 @@ import numpy as np
 
 from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.cli.progress import byte_progress
-from emu_jax.convert.export_torch import SHARD_BYTES, Layout, decoder_alone, export_decoder, prepare_export
+from emu_jax.convert.export_torch import Layout, decoder_only, export_decoder, prepare_export
+from emu_jax.io.safetensors_files import SHARD_BYTES
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
     )
     arguments = parser.parse_args(argv)
 
-    decoder = decoder_alone(arguments.checkpoint)
+    decoder = decoder_only(arguments.checkpoint)
     if decoder is not None:
         files = export_decoder(decoder, arguments.destination)
         print(f"the visual decoder is in {arguments.destination}:")

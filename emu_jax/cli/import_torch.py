@@ -17,7 +17,10 @@ from pathlib import Path
 
 from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.cli.progress import byte_progress
-from emu_jax.convert.import_torch import holds_emu, import_visual_decoder, is_diffusers_folder, prepare_import
+from emu_jax.convert.diffusion_folder import has_decoder_part
+from emu_jax.convert.import_torch import prepare_import
+from emu_jax.convert.sources import has_emu
+from emu_jax.convert.visual_decoder import import_visual_decoder
 
 
 def main(argv: list[str]) -> None:
@@ -34,8 +37,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of what is freshly initialised (default 0)")
     arguments = parser.parse_args(argv)
 
-    diffusers = [source for source in arguments.sources if is_diffusers_folder(source)]
-    models = [s for s in arguments.sources if s not in diffusers or holds_emu(s)]
+    diffusers = [source for source in arguments.sources if has_decoder_part(source)]
+    models = [s for s in arguments.sources if s not in diffusers or has_emu(s)]
     if models:
         prepared = prepare_import(
             models,
@@ -45,19 +48,20 @@ def main(argv: list[str]) -> None:
             seed=arguments.seed,
         )
         with byte_progress("importing", total=prepared.nbytes) as advance:
-            imported = prepared.write(arguments.destination, progress=advance)
-        for note in imported.notes:
+            prepared.write(arguments.destination, progress=advance)
+        for note in prepared.match.notes:
             print(note)
-        if imported.fresh:
-            print(f"{len(imported.fresh)} parameters are in no source and were freshly initialised:")
-            print("\n".join(f"  {path}" for path in imported.fresh))
-        if imported.unused:
-            print(f"carried along, not used by Emu: {', '.join(imported.unused)}")
+        if prepared.match.initialized:
+            print(f"{len(prepared.match.initialized)} parameters are in no source and were freshly initialised:")
+            print("\n".join(f"  {path}" for path in prepared.match.initialized))
+        if prepared.match.unused:
+            print(f"carried along, not used by Emu: {', '.join(prepared.match.unused)}")
         if prepared.tokenizer is None:
             print(
                 "no tokenizer.model was found beside the source; give --tokenizer here, or tokenizer= to emu_jax.load"
             )
-        print(f"{imported.parameters} parameters ({prepared.nbytes / 1e9:.2f} GB) are in {arguments.destination}")
+        size = f"{len(prepared.match.parameters)} parameters ({prepared.nbytes / 1e9:.2f} GB)"
+        print(f"{size} are in {arguments.destination}")
     for source in diffusers:
         with byte_progress("importing the visual decoder", total=_size(source)) as advance:
             decoder = import_visual_decoder(
@@ -67,9 +71,9 @@ def main(argv: list[str]) -> None:
                 seed=arguments.seed,
                 progress=advance,
             )
-        if decoder.fresh:
-            print(f"{len(decoder.fresh)} projections of the U-Net take embeddings of another width and are new:")
-            print("\n".join(f"  {name}" for name in decoder.fresh))
+        if decoder.initialized:
+            print(f"{len(decoder.initialized)} projections of the U-Net take embeddings of another width and are new:")
+            print("\n".join(f"  {name}" for name in decoder.initialized))
         print(f"the visual decoder ({', '.join(decoder.parts)}) is in {arguments.destination / 'visual_decoder'}")
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.cli.progress import count_progress
+from emu_jax.convert.visual_decoder import load_visual_decoder
 from emu_jax.data.loader.decoder_examples import Condition
-from emu_jax.diffusion.decoder import load_visual_decoder
 from emu_jax.errors import UserError
 from emu_jax.generation.api import load
 from emu_jax.generation.decoder_examples import prepare_examples

@@ -27,6 +27,7 @@ from emu_jax.demo.report import write_run_report
 from emu_jax.errors import UserError
 from emu_jax.io.mirror import Mirror, is_remote
 from emu_jax.training.jobs import Job, read_job
+from emu_jax.training.log import METRICS_FILE
 from emu_jax.training.loop import CHECKPOINTS, train
 from emu_jax.training.processes import start_processes
 
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
         return
     config, place = read_flags(argv)
     start_processes()
-    mirror = Mirror(place) if is_remote(place) else None
+    mirror = Mirror(place, fetch=[METRICS_FILE]) if is_remote(place) else None
     workdir = Path(place) if mirror is None else mirror.local
     if "data" in config and not config.data.rejects:
         config.data.rejects = str(workdir / "rejects")

@@ -1,56 +1,48 @@
-"""The release's config.json and ours: sizes of an Emu, in and out."""
+"""Convert between EmuConfig and the config.json of the release or of a Hugging Face LLaMA."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
+from emu_jax.checkpoints.model_config import emu_config, read_object
 from emu_jax.config import from_config_dict, to_dict
 from emu_jax.errors import UserError
-from emu_jax.layers.linear import LoraConfig
 from emu_jax.models.config import CausalFormerConfig, DecoderConfig, EmuConfig, VisionConfig
 
-CONFIG = "config.json"
-SPECIAL_TOKENS = 4  # [PAD] [IMG] [/IMG] <image>, the rows that Emu adds to LLaMA's vocabulary
-_OWN = "emu_jax"  # key under which our exports keep what the release's words cannot say
-_NO_SIZES = (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError)
+SPECIAL_TOKENS = 4  # [PAD] [IMG] [/IMG] <image>, added to LLaMA's vocabulary by Emu
+_OUR_KEY = "emu_jax"  # our exports store the complete EmuConfig under this key
+_INVALID_SIZES = (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError)
 _T5_DEFAULTS = {"d_model": 768, "d_kv": 64, "num_heads": 12, "d_ff": 3072, "num_layers": 12}  # t5-base
 
 
-def find_config(checkpoint: Path) -> Path | None:
-    """config.json of a model directory or a run; one of a run's steps has it two levels up."""
-    folders = (checkpoint, *Path(os.path.abspath(checkpoint)).parents[:2])
-    return next((folder / CONFIG for folder in folders if (folder / CONFIG).is_file()), None)
+def read_config(path: Path) -> EmuConfig:
+    """Return the EmuConfig of a config.json in our layout, a run's, or the release's.
 
-
-def read_config(path: Path, *, lora: LoraConfig | None = None) -> EmuConfig:
-    """The EmuConfig of a config.json: ours, a run's, or the release's layout (with `lora`, which that does not tell).
+    A config in the release's layout does not mention adapters; `describe.with_adapters` adds them.
 
     Raises:
-      UserError: the file is missing, is not JSON, or describes no Emu.
+      UserError: the file is missing, is not JSON, or is not the config of an Emu.
     """
-    try:
-        values = json.loads(path.read_text())
-    except OSError:
-        raise UserError(f"There is no {path}; it tells the sizes of the model.") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}).") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} does not describe an Emu.")
-    if isinstance(values.get(_OWN), dict):
-        return from_config_dict(EmuConfig, values[_OWN], path=f"{path.name}:{_OWN}")
+    values = read_object(path)
+    if isinstance(values.get(_OUR_KEY), dict):
+        return from_config_dict(EmuConfig, values[_OUR_KEY], path=f"{path.name}:{_OUR_KEY}")
     if "lm" in values and "cformer" in values:
-        return from_release_config(values, lora=lora, source=str(path))
-    if "model" in values and isinstance(values["model"], dict):  # the config of a training run
-        values = values["model"]
-    if "decoder" not in values:
-        raise UserError(f"{path} describes no Emu: it is neither in our layout (vision, causal_former, decoder) "
-                        "nor in the release's (vision, cformer, lm).")  # fmt: skip
-    return from_config_dict(EmuConfig, values, path=path.name)
+        return from_release_config(values, source=str(path))
+    return emu_config(values, source=path)
 
 
-def from_release_config(values: dict[str, Any], *, lora: LoraConfig | None, source: str = "config.json") -> EmuConfig:
-    """Sizes in the release's words (`vision`, `n_causal`, `cformer`, `lm`) as an EmuConfig."""
+def is_emu_config(values: Any) -> bool:
+    """Return True if these are the values of a config.json that `read_config` reads."""
+    return isinstance(values, dict) and (
+        "decoder" in values or "cformer" in values or isinstance(values.get("model"), dict)
+    )
+
+
+def from_release_config(values: dict[str, Any], *, source: str = "config.json") -> EmuConfig:
+    """Return the EmuConfig for the release's keys (`vision`, `n_causal`, `cformer`, `lm`).
+
+    Raises:
+      UserError: a size is missing or invalid.
+    """
     try:
         vision, t5 = values["vision"], _T5_DEFAULTS | values["cformer"]
         vision_config = VisionConfig(
@@ -71,20 +63,19 @@ def from_release_config(values: dict[str, Any], *, lora: LoraConfig | None, sour
         )
         vocab_size = values.get("lm_vocab_with_special_tokens", values["lm"]["vocab_size"] + SPECIAL_TOKENS)
         decoder = from_llama_config(values["lm"], vocab_size=vocab_size, source=source)
-    except _NO_SIZES as error:
-        raise UserError(
-            f"{source} is not a config of the Emu release: {error} is missing or of another kind."
-        ) from None
-    return EmuConfig(vision=vision_config, causal_former=causal_former, decoder=decoder, lora=lora)
+    except _INVALID_SIZES as error:
+        raise UserError(f"{source} is not a config of the Emu release: {error} is missing or invalid.") from None
+    return EmuConfig(vision=vision_config, causal_former=causal_former, decoder=decoder)
 
 
 def from_llama_config(values: dict[str, Any], *, vocab_size: int, source: str = "config.json") -> DecoderConfig:
-    """Hugging Face's LLaMA config as a DecoderConfig with `vocab_size` rows.
+    """Return the DecoderConfig for a Hugging Face LLaMA config, with `vocab_size` tokens.
 
     Raises:
-      UserError: a LLaMA that this decoder does not compute (scaled rotary positions, biases, another activation).
+      UserError: a size is missing, or the LLaMA has features that this decoder does not support (scaled rotary
+        positions, biases, another activation).
     """
-    other = [
+    unsupported = [
         f"{name}={values[name]!r}"
         for name, known in (
             ("hidden_act", "silu"),
@@ -96,13 +87,13 @@ def from_llama_config(values: dict[str, Any], *, vocab_size: int, source: str = 
     ]
     rope = values.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
-        other.append(f"rope_type={rope['rope_type']!r}")
+        unsupported.append(f"rope_type={rope['rope_type']!r}")
     try:
         heads = values["num_attention_heads"]
         if values.get("head_dim") not in (None, values["hidden_size"] // heads):
-            other.append(f"head_dim={values['head_dim']}")
-        if other:
-            raise UserError(f"{source} describes a LLaMA that Emu's decoder does not compute: {', '.join(other)}.")
+            unsupported.append(f"head_dim={values['head_dim']}")
+        if unsupported:
+            raise UserError(f"{source} is a LLaMA that Emu's decoder does not support: {', '.join(unsupported)}.")
         return DecoderConfig(
             vocab_size=vocab_size,
             width=values["hidden_size"],
@@ -114,12 +105,12 @@ def from_llama_config(values: dict[str, Any], *, vocab_size: int, source: str = 
             rope_theta=float(rope.get("rope_theta", values.get("rope_theta", 10000.0))),
             norm_eps=float(values.get("rms_norm_eps", 1e-6)),
         )
-    except _NO_SIZES as error:
-        raise UserError(f"{source} does not tell a LLaMA's sizes: {error} is missing or of another kind.") from None
+    except _INVALID_SIZES as error:
+        raise UserError(f"{source} is not a valid LLaMA config: {error} is missing or invalid.") from None
 
 
 def to_release_config(config: EmuConfig) -> dict[str, Any]:
-    """The release's layout of `config`, as `from_release_config` reads it."""
+    """Return the values of a config.json in the release's layout, as `from_release_config` reads them."""
     vision, former, decoder = config.vision, config.causal_former, config.decoder
     return {
         "vision": {
@@ -145,12 +136,12 @@ def to_release_config(config: EmuConfig) -> dict[str, Any]:
         },
         "lm": to_llama_config(decoder, vocab_size=decoder.vocab_size - SPECIAL_TOKENS),
         "lm_vocab_with_special_tokens": decoder.vocab_size,
-        _OWN: to_dict(config),
+        _OUR_KEY: to_dict(config),
     }
 
 
 def to_llama_config(config: DecoderConfig, *, vocab_size: int, dtype: str = "float32") -> dict[str, Any]:
-    """What `transformers.LlamaForCausalLM.from_pretrained` reads beside the weights."""
+    """Return the values of the config.json for `transformers.LlamaForCausalLM.from_pretrained`."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -173,13 +164,8 @@ def to_llama_config(config: DecoderConfig, *, vocab_size: int, dtype: str = "flo
     }
 
 
-def write_config(path: Path, config: EmuConfig) -> None:
-    """Writes `config` in our own layout, as `read_config` reads it."""
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-
-
 def _ratio(mlp_dim: int, width: int) -> float:
-    """The shortest ratio whose product with `width` rounds down to `mlp_dim`: 6144 / 1408 -> 4.364."""
+    """Return the shortest ratio for which int(width * ratio) == mlp_dim: 6144 / 1408 -> 4.364."""
     for digits in range(1, 12):
         for ratio in (round(mlp_dim / width, digits), round(mlp_dim / width + 10**-digits, digits)):
             if int(width * ratio) == mlp_dim:

@@ -1,10 +1,6 @@
-"""The table of names between the PyTorch release and our parameters: it is the conversion.
+"""Conversion table of Emu, with the names of the release (BAAI/Emu, `pytorch_model.bin`).
 
-One row for each parameter: its name and shape in the release, our path and shape, and the permutation between them.
-A tensor becomes ours by padding the vocabulary with zero rows, permuting its axes, and reshaping; backwards it is the
-same in reverse, so nothing is lost either way. `{layer}` in a name stands for the layers that we keep stacked.
-
-Names are the release's (BAAI/Emu, `pytorch_model.bin`). Other layouts are the same tensors under other names:
+Other layouts have the same tensors under other names (`sources.release_name` translates them):
 
     release        decoder.lm.model.layers.0.self_attn.q_proj.weight    visual.blocks.0.norm1.weight
     Emu-I (peft)   decoder.lm.base_model.model.model.layers.0. ...      visual.blocks.0.norm1.weight
@@ -12,87 +8,32 @@ Names are the release's (BAAI/Emu, `pytorch_model.bin`). Other layouts are the s
     EVA-CLIP                                                            visual.blocks.0.norm1.weight, or without visual.
 """
 
-import dataclasses
 import math
-import re
-from collections.abc import Iterable
 
-import numpy as np
-
+from emu_jax.checkpoints.shapes import Shape
+from emu_jax.convert.table import KERNEL, MATRIX, Row, Table
 from emu_jax.models.config import CausalFormerConfig, DecoderConfig, EmuConfig, VisionConfig
 
 DECODER = "decoder.lm."
 PEFT_DECODER = "decoder.lm.base_model.model."
-T5_VOCABULARY = 32128  # rows of the T5 table that the release carries along
-CLIP_WIDTH = 1024  # of EVA-01-CLIP-g's projection, which the release carries along
-
-_TRANSPOSED = (1, 0)  # torch keeps Linear weights as [out, in]
+T5_VOCABULARY = 32128  # rows of the T5 embedding in the release, which Emu does not use
+CLIP_WIDTH = 1024  # width of EVA-01-CLIP-g's projection in the release, which Emu does not use
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One parameter.
-
-    Attributes:
-      name: in the release; `{layer}` where `layers` is given.
-      shape: of one layer's torch tensor.
-      path: ours, "/"-joined.
-      ours: shape of one layer of ours.
-      permutation: of the torch axes, before the reshape to `ours`.
-      layers: how many are stacked along our leading axis; None: not stacked.
-      padded_rows: the first torch axis is padded to this with zeros (vocabulary tables).
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    path: str
-    ours: tuple[int, ...]
-    permutation: tuple[int, ...]
-    layers: int | None = None
-    padded_rows: int | None = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The torch names, layer by layer."""
-        if self.layers is None:
-            return (self.name,)
-        return tuple(self.name.format(layer=layer) for layer in range(self.layers))
-
-    @property
-    def stacked(self) -> tuple[int, ...]:
-        """Shape of our whole parameter."""
-        return self.ours if self.layers is None else (self.layers, *self.ours)
-
-
-def to_ours(row: Row, tensor: np.ndarray) -> np.ndarray:
-    """One layer of our parameter (a view where it can be) from one torch tensor of `row.shape`."""
-    if row.padded_rows is not None:
-        tensor = np.pad(tensor, [(0, row.padded_rows - tensor.shape[0])] + [(0, 0)] * (tensor.ndim - 1))
-    return tensor.transpose(row.permutation).reshape(row.ours)
-
-
-def to_torch(row: Row, layer: np.ndarray) -> np.ndarray:
-    """The torch tensor of `row.shape` from one layer of our parameter."""
-    first = row.shape[0] if row.padded_rows is None else row.padded_rows
-    whole = (first, *row.shape[1:])
-    permuted = layer.reshape(tuple(whole[axis] for axis in row.permutation))
-    return permuted.transpose(tuple(np.argsort(row.permutation)))[: row.shape[0]]
-
-
-def emu_rows(config: EmuConfig) -> tuple[Row, ...]:
-    """Every parameter of an Emu, in the release's order."""
+def emu_table(config: EmuConfig) -> Table:
+    """Return the rows of all parameters of an Emu, in the order of the release."""
     return (
         *vision_rows(config.vision),
         *visual_norm_rows(config.vision),
-        *causal_former_rows(config.causal_former, features=config.vision.width, out_features=config.decoder.width),
+        *causal_former_rows(config.causal_former, source_width=config.vision.width, out_width=config.decoder.width),
         *decoder_rows(config.decoder),
         *(lora_rows(config.decoder, rank=config.lora.rank) if config.lora is not None else ()),
         *regression_rows(config.decoder),
     )
 
 
-def vision_rows(config: VisionConfig) -> tuple[Row, ...]:
-    """EVA-01-CLIP's tower, as far as Emu uses it."""
+def vision_rows(config: VisionConfig) -> Table:
+    """Return the rows of the vision encoder (EVA-01-CLIP), without its final norm and head, which Emu does not use."""
     D, M, L, N = config.width, config.mlp_dim, config.num_layers, config.num_heads
     H, P, size = D // N, config.num_tokens, config.patch_size
     block, ours = "visual.blocks.{layer}.", "vision_encoder/blocks/"
@@ -100,7 +41,7 @@ def vision_rows(config: VisionConfig) -> tuple[Row, ...]:
         _same("visual.cls_token", (1, 1, D), "vision_encoder/class_token", (D,)),
         _same("visual.pos_embed", (1, P, D), "vision_encoder/position_embedding", (P, D)),
         Row("visual.patch_embed.proj.weight", (D, 3, size, size), "vision_encoder/patch_embed/kernel",
-            (size * size * 3, D), (2, 3, 1, 0)),
+            (size * size * 3, D), KERNEL),
         _same("visual.patch_embed.proj.bias", (D,), "vision_encoder/patch_embed/bias", (D,)),
         _same(block + "norm1.weight", (D,), ours + "attention_norm/scale", (D,), L),
         _same(block + "norm1.bias", (D,), ours + "attention_norm/bias", (D,), L),
@@ -118,8 +59,8 @@ def vision_rows(config: VisionConfig) -> tuple[Row, ...]:
     )  # fmt: skip
 
 
-def visual_norm_rows(config: VisionConfig) -> tuple[Row, ...]:
-    """The norm between tower and causal former."""
+def visual_norm_rows(config: VisionConfig) -> Table:
+    """Return the rows of the norm between vision encoder and causal former."""
     D = config.width
     return (
         _same("ln_visual.weight", (D,), "visual_norm/scale", (D,)),
@@ -127,8 +68,8 @@ def visual_norm_rows(config: VisionConfig) -> tuple[Row, ...]:
     )
 
 
-def causal_former_rows(config: CausalFormerConfig, *, features: int, out_features: int) -> tuple[Row, ...]:
-    """T5 decoder blocks. The relative bias stands in the release's first block, and all blocks read it."""
+def causal_former_rows(config: CausalFormerConfig, *, source_width: int, out_width: int) -> Table:
+    """Return the rows of the T5 decoder blocks. The first block stores the relative bias that all blocks use."""
     D, M, L, N, H = config.width, config.mlp_dim, config.num_layers, config.num_heads, config.head_dim
     inner, queries = N * H, config.num_image_tokens
     block, ours = "cformer.cformer.block.{layer}.layer.", "causal_former/blocks/"
@@ -142,23 +83,23 @@ def causal_former_rows(config: CausalFormerConfig, *, features: int, out_feature
         _linear(block + "0.SelfAttention.o.weight", (D, inner), ours + "self_attention/out/kernel", (N, H, D), L),
         _same(block + "0.layer_norm.weight", (D,), ours + "self_attention_norm/scale", (D,), L),
         _linear(block + "1.EncDecAttention.q.weight", (inner, D), ours + "cross_attention/query/kernel", (D, N, H), L),
-        _linear(block + "1.EncDecAttention.k.weight", (inner, features), ours + "cross_attention/key/kernel",
-                (features, N, H), L),
-        _linear(block + "1.EncDecAttention.v.weight", (inner, features), ours + "cross_attention/value/kernel",
-                (features, N, H), L),
+        _linear(block + "1.EncDecAttention.k.weight", (inner, source_width), ours + "cross_attention/key/kernel",
+                (source_width, N, H), L),
+        _linear(block + "1.EncDecAttention.v.weight", (inner, source_width), ours + "cross_attention/value/kernel",
+                (source_width, N, H), L),
         _linear(block + "1.EncDecAttention.o.weight", (D, inner), ours + "cross_attention/out/kernel", (N, H, D), L),
         _same(block + "1.layer_norm.weight", (D,), ours + "cross_attention_norm/scale", (D,), L),
         _linear(block + "2.DenseReluDense.wi.weight", (M, D), ours + "mlp/up/kernel", (D, M), L),
         _linear(block + "2.DenseReluDense.wo.weight", (D, M), ours + "mlp/down/kernel", (M, D), L),
         _same(block + "2.layer_norm.weight", (D,), ours + "mlp_norm/scale", (D,), L),
         _same("cformer.cformer.final_layer_norm.weight", (D,), "causal_former/final_norm/scale", (D,)),
-        _linear("cformer.projection.weight", (out_features, D), "causal_former/projection/kernel", (D, out_features)),
-        _same("cformer.projection.bias", (out_features,), "causal_former/projection/bias", (out_features,)),
+        _linear("cformer.projection.weight", (out_width, D), "causal_former/projection/kernel", (D, out_width)),
+        _same("cformer.projection.bias", (out_width,), "causal_former/projection/bias", (out_width,)),
     )  # fmt: skip
 
 
-def decoder_rows(config: DecoderConfig) -> tuple[Row, ...]:
-    """LLaMA with its language head, as in Hugging Face's LlamaForCausalLM under `decoder.lm.`."""
+def decoder_rows(config: DecoderConfig) -> Table:
+    """Return the rows of LLaMA and its language head: Hugging Face's LlamaForCausalLM under `decoder.lm.`."""
     D, M, L, V = config.width, config.mlp_dim, config.num_layers, config.vocab_size
     N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
     padded = config.padded_vocab_size
@@ -176,13 +117,13 @@ def decoder_rows(config: DecoderConfig) -> tuple[Row, ...]:
         _same(block + "input_layernorm.weight", (D,), ours + "attention_norm/scale", (D,), L),
         _same(block + "post_attention_layernorm.weight", (D,), ours + "mlp_norm/scale", (D,), L),
         _same(DECODER + "model.norm.weight", (D,), "decoder/final_norm/scale", (D,)),
-        Row(DECODER + "lm_head.weight", (V, D), "lm_head/projection/kernel", (D, padded), _TRANSPOSED,
+        Row(DECODER + "lm_head.weight", (V, D), "lm_head/projection/kernel", (D, padded), MATRIX,
             padded_rows=padded),
     )  # fmt: skip
 
 
-def lora_rows(config: DecoderConfig, *, rank: int) -> tuple[Row, ...]:
-    """peft's low-rank adapters (its name `default`) on q, k, v and o of the decoder."""
+def lora_rows(config: DecoderConfig, *, rank: int) -> Table:
+    """Return the rows of peft's low-rank adapters (named `default`) on q, k, v and o of the decoder."""
     D, N, K, H, L = config.width, config.num_heads, config.num_kv_heads, config.head_dim, config.num_layers
     sides = (
         ("q_proj", "query", (D,), (N, H)),
@@ -199,14 +140,14 @@ def lora_rows(config: DecoderConfig, *, rank: int) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def regression_rows(config: DecoderConfig) -> tuple[Row, ...]:
-    """The head that predicts the next visual embedding."""
+def regression_rows(config: DecoderConfig) -> Table:
+    """Return the row of the head that predicts the next visual embedding."""
     D = config.width
     return (_linear(DECODER + "stu_regress_head.weight", (D, D), "regression_head/projection/kernel", (D, D)),)
 
 
 def unused_shapes(config: EmuConfig) -> dict[str, tuple[int, ...]]:
-    """Tensors of the release that Emu itself never reads; carried along so that the way out is complete."""
+    """Return the shapes of the tensors that the release has and Emu does not use. They are saved for the export."""
     D = config.vision.width
     return {
         "visual.norm.weight": (D,),
@@ -217,50 +158,14 @@ def unused_shapes(config: EmuConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-_EVA_BARE = re.compile(r"(blocks\.|patch_embed\.|cls_token$|pos_embed$|norm\.|head\.)")
-_BUFFER = re.compile(r".*\.(rotary_emb\.inv_freq|relative_position_index)$")  # computed, not learned
-_ADAPTER = re.compile(r"\.lora_([AB])\.weight$")  # as `get_peft_model_state_dict` says it, without the adapter's name
-_OTHER_TOWER = re.compile(r"(text\.|logit_scale$)")  # CLIP's text side, in a whole EVA-CLIP checkpoint
-
-
-def release_name(name: str) -> str | None:
-    """The release's name of a tensor of any known layout; None for what no Emu ever reads.
-
-    release_name("model.norm.weight")                  -> "decoder.lm.model.norm.weight"
-    release_name("blocks.3.norm1.bias")                -> "visual.blocks.3.norm1.bias"
-    release_name("decoder.lm.base_model.model.lm_head.weight") -> "decoder.lm.lm_head.weight"
-    release_name("decoder.lm.base_model.model.model.norm.base_layer.weight") -> "decoder.lm.model.norm.weight"
-    release_name("logit_scale")                        -> None
-    """
-    name = name.removeprefix("module.")
-    if _BUFFER.match(name) or _OTHER_TOWER.match(name):
-        return None
-    if name.startswith(PEFT_DECODER):
-        name = _ADAPTER.sub(r".lora_\1.default.weight", name.replace(".base_layer.", "."))
-        return DECODER + name.removeprefix(PEFT_DECODER)
-    if name.startswith("model.") or name == "lm_head.weight":
-        return DECODER + name
-    if _EVA_BARE.match(name):
-        return "visual." + name
-    return name
-
-
 def peft_name(name: str) -> str:
-    """The name in Emu-I's file of a tensor of the release."""
+    """Return the name in the file of Emu-I (peft) for a name of the release."""
     return PEFT_DECODER + name.removeprefix(DECODER) if name.startswith(DECODER) else name
 
 
-def lora_rank(names_and_shapes: Iterable[tuple[str, tuple[int, ...]]]) -> int | None:
-    """The adapters' rank; None where there are none."""
-    for name, shape in names_and_shapes:
-        if name.endswith(".lora_A.default.weight"):
-            return shape[0]
-    return None
+def _same(name: str, torch_shape: Shape, path: str, shape: Shape, layers: int | None = None) -> Row:
+    return Row(name, torch_shape, path, shape, tuple(range(len(torch_shape))), layers)
 
 
-def _same(name: str, shape: tuple[int, ...], path: str, ours: tuple[int, ...], layers: int | None = None) -> Row:
-    return Row(name, shape, path, ours, tuple(range(len(shape))), layers)
-
-
-def _linear(name: str, shape: tuple[int, ...], path: str, ours: tuple[int, ...], layers: int | None = None) -> Row:
-    return Row(name, shape, path, ours, _TRANSPOSED, layers)
+def _linear(name: str, torch_shape: Shape, path: str, shape: Shape, layers: int | None = None) -> Row:
+    return Row(name, torch_shape, path, shape, MATRIX, layers)

@@ -7,7 +7,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from emu_jax.errors import UserError
 from emu_jax.layers.attention import Attention
@@ -86,55 +85,3 @@ class ClipVision(nn.Module):
         x, _ = stack(ClipBlock, length=config.num_hidden_layers, name="blocks", config=config)(x, None, None)
         pooled = LayerNorm(eps, name="post_norm")(x[:, 0])
         return DenseGeneral((config.projection_dim,), (axes.EMBED_IN,), (axes.EMBED,), name="projection")(pooled)
-
-
-def clip_params(source: Mapping[str, np.ndarray], config: ClipVisionConfig) -> dict[str, Any]:
-    """The parameters of `ClipVision` from transformers' names, without the `vision_model.` that stands before most.
-
-    Raises:
-      UserError: a tensor that is missing, or of another size than the config says.
-    """
-    width, heads, mlp = config.hidden_size, config.num_attention_heads, config.intermediate_size
-    size = config.patch_size
-    split = (heads, width // heads)
-
-    def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        if name not in source:
-            raise UserError(f"The safety checker's weights lack {name}.")
-        array = np.asarray(source[name], np.float32)
-        if array.shape != shape:
-            raise UserError(f"The safety checker's {name} is {list(array.shape)}; its config says {list(shape)}.")
-        return array
-
-    def norm(name: str) -> dict[str, np.ndarray]:
-        return {"scale": read(f"{name}.weight", (width,)), "bias": read(f"{name}.bias", (width,))}
-
-    def linear(name: str, inputs: int, outputs: int) -> dict[str, np.ndarray]:
-        return {"kernel": read(f"{name}.weight", (outputs, inputs)).T, "bias": read(f"{name}.bias", (outputs,))}
-
-    def block(index: int) -> dict[str, Any]:
-        name = f"encoder.layers.{index}"
-        attention = {}
-        for ours, theirs in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
-            flat = linear(f"{name}.self_attn.{theirs}", width, width)
-            attention[ours] = {"kernel": flat["kernel"].reshape(width, *split), "bias": flat["bias"].reshape(split)}
-        out = linear(f"{name}.self_attn.out_proj", width, width)
-        attention["out"] = out | {"kernel": out["kernel"].reshape(*split, width)}
-        return {
-            "attention_norm": norm(f"{name}.layer_norm1"),
-            "attention": attention,
-            "mlp_norm": norm(f"{name}.layer_norm2"),
-            "mlp": {"up": linear(f"{name}.mlp.fc1", width, mlp), "down": linear(f"{name}.mlp.fc2", mlp, width)},
-        }
-
-    kernel = read("embeddings.patch_embedding.weight", (width, 3, size, size))
-    tokens = (config.image_size // size) ** 2 + 1
-    return {
-        "patch_embed": {"kernel": kernel.transpose(2, 3, 1, 0).reshape(-1, width)},
-        "class_token": read("embeddings.class_embedding", (width,)),
-        "position_embedding": read("embeddings.position_embedding.weight", (tokens, width)),
-        "pre_norm": norm("pre_layrnorm"),
-        "blocks": jax.tree.map(lambda *layers: np.stack(layers), *map(block, range(config.num_hidden_layers))),
-        "post_norm": norm("post_layernorm"),
-        "projection": {"kernel": read("visual_projection.weight", (config.projection_dim, width)).T},
-    }

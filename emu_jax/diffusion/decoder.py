@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 
-from emu_jax.convert import diffusion_folder as folder
-from emu_jax.convert import diffusion_table as torch_layout
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.diffusion.samplers import Sampler, SamplerTable, Trajectory, guided, run_sampler, sampler_table
 from emu_jax.diffusion.schedule import NoiseSchedule, standard_noise
 from emu_jax.diffusion.unet import UNet
 from emu_jax.diffusion.vae import VAE, Posterior
 from emu_jax.errors import UserError
-from emu_jax.layers.linear import lecun_normal
 from emu_jax.sharding.specs import unbox
 from emu_jax.typing import Array, Float
 
@@ -45,15 +40,15 @@ class VisualDecoder:
 
     Attributes:
       params: `{"unet": ..., "vae": ...}`, unboxed.
-      fresh: torch names of parameters that the folder did not have in the wanted width and that are new.
-      source: the folder it was read from; `save` takes its safety checker along.
+      initialized: PyTorch names of the parameters that the folder had in another width and that are new.
+      source: the folder that it was read from, which may have a safety checker.
     """
 
     unet: UNet
     vae: VAE
     schedule: NoiseSchedule
     params: dict[str, Any]
-    fresh: tuple[str, ...] = ()
+    initialized: tuple[str, ...] = ()
     source: Path | None = None
 
     @classmethod
@@ -168,26 +163,6 @@ class VisualDecoder:
         )
         return SampleOutput(latents=trajectory.latents, trajectory=trajectory.steps)
 
-    def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes a folder that diffusers' `from_pretrained` opens; an older one gives way once all is written.
-
-        Raises:
-          UserError: `directory` holds something else.
-        """
-        directory = Path(directory)
-        if directory.is_file() or (directory.is_dir() and any(directory.iterdir()) and not folder.is_one(directory)):
-            raise UserError(f"{directory} is there and is no diffusers folder; choose another or remove it first.")
-        with folder.replacing_folder(directory) as work:
-            for part, module, table in (
-                (folder.UNET, self.unet, torch_layout.unet_table(self.unet.config)),
-                (folder.VAE, self.vae, torch_layout.vae_table(self.vae.config)),
-            ):
-                arrays = torch_layout.to_torch(table, self.params[part])
-                folder.write_part(work, part, module.config.to_diffusers(), arrays)
-            folder.write_part(work, folder.SCHEDULER, self.schedule.to_diffusers())
-            if self.source is not None:
-                folder.copy_screening(self.source, work)
-
     def latent_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
         """Height and width of a picture's latents; by default of a picture as the U-Net was trained on.
 
@@ -220,48 +195,6 @@ class VisualDecoder:
                 raise UserError(f"{name} has {len(embeddings)} rows for {batch} pictures; give {batch}, or 1 for all.")
             embeddings = jnp.broadcast_to(embeddings, (batch, *embeddings.shape[1:]))
         return embeddings
-
-
-def load_visual_decoder(
-    directory: str | os.PathLike[str],
-    *,
-    cross_attention_dim: int | None = None,
-    dtype: Dtype = jnp.float32,
-    param_dtype: Dtype = jnp.float32,
-    seed: int = 0,
-) -> VisualDecoder:
-    """Reads a diffusers folder (`unet/`, `vae/`, `scheduler/`; safetensors or bin).
-
-    Args:
-      cross_attention_dim: the width of the embeddings that the U-Net is to take. Where the folder has another (SD
-        v1.5: 768), the keys' and values' projections are new, drawn from `seed`, and listed in `.fresh`.
-      dtype: what it computes in; norms and softmax stay in float32.
-
-    Raises:
-      UserError: a part is missing, or its weights do not fit its config (the names are listed).
-    """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise UserError(f"There is no folder {directory}.")
-    unet_config = UNetConfig.from_diffusers(folder.read_config(directory, folder.UNET))
-    vae_config = VAEConfig.from_diffusers(folder.read_config(directory, folder.VAE))
-    schedule = NoiseSchedule.from_diffusers(folder.read_config(directory, folder.SCHEDULER))
-    dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-    unet, vae = UNet(unet_config, **dtypes), VAE(vae_config, **dtypes)
-    params: dict[str, Any] = {}
-    fresh: tuple[str, ...] = ()
-    for part, module, table, inputs in (
-        (folder.UNET, unet, torch_layout.unet_table(unet_config), unet_inputs(unet_config)),
-        (folder.VAE, vae, torch_layout.vae_table(vae_config), vae_inputs(vae_config)),
-    ):
-        shapes = unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
-        arrays = torch_layout.to_ours(table, folder.read_weights(directory, part), shapes)
-        params[part] = jax.tree.map(lambda array: jnp.asarray(array, param_dtype), arrays)
-    if cross_attention_dim is not None and cross_attention_dim != unet_config.cross_attention_dim:
-        unet_config = dataclasses.replace(unet_config, cross_attention_dim=cross_attention_dim)
-        unet = UNet(unet_config, **dtypes)
-        fresh = _widen(params[folder.UNET], unet_config, seed, param_dtype)
-    return VisualDecoder(unet, vae, schedule=schedule, params=params, fresh=fresh, source=directory)
 
 
 def check_sampling(*, sampler: Sampler | str, steps: int, guidance_scale: float) -> None:
@@ -325,32 +258,6 @@ def sample_latents(
     else:
         step = guided(predict, conditioning=conditioning, unconditional=unconditional, guidance_scale=guidance_scale)
     return run_sampler(step, table, noise, return_steps=return_steps)
-
-
-def fresh_projections(config: UNetConfig, *, seed: int) -> dict[str, Callable[[], np.ndarray]]:
-    """What draws new keys' and values' projections of the conditioning, float32, by torch name in torch's layout."""
-    rng = jax.random.key(seed)
-
-    def draw(index: int, shape: tuple[int, ...]) -> np.ndarray:
-        return np.asarray(lecun_normal(jax.random.fold_in(rng, index), shape[::-1], jnp.float32)).T
-
-    return {
-        row.torch: functools.partial(draw, index, row.shape)
-        for index, row in enumerate(torch_layout.unet_table(config))
-        if row.ours.endswith(("cross_attention/key/kernel", "cross_attention/value/kernel"))
-    }
-
-
-def _widen(params: Any, config: UNetConfig, seed: int, dtype: Dtype) -> tuple[str, ...]:
-    """Puts new keys' and values' projections of `config`'s width into `params`; their torch names."""
-    fresh = fresh_projections(config, seed=seed)
-    for row in torch_layout.unet_table(config):
-        if row.torch in fresh:
-            *path, leaf = row.ours.split("/")
-            parent = functools.reduce(lambda tree, name: tree[name], path, params)
-            kernel = row.to_ours(fresh[row.torch](), (config.cross_attention_dim, *parent[leaf].shape[1:]))
-            parent[leaf] = jnp.asarray(kernel, dtype)
-    return tuple(fresh)
 
 
 def _array(value: Any, name: str, rank: int) -> Array:

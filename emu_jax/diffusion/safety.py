@@ -7,23 +7,17 @@ the Stable Diffusion Safety Filter".
 
 import dataclasses
 import functools
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
-from emu_jax.convert import diffusion_folder as folder
-from emu_jax.diffusion.clip_vision import ClipVision, ClipVisionConfig, clip_params
+from emu_jax.diffusion.clip_vision import ClipVision
 from emu_jax.errors import UserError
 
 STRICTER = np.float32(0.01)  # what a special concept adds to the score of every concept
-
-_PREFIXES = ("vision_model.vision_model.", "vision_model.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,33 +96,6 @@ class SafetyChecker:
         return _beyond(embeddings, self.concepts, stricter)
 
 
-def load_safety_checker(directory: str | os.PathLike[str]) -> SafetyChecker:
-    """Reads `safety_checker/` (safetensors or bin) and `feature_extractor/` of a diffusers folder.
-
-    Raises:
-      UserError: one is missing, or its weights do not fit its config.
-    """
-    directory = Path(directory)
-    config = ClipVisionConfig.from_transformers(folder.read_config(directory, folder.SAFETY))
-    arrays = {_short(name): array for name, array in _named(folder.read_weights(directory, folder.SAFETY))}
-    try:
-        concepts, special = (
-            Concepts(*(np.asarray(arrays[f"{name}_embeds{kind}"], np.float32) for kind in ("", "_weights")))
-            for name in ("concept", "special_care")
-        )
-    except KeyError as error:
-        raise UserError(f"The safety checker in {directory} lacks {error.args[0]}.") from None
-    tower = ClipVision(config)
-    preprocessing = Preprocessing.from_transformers(folder.read_config(directory, folder.EXTRACTOR))
-    if preprocessing.crop_size != config.image_size:
-        raise UserError(
-            f"The feature extractor makes pictures of {preprocessing.crop_size} pixels; the safety checker takes "
-            f"{config.image_size}."
-        )
-    params = jax.tree.map(jnp.asarray, clip_params(arrays, config))
-    return SafetyChecker(tower, params, concepts=concepts, special=special, preprocessing=preprocessing)
-
-
 @functools.partial(jax.jit, static_argnames="tower")
 def _embed(tower: ClipVision, params: Any, pixels: jax.Array) -> jax.Array:
     return tower.apply({"params": params}, pixels)
@@ -142,17 +109,6 @@ def _beyond(embeddings: np.ndarray, concepts: Concepts, stricter: Any = 0.0) -> 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
-
-
-def _named(arrays: Mapping[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
-    return [(name, arrays[name]) for name in arrays if not name.endswith("position_ids")]
-
-
-def _short(name: str) -> str:
-    for prefix in _PREFIXES:
-        if name.startswith(prefix):
-            return name.removeprefix(prefix)
-    return name
 
 
 def _side(value: Any, name: str) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from emu_jax.checkpoints.model_directory import load_model
+from emu_jax.convert.load import load_model
 from emu_jax.data.tokenizer import fitting_tokenizer
 from emu_jax.errors import UserError
 from emu_jax.generation.pipeline import EmuPipeline

@@ -14,10 +14,12 @@ import numpy as np
 import PIL.Image
 from jax.sharding import Mesh
 
-from emu_jax.convert.diffusion_folder import screens
+from emu_jax.convert.diffusion_folder import has_safety_checker
+from emu_jax.convert.safety_checker import load_safety_checker
+from emu_jax.convert.visual_decoder import load_visual_decoder
 from emu_jax.data.tokenizer import Tokenizer
-from emu_jax.diffusion.decoder import VisualDecoder, load_visual_decoder
-from emu_jax.diffusion.safety import SafetyChecker, load_safety_checker
+from emu_jax.diffusion.decoder import VisualDecoder
+from emu_jax.diffusion.safety import SafetyChecker
 from emu_jax.errors import UserError
 from emu_jax.generation.buckets import bucket, power_of_two
 from emu_jax.generation.forward import embed_images, forward_pass
@@ -187,7 +189,7 @@ class EmuPipeline:
           UserError: they do not fit their config.
         """
         source = self.visual_decoder.source if self.has_visual_decoder else None
-        return load_safety_checker(source) if source is not None and screens(source) else None
+        return load_safety_checker(source) if source is not None and has_safety_checker(source) else None
 
     @property
     def has_visual_decoder(self) -> bool:

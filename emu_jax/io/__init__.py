@@ -1,1 +1,1 @@
-"""Read and write files: atomic writes, safetensors, guarded pickles, remote mirrors."""
+"""Files: atomic writes, weight files in PyTorch's layouts, and a mirror of an object store."""

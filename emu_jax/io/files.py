@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,26 +48,55 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder next to `path`, and rename it to `path` when the block ends without an error.
+def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty folder next to `path`, and rename it to `path` when the block ends without an error.
+
+    Args:
+      path: the folder to write.
+      replace: replace the folder that is there, after everything is written.
 
     Raises:
-      UserError: `path` exists and is not an empty folder, cannot be written, or the disk is full.
+      UserError: `path` cannot be written, the disk is full, or (without `replace`) it is not an empty folder.
     """
     target = Path(path)
     with file_errors("write", target):
-        check_new_folder(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name[:200]}.", suffix=".tmp", dir=target.parent))
-        try:
-            temporary.chmod(0o777 & ~_umask())
-            yield temporary
-            for file in temporary.rglob("*"):
+        if not replace:
+            check_new_folder(target)
+        with temporary_folder(target) as temporary:
+            new = temporary / "new"
+            new.mkdir()
+            yield new
+            for file in new.rglob("*"):
                 if file.is_file():
                     _sync(file)
-            os.replace(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if replace and target.exists():
+                os.replace(target, temporary / "old")
+            os.replace(new, target)
+
+
+@contextlib.contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder on the file system of `target`, and remove it when the block ends.
+
+    Folders that processes of this host left when they were killed while writing the same target are removed too.
+    """
+    target = Path(os.path.abspath(target))
+    new_parents = [parent for parent in target.parents if not parent.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name[:100]}.{socket.gethostname()[:60]}."
+    for other in target.parent.iterdir():
+        if other.name.startswith(prefix) and other.suffix == ".tmp":
+            pid = other.name.removeprefix(prefix).partition(".")[0]
+            if pid.isdigit() and not _is_running(int(pid)):
+                shutil.rmtree(other, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}.", suffix=".tmp", dir=target.parent))
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in new_parents:
+            with contextlib.suppress(OSError):  # it is in use
+                parent.rmdir()
 
 
 def check_new_folder(path: str | os.PathLike[str]) -> None:
@@ -129,7 +159,11 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it belongs to another user
+        return True
+    return True

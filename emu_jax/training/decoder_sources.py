@@ -147,10 +147,10 @@ def start_with(
         if source.emu_params is not None:
             parts |= {"vae": decoder.params["vae"], "emu": source.emu_params}
         said = f"the U-Net begins with the weights in {folder}"
-        if decoder.fresh:
+        if decoder.initialized:
             width = decoder.unet.config.cross_attention_dim
-            listed = "".join(f"\n  {name}" for name in decoder.fresh)
-            said += f", which is of another width than {width}; {len(decoder.fresh)} projections are new:{listed}"
+            listed = "".join(f"\n  {name}" for name in decoder.initialized)
+            said += f", which is of another width than {width}; {len(decoder.initialized)} projections are new:{listed}"
         return parts, said
 
     return start

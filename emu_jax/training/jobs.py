@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from emu_jax.config import from_config_dict
+from emu_jax.convert.visual_decoder import load_visual_decoder, save_visual_decoder
 from emu_jax.data.loader.decoder_examples import WeightedSet
 from emu_jax.data.loader.decoder_images import ImageDataConfig, make_image_loader
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
-from emu_jax.diffusion.decoder import VisualDecoder, load_visual_decoder
+from emu_jax.diffusion.decoder import VisualDecoder
 from emu_jax.diffusion.schedule import NoiseSchedule
 from emu_jax.errors import UserError
 from emu_jax.training.config import TrainConfig
@@ -215,4 +216,4 @@ def _trained(result: TrainResult, part: str) -> Any:
 def _save(decoder: VisualDecoder, workdir: Path) -> None:
     """WORKDIR/visual_decoder."""
     if jax.process_index() == 0:
-        decoder.save(workdir / VISUAL_DECODER)
+        save_visual_decoder(decoder, workdir / VISUAL_DECODER)

@@ -27,7 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from emu_jax.diffusion.decoder import VisualDecoder, load_visual_decoder
+from emu_jax.convert.visual_decoder import load_visual_decoder
+from emu_jax.diffusion.decoder import VisualDecoder
 
 QUERIES, STEPS, GUIDANCE = 32, 10, 7.5
 CROSS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")

@@ -24,7 +24,7 @@ import transformers
 from flax import traverse_util
 
 from emu_jax.checkpoints.model_directory import boxed_shapes
-from emu_jax.convert.emu_table import DECODER, decoder_rows, regression_rows, to_ours
+from emu_jax.convert.emu_table import DECODER, decoder_rows, regression_rows
 from emu_jax.generation.images import generate_embeddings
 from emu_jax.generation.prompt import PromptBatch
 from emu_jax.generation.sampling import TextOptions, compile_options
@@ -92,7 +92,7 @@ def make_emu(llama: transformers.LlamaForCausalLM, head: torch.nn.Linear) -> tup
         jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), unbox(boxed_shapes(config))), sep="/"
     )
     for row in (*decoder_rows(config.decoder), *regression_rows(config.decoder)):
-        layers = [to_ours(row, weights[name]) for name in row.names]
+        layers = [row.to_ours(weights[name]) for name in row.names]
         params[row.path] = jnp.asarray(layers[0] if row.layers is None else np.stack(layers))
     return Emu(config, image_token_id=IMAGE), traverse_util.unflatten_dict(params, sep="/")
 

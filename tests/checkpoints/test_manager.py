@@ -201,7 +201,7 @@ def test_a_checkpoint_of_another_model_is_not_damage(tmp_path):
     save(checkpoints, 1)
     checkpoints.wait()
     params, optimizer = trees(width=32)
-    with pytest.raises(UserError, match=r"tower/kernel is \(8, 16\) there and \(32, 16\) here"):
+    with pytest.raises(UserError, match=r"tower/kernel is \[8, 16\], expected \[32, 16\]"):
         checkpoints.restore_newest(params=structs(params), optimizer=structs(optimizer))
     assert checkpoints.steps() == [1]
 

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emu_jax.checkpoints.model_directory import boxed_shapes, load_model, save_model
+from emu_jax.checkpoints.model_directory import boxed_shapes, save_model
 from emu_jax.checkpoints.params import save_params, warm_start
 from emu_jax.checkpoints.vocabulary import grow
+from emu_jax.convert.load import load_model
 from emu_jax.sharding.mesh import MeshConfig, make_mesh
 from emu_jax.sharding.specs import shardings, unbox
 from emu_jax.training.partition import flatten

@@ -11,6 +11,7 @@ import pytest
 
 from emu_jax.checkpoints.model_directory import save_model
 from emu_jax.cli import evaluate
+from emu_jax.convert.visual_decoder import save_visual_decoder
 from emu_jax.data.tokenizer import train_tokenizer
 from emu_jax.demo.world.corpus import corpus
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
@@ -54,7 +55,8 @@ def directory(tmp_path_factory):
     save_model(folder / "model", config, params, tokenizer=folder / "small.model")
     unet, vae = UNet(UNET), VAE(AUTOENCODER)
     painted = {"unet": some_params(unet, *unet_inputs(UNET)), "vae": some_params(vae, *vae_inputs(AUTOENCODER))}
-    VisualDecoder(unet, vae, schedule=NoiseSchedule(), params=painted).save(folder / "model" / "visual_decoder")
+    decoder = VisualDecoder(unet, vae, schedule=NoiseSchedule(), params=painted)
+    save_visual_decoder(decoder, folder / "model" / "visual_decoder")
     return folder / "model"
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from emu_jax.convert.emu_config import to_release_config
-from emu_jax.convert.emu_table import emu_rows, peft_name, unused_shapes
-from emu_jax.convert.files import Planned, _safetensors_header, write_safetensors
+from emu_jax.convert.emu_table import emu_table, peft_name, unused_shapes
+from emu_jax.io.safetensors_files import header_bytes, write_safetensors
+from emu_jax.io.tensors import Tensor, tensor_of
 from emu_jax.layers.linear import LoraConfig
 from emu_jax.models.config import CausalFormerConfig, DecoderConfig, EmuConfig, VisionConfig
 
@@ -46,23 +47,21 @@ def write_release(folder: Path, config: EmuConfig, state: dict[str, np.ndarray],
 def write_state(folder: Path, state: dict[str, np.ndarray], *, shard_bytes: int = 10**12) -> None:
     """Writes the tensors alone, as safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    planned = [Planned(name, a.shape, np.dtype(a.dtype), lambda a=a: a) for name, a in state.items()]
-    for _ in write_safetensors(folder, planned, shard_bytes=shard_bytes):
-        pass
+    write_safetensors(folder, [tensor_of(name, array) for name, array in state.items()], shard_bytes=shard_bytes)
 
 
 def write_sparse(file: Path, shapes: dict[str, tuple[int, ...]], *, dtype=np.float32) -> None:
     """A safetensors file of zeros that takes no disk, however large it says it is."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    planned = [Planned(name, shape, np.dtype(dtype), lambda: None) for name, shape in shapes.items()]
+    tensors = [Tensor(name, shape, np.dtype(dtype), lambda: None) for name, shape in shapes.items()]
     with file.open("wb") as handle:
-        handle.write(_safetensors_header(planned))
-        handle.truncate(handle.tell() + sum(tensor.nbytes for tensor in planned))
+        handle.write(header_bytes(tensors))
+        handle.truncate(handle.tell() + sum(tensor.nbytes for tensor in tensors))
 
 
 def released_shapes(config: EmuConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor that the release would have, by the name that a file of it has."""
-    shapes = {name: row.shape for row in emu_rows(config) for name in row.names} | unused_shapes(config)
+    shapes = {name: row.torch_shape for row in emu_table(config) for name in row.names} | unused_shapes(config)
     rename = peft_name if config.lora is not None else (lambda name: name)
     return {rename(name): shape for name, shape in shapes.items()}
 

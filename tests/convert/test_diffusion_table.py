@@ -1,19 +1,20 @@
-"""The table of parameters: complete for the published sizes, and strict about what it is given."""
+"""The conversion tables of the visual decoder: complete for the published sizes, and strict about their input."""
 
 import json
-import math
 
 import flax.traverse_util
 import jax
 import numpy as np
 import pytest
 
-from emu_jax.convert.diffusion_table import to_ours, to_torch, unet_table, vae_table
+from emu_jax.convert.diffusion_table import unet_table, vae_table
+from emu_jax.convert.table import check_tensors, read_params, tree_to_tensors
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.diffusion.decoder import unet_inputs, vae_inputs
 from emu_jax.diffusion.unet import UNet
-from emu_jax.diffusion.vae import VAE
+from emu_jax.diffusion.vae import VAE as Autoencoder
 from emu_jax.errors import UserError
+from emu_jax.io.tensors import tensor_of
 from emu_jax.sharding import axes
 from emu_jax.sharding.specs import unbox
 
@@ -34,18 +35,18 @@ def boxed(module, inputs):
     ("table", "module", "inputs", "name"),
     [
         (unet_table(EMU_UNET), UNet(EMU_UNET), unet_inputs(EMU_UNET), "unet_state_dict.tsv"),
-        (vae_table(VAEConfig()), VAE(VAEConfig()), vae_inputs(VAEConfig()), "vae_state_dict.tsv"),
+        (vae_table(VAEConfig()), Autoencoder(VAEConfig()), vae_inputs(VAEConfig()), "vae_state_dict.tsv"),
     ],
 )
 def test_full_size_has_the_published_names_and_shapes(shared_dir, table, module, inputs, name):
     published = read_shapes(shared_dir / "reference" / "shapes" / name)
-    assert {row.torch: row.shape for row in table} == published
+    assert {row.torch: row.torch_shape for row in table} == published
     ours = flax.traverse_util.flatten_dict(unbox(boxed(module, inputs)), sep="/")
-    assert {row.ours: math.prod(row.shape) for row in table} == {k: math.prod(v.shape) for k, v in ours.items()}
+    assert {row.path: row.shape for row in table} == {path: leaf.shape for path, leaf in ours.items()}
 
 
 @pytest.mark.parametrize(
-    ("module", "inputs"), [(UNet(EMU_UNET), unet_inputs(EMU_UNET)), (VAE(VAEConfig()), vae_inputs(VAEConfig()))]
+    ("module", "inputs"), [(UNet(EMU_UNET), unet_inputs(EMU_UNET)), (Autoencoder(VAEConfig()), vae_inputs(VAEConfig()))]
 )
 def test_every_parameter_names_known_axes(module, inputs):
     leaves = jax.tree.leaves(boxed(module, inputs), is_leaf=lambda leaf: hasattr(leaf, "names"))
@@ -57,38 +58,40 @@ def test_every_parameter_names_known_axes(module, inputs):
 
 @pytest.fixture(scope="module")
 def small():
-    """Shapes and a torch state dict of a small autoencoder."""
+    """The table, the shapes and the tensors of a small autoencoder."""
     table = vae_table(SMALL_VAE)
     rng = np.random.default_rng(0)
-    source = {row.torch: rng.normal(size=row.shape).astype(np.float32) for row in table}
-    return table, unbox(boxed(VAE(SMALL_VAE), vae_inputs(SMALL_VAE))), source
+    tensors = {row.torch: tensor_of(row.torch, rng.normal(size=row.torch_shape).astype(np.float32)) for row in table}
+    return table, unbox(boxed(Autoencoder(SMALL_VAE), vae_inputs(SMALL_VAE))), tensors
 
 
 def test_both_directions_are_inverse(small):
-    table, shapes, source = small
-    params = to_ours(table, source, shapes)
+    table, shapes, tensors = small
+    params = read_params(table, tensors)
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes)
-    back = to_torch(table, params)
-    assert back.keys() == source.keys()
-    for name, array in source.items():
-        np.testing.assert_array_equal(back[name], array)
+    back = {tensor.name: tensor.read() for tensor in tree_to_tensors(table, params)}
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(back[name], tensor.read())
 
 
-def test_missing_and_unused_names_are_both_listed(small):
-    table, shapes, source = small
-    wrong = {("stranger" if name == "quant_conv.bias" else name): array for name, array in source.items()}
-    with pytest.raises(UserError, match=r"lacks quant_conv\.bias; it holds unused stranger"):
-        to_ours(table, wrong, shapes)
-    params = to_ours(table, source, shapes)
-    params["stranger"] = params.pop("quant_conv")
-    with pytest.raises(UserError, match=r"missing quant_conv/bias, quant_conv/kernel; without a row stranger/bias"):
-        to_torch(table, params)
+def test_missing_and_unknown_names_are_both_listed(small):
+    table, _, tensors = small
+    wrong = {("other" if name == "quant_conv.bias" else name): tensor for name, tensor in tensors.items()}
+    with pytest.raises(UserError, match=r"vae do not fit .*: 1 missing \(quant_conv\.bias\); 1 unknown \(other\)"):
+        check_tensors(table, wrong, source="vae")
+    params = read_params(table, tensors)
+    params["other"] = params.pop("quant_conv")
+    message = r"2 missing \(quant_conv/kernel, quant_conv/bias\); 2 unknown \(other/kernel, other/bias\)"
+    with pytest.raises(UserError, match=message):
+        tree_to_tensors(table, params)
 
 
 def test_a_wrong_shape_is_named(small):
-    table, shapes, source = small
-    with pytest.raises(UserError, match=r"quant_conv\.bias has shape \[3\] in the file; the config says \[8\]"):
-        to_ours(table, source | {"quant_conv.bias": np.zeros(3, np.float32)}, shapes)
+    table, _, tensors = small
+    wrong = tensors | {"quant_conv.bias": tensor_of("quant_conv.bias", np.zeros(3, np.float32))}
+    with pytest.raises(UserError, match=r"quant_conv\.bias is \[3\], expected \[8\]"):
+        check_tensors(table, wrong, source="vae")
 
 
 def test_configs_survive_diffusers_json():

@@ -10,14 +10,12 @@ from flax import traverse_util
 
 from emu_jax.checkpoints.model_directory import boxed_shapes
 from emu_jax.convert.emu_table import (
-    emu_rows,
-    lora_rank,
+    emu_table,
     peft_name,
-    release_name,
-    to_ours,
-    to_torch,
     unused_shapes,
 )
+from emu_jax.convert.sources import lora_rank, release_name
+from emu_jax.io.tensors import tensor_of
 from emu_jax.layers.linear import LoraConfig
 from emu_jax.models.presets import emu_14b
 from emu_jax.sharding.specs import unbox
@@ -29,7 +27,7 @@ EMU_I_LORA = 40 * 4 * 16 * (5120 + 5120)
 
 
 def exported_shapes(config):
-    return {name: row.shape for row in emu_rows(config) for name in row.names} | unused_shapes(config)
+    return {name: row.torch_shape for row in emu_table(config) for name in row.names} | unused_shapes(config)
 
 
 def emu_instruct_14b():
@@ -39,8 +37,8 @@ def emu_instruct_14b():
 @pytest.mark.parametrize("config", [small_config(), small_config(lora=True), emu_14b(), emu_instruct_14b()])
 def test_every_parameter_has_one_row(config):
     shapes = {p: s.shape for p, s in traverse_util.flatten_dict(unbox(boxed_shapes(config)), sep="/").items()}
-    rows = emu_rows(config)
-    assert {row.path: row.stacked for row in rows} == shapes
+    rows = emu_table(config)
+    assert {row.path: row.stacked_shape for row in rows} == shapes
     assert len({name for row in rows for name in row.names}) == sum(len(row.names) for row in rows)
 
 
@@ -69,29 +67,29 @@ def test_names_and_shapes_are_the_published_ones(config, table, shared_dir):
 @pytest.mark.parametrize("lora", [False, True])
 def test_there_and_back_is_bit_exact(lora):
     rng = np.random.default_rng(0)
-    for row in emu_rows(small_config(lora=lora)):
-        tensor = rng.standard_normal(row.shape, np.float32)
-        ours = to_ours(row, tensor)
-        assert ours.shape == row.ours
-        np.testing.assert_array_equal(to_torch(row, ours), tensor, err_msg=row.name)
+    for row in emu_table(small_config(lora=lora)):
+        tensor = rng.standard_normal(row.torch_shape, np.float32)
+        ours = row.to_ours(tensor)
+        assert ours.shape == row.shape
+        np.testing.assert_array_equal(row.to_torch(ours), tensor, err_msg=row.torch)
 
 
 def test_linear_weights_keep_their_meaning():
     """`x W^T` of torch is our contraction over the kernel's input axes, heads included."""
     rng = np.random.default_rng(1)
-    rows = {row.path: row for row in emu_rows(small_config())}
+    rows = {row.path: row for row in emu_table(small_config())}
     row = rows["causal_former/blocks/self_attention/query/kernel"]  # [D, N, H]
-    weight, x = rng.standard_normal(row.shape), rng.standard_normal(row.shape[1])
-    np.testing.assert_allclose(np.einsum("d,dnh->nh", x, to_ours(row, weight)).ravel(), weight @ x, atol=1e-12)
+    weight, x = rng.standard_normal(row.torch_shape), rng.standard_normal(row.torch_shape[1])
+    np.testing.assert_allclose(np.einsum("d,dnh->nh", x, row.to_ours(weight)).ravel(), weight @ x, atol=1e-12)
     row = rows["causal_former/blocks/self_attention/out/kernel"]  # [N, H, D]
-    weight, x = rng.standard_normal(row.shape), rng.standard_normal(row.shape[1])
-    heads = x.reshape(row.ours[:2])
-    np.testing.assert_allclose(np.einsum("nh,nhd->d", heads, to_ours(row, weight)), weight @ x, atol=1e-12)
+    weight, x = rng.standard_normal(row.torch_shape), rng.standard_normal(row.torch_shape[1])
+    heads = x.reshape(row.shape[:2])
+    np.testing.assert_allclose(np.einsum("nh,nhd->d", heads, row.to_ours(weight)), weight @ x, atol=1e-12)
 
 
 def test_vocabulary_tables_are_padded_with_zeros():
-    row = next(row for row in emu_rows(small_config()) if row.path == "decoder/token_embedding")
-    ours = to_ours(row, np.ones(row.shape, np.float32))
+    row = next(row for row in emu_table(small_config()) if row.path == "decoder/token_embedding")
+    ours = row.to_ours(np.ones(row.torch_shape, np.float32))
     assert ours.shape[0] == 384
     assert ours[:300].min() == 1
     assert np.abs(ours[300:]).max() == 0
@@ -117,8 +115,9 @@ def test_names_of_other_layouts(name, release):
 
 def test_rank_is_read_off_the_adapters():
     name = "decoder.lm.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
-    assert lora_rank([("a", (1,)), (name, (5, 20))]) == 5
-    assert lora_rank([("a", (1,))]) is None
+    tensors = {"a": tensor_of("a", np.zeros(1))}
+    assert lora_rank(tensors) is None
+    assert lora_rank(tensors | {release_name(name): tensor_of(name, np.zeros((5, 20)))}) == 5
 
 
 def test_the_14b_takes_no_memory():

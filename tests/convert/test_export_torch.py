@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from emu_jax.__main__ import main
-from emu_jax.checkpoints.model_directory import carry_unused, load_model, save_model
+from emu_jax.checkpoints.model_directory import carry_unused, save_model
 from emu_jax.checkpoints.params import save_params
 from emu_jax.config import to_dict
 from emu_jax.convert.emu_table import DECODER, unused_shapes
-from emu_jax.convert.files import open_tensors
+from emu_jax.convert.load import load_model
+from emu_jax.io.tensor_files import open_tensors
 from emu_jax.models.emu import Emu
 from tests.convert.release import random_state, small_config, write_release
 
@@ -136,9 +137,9 @@ def test_bad_ways_out_leave_nothing(tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
     for words, said in (
-        ((tmp_path / "model", tmp_path / "full"), "not an empty folder"),
-        ((tmp_path / "absent", tmp_path / "out"), "no model directory"),
-        ((tmp_path / "source", tmp_path / "out"), "no model directory"),
+        ((tmp_path / "model", tmp_path / "full"), "exists already"),
+        ((tmp_path / "absent", tmp_path / "out"), "not a model directory"),
+        ((tmp_path / "source", tmp_path / "out"), "not a model directory"),
         ((tmp_path / "model", tmp_path / "out", "--merge-lora"), "no adapters"),
     ):
         assert run("export-torch", *words) == 2
@@ -161,4 +162,4 @@ def test_parameters_of_another_config_are_refused(tmp_path, capsys):
     config["decoder"]["mlp_dim"] += 1
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     assert run("export-torch", tmp_path / "model", tmp_path / "out") == 2
-    assert "of another shape" in capsys.readouterr().err
+    assert "of a different shape" in capsys.readouterr().err

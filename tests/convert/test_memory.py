@@ -11,7 +11,7 @@ import time
 import pytest
 
 from emu_jax.convert.emu_config import to_release_config
-from emu_jax.convert.emu_table import emu_rows
+from emu_jax.convert.emu_table import emu_table
 from emu_jax.models.config import CausalFormerConfig, DecoderConfig, EmuConfig, VisionConfig
 from tests.convert.release import released_shapes, write_sparse
 
@@ -58,7 +58,7 @@ def source(tmp_path_factory):
 @pytest.mark.e2e
 def test_peak_memory_depends_on_the_largest_parameter_and_not_on_the_model(tmp_path, source):
     total = (source / "model.safetensors").stat().st_size
-    bound = 2 * FLOAT32 * max(math.prod(row.stacked) for row in emu_rows(MANY_LAYERS)) + SLACK
+    bound = 2 * FLOAT32 * max(math.prod(row.stacked_shape) for row in emu_table(MANY_LAYERS)) + SLACK
     assert total > 1.9 * bound  # or the test could not fail
     imported = grown_by("import-torch", source, tmp_path / "model")
     assert imported < bound, f"import: {imported / 1e6:.0f} MB, allowed {bound / 1e6:.0f} MB"
@@ -71,7 +71,7 @@ def test_peak_memory_depends_on_the_largest_parameter_and_not_on_the_model(tmp_p
 def test_an_import_that_was_killed_starts_again(tmp_path, source):
     words = [sys.executable, "-m", "emu_jax", "import-torch", str(source), str(tmp_path / "model")]
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not list(tmp_path.glob(".model.writing-*/params*/*")):
+        while process.poll() is None and not list(tmp_path.glob(".model.*.tmp/params*/*")):
             time.sleep(0.02)
         process.kill()
     assert process.returncode == -signal.SIGKILL  # it was at work

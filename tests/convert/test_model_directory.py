@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from emu_jax.checkpoints.model_directory import load_model, params_directory, save_model
+from emu_jax.checkpoints.model_directory import params_directory, save_model
 from emu_jax.convert.emu_config import from_llama_config, read_config, to_llama_config, to_release_config
+from emu_jax.convert.load import load_model
 from emu_jax.errors import UserError
 from emu_jax.models.presets import emu_14b
 from emu_jax.sharding.mesh import MeshConfig, make_mesh
@@ -72,7 +73,7 @@ def test_a_failed_write_leaves_the_old_model_and_nothing_else(tmp_path, release)
         save_model(tmp_path / "model", small_config(), params, tokenizer=tmp_path / "absent")
     assert [p.name for p in tmp_path.iterdir()] == ["release"]
     save_model(tmp_path / "model", small_config(), params)
-    with pytest.raises(UserError, match="holds a model already"):
+    with pytest.raises(UserError, match="contains a model already"):
         save_model(tmp_path / "model", small_config(), params)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "release"]
 
@@ -84,10 +85,10 @@ def test_what_is_no_model(tmp_path, release):
     with pytest.raises(UserError, match=r"no config\.json"):
         load_model(tmp_path / "empty")
     (release / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="describes no Emu"):
+    with pytest.raises(UserError, match="not the config of an Emu"):
         load_model(release)
     (release / "config.json").write_text("{")
-    with pytest.raises(UserError, match="not JSON"):
+    with pytest.raises(UserError, match="not valid JSON"):
         load_model(release)
 
 

@@ -42,8 +42,8 @@ def test_a_bare_file_of_the_14b_needs_no_config(tmp_path, lora):
     write_sparse(tmp_path / "Emu.safetensors", released_shapes(config), dtype=np.float16)
     prepared = prepare_import([tmp_path / "Emu.safetensors"])
     assert prepared.config == dataclasses.replace(config, **PUBLISHED)
-    assert prepared.plan.fresh == ()
-    assert len(prepared.plan.unused) == 5
+    assert prepared.match.initialized == ()
+    assert len(prepared.match.unused) == 5
     assert 28.3e9 < prepared.nbytes < 28.5e9
 
 
@@ -53,15 +53,19 @@ def test_llama_and_eva_bring_their_own_sizes(tmp_path):
     assert prepared.config.decoder == dataclasses.replace(LLAMA, vocab_size=1004)
     assert prepared.config.vision == EVA
     assert prepared.config.causal_former == emu_14b().causal_former
-    assert {path.split("/")[0] for path in prepared.plan.fresh} == {"visual_norm", "causal_former", "regression_head"}
-    assert [note for note in prepared.plan.notes if "4 rows added" in note]
+    assert {path.split("/")[0] for path in prepared.match.initialized} == {
+        "visual_norm",
+        "causal_former",
+        "regression_head",
+    }
+    assert [note for note in prepared.match.notes if "4 rows added" in note]
 
 
 def test_eva_alone_stands_before_a_new_13b_decoder(tmp_path):
     prepared = prepare_import([write_eva(tmp_path / "eva.safetensors")])
     assert prepared.config.decoder == emu_14b().decoder
-    assert "decoder/blocks/mlp/up/kernel" in prepared.plan.fresh
-    assert "vision_encoder/blocks/mlp/up/kernel" not in prepared.plan.fresh
+    assert "decoder/blocks/mlp/up/kernel" in prepared.match.initialized
+    assert "vision_encoder/blocks/mlp/up/kernel" not in prepared.match.initialized
 
 
 def test_a_tower_whose_heads_cannot_be_known(tmp_path):
@@ -81,7 +85,7 @@ def test_half_of_a_tower_is_no_beginning(tmp_path):
 
 def test_two_sources_of_one_tensor(tmp_path):
     eva = write_eva(tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match="name one of them"):
+    with pytest.raises(UserError, match="Name one of them"):
         prepare_import([eva, write_eva(tmp_path / "b.safetensors")])
 
 
@@ -93,7 +97,7 @@ def test_nothing_of_an_emu(tmp_path):
 
 @pytest.mark.parametrize("image_size", [225, 0, -14])
 def test_patches_must_divide_the_images(tmp_path, image_size):
-    with pytest.raises(UserError, match="patches of 14"):
+    with pytest.raises(UserError, match="patch size 14"):
         prepare_import([write_eva(tmp_path / "eva.safetensors")], image_size=image_size)
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from emu_jax.__main__ import main
-from emu_jax.checkpoints.model_directory import load_model
-from emu_jax.convert.diffusion_folder import CONFIG_NAME, screens
-from emu_jax.convert.files import open_tensors
-from emu_jax.diffusion.decoder import load_visual_decoder
+from emu_jax.convert.diffusion_folder import CONFIG_NAME, has_safety_checker
+from emu_jax.convert.load import load_model
+from emu_jax.convert.visual_decoder import load_visual_decoder
+from emu_jax.io.tensor_files import open_tensors
 from tests.convert.release import random_state, small_config, write_release, write_state
 
 
@@ -38,7 +38,7 @@ def test_it_stands_beside_the_model(tmp_path, diffusers):
         assert ours.keys() == theirs.keys()
         for name in theirs:
             np.testing.assert_array_equal(ours[name].read(), theirs[name].read())
-    assert load_visual_decoder(tmp_path / "model" / "visual_decoder").fresh == ()
+    assert load_visual_decoder(tmp_path / "model" / "visual_decoder").initialized == ()
 
 
 def test_the_releases_own_folder_holds_both(tmp_path, diffusers):
@@ -70,13 +70,13 @@ def test_bad_folders_are_refused(tmp_path, diffusers, capsys):
         assert said in capsys.readouterr().err
         assert not (tmp_path / "model").exists()
 
-    refused({n: a for n, a in state.items() if n != name}, "1 tensors missing")
+    refused({n: a for n, a in state.items() if n != name}, "1 missing")
     refused(state | {"extra": np.zeros(1, np.float32)}, "1 unknown (extra)")
     refused(state | {name: np.full_like(state[name], np.nan)}, "NaN")
     config = json.loads((diffusers / "vae" / "config.json").read_text())
     config["block_out_channels"] = [2 * c for c in config["block_out_channels"]]
     (diffusers / "vae" / "config.json").write_text(json.dumps(config))
-    refused(state, "wanted")
+    refused(state, "expected")
 
 
 def test_a_folder_that_could_not_be_used_is_refused(tmp_path, diffusers, capsys):
@@ -98,9 +98,9 @@ def test_half_precision_files_have_names_of_their_own(tmp_path, diffusers):
         file.rename(file.with_suffix(".fp16.safetensors"))
     (diffusers / "safety_checker").mkdir()
     (diffusers / "safety_checker" / "config.json").write_text("{}")
-    assert not screens(diffusers)
+    assert not has_safety_checker(diffusers)
     (diffusers / "safety_checker" / "model.fp16.safetensors").write_bytes(b"weights")
-    assert screens(diffusers)
+    assert has_safety_checker(diffusers)
     assert run(diffusers, tmp_path / "model") == 0
     assert main(["export-torch", str(diffusers), str(tmp_path / "out")]) == 0
     for folder in (tmp_path / "model" / "visual_decoder", tmp_path / "out"):
@@ -158,7 +158,7 @@ def test_what_the_stages_leave_goes_out_alone(tmp_path, diffusers, capsys):
     for source in (run_folder, diffusers):
         out = tmp_path / f"out_{source.name}"
         assert main(["export-torch", str(source), str(out)]) == 0
-        assert load_visual_decoder(out).fresh == ()
+        assert load_visual_decoder(out).initialized == ()
         assert "unet/diffusion_pytorch_model.safetensors" in capsys.readouterr().out
     assert main(["export-torch", str(run_folder), str(out)]) == 2
-    assert "not an empty folder" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err

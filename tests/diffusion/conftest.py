@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emu_jax.diffusion.decoder import VisualDecoder, load_visual_decoder
+from emu_jax.convert.visual_decoder import load_visual_decoder
+from emu_jax.diffusion.decoder import VisualDecoder
 
 
 @pytest.fixture(scope="session")

@@ -9,20 +9,22 @@ import jax
 import numpy as np
 import pytest
 
-from emu_jax.checkpoints.model_directory import boxed_shapes, load_model, save_model
+from emu_jax.checkpoints.model_directory import boxed_shapes, save_model
 from emu_jax.config import to_dict
 from emu_jax.convert.diffusion_folder import SCHEDULER, UNET, VAE, write_part
 from emu_jax.convert.diffusion_table import unet_table, vae_table
+from emu_jax.convert.load import load_model
+from emu_jax.convert.visual_decoder import load_visual_decoder
 from emu_jax.data.loader.decoder_examples import Condition, DecoderExamples, WeightedSet
 from emu_jax.data.tokenizer import Tokenizer, train_tokenizer
 from emu_jax.diffusion.config import CROSS_DOWN, CROSS_UP, UNetConfig, VAEConfig
-from emu_jax.diffusion.decoder import load_visual_decoder
 from emu_jax.diffusion.schedule import NoiseSchedule
 from emu_jax.errors import UserError
 from emu_jax.generation.api import load
 from emu_jax.generation.captioned_images import CaptionedImages
 from emu_jax.generation.decoder_examples import as_text, prepare_examples
 from emu_jax.generation.prompt import build_prompt
+from emu_jax.io.tensors import tensor_of
 from emu_jax.models.config import EmuConfig
 from emu_jax.models.presets import emu_tiny
 from emu_jax.sharding.mesh import MeshConfig, make_mesh
@@ -88,8 +90,10 @@ def world(tmp_path_factory) -> World:
     (folder / "decoder").mkdir()
     write_part(folder / "decoder", SCHEDULER, NoiseSchedule().to_diffusers())
     for part, sizes, table in ((UNET, unet, unet_table(unet)), (VAE, vae, vae_table(vae))):
-        arrays = {row.torch: rng.normal(scale=0.2, size=row.shape).astype(np.float32) for row in table}
-        write_part(folder / "decoder", part, sizes.to_diffusers(), arrays)
+        tensors = [
+            tensor_of(row.torch, rng.normal(scale=0.2, size=row.torch_shape).astype(np.float32)) for row in table
+        ]
+        write_part(folder / "decoder", part, sizes.to_diffusers(), tensors)
     made = load_visual_decoder(folder / "decoder")
     stored, pipeline = {}, load(folder / "emu")
     for condition in Condition:

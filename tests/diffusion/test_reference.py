@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emu_jax.convert.visual_decoder import load_visual_decoder, save_visual_decoder
 from emu_jax.diffusion.schedule import add_noise
 
 
@@ -65,9 +66,7 @@ def test_guided_ddim(reference_decoder, expected):
 def test_saved_folder_is_read_back_equal(reference_decoder, reference_folder, tmp_path):
     from safetensors.numpy import load_file
 
-    from emu_jax.diffusion.decoder import load_visual_decoder
-
-    reference_decoder.save(tmp_path / "decoder")
+    save_visual_decoder(reference_decoder, tmp_path / "decoder")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["decoder"]
     again = load_visual_decoder(tmp_path / "decoder")
     assert (again.unet, again.vae, again.schedule) == (
@@ -85,12 +84,10 @@ def test_saved_folder_is_read_back_equal(reference_decoder, reference_folder, tm
 
 
 def test_another_width_gets_fresh_projections(reference_folder, reference_decoder):
-    from emu_jax.diffusion.decoder import load_visual_decoder
-
     wide = load_visual_decoder(reference_folder, cross_attention_dim=48)
     assert wide.unet.config.cross_attention_dim == 48
-    assert len(wide.fresh) == 32  # sixteen cross-attentions, a key and a value each
-    assert all(".attn2.to_" in name for name in wide.fresh)
+    assert len(wide.initialized) == 32  # sixteen cross-attentions, a key and a value each
+    assert all(".attn2.to_" in name for name in wide.initialized)
     old, new = (
         {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(d.params["unet"])}
         for d in (reference_decoder, wide)

@@ -7,8 +7,9 @@ import PIL.Image
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from emu_jax.convert.safety_checker import load_safety_checker
 from emu_jax.diffusion.clip_vision import ClipVision, ClipVisionConfig
-from emu_jax.diffusion.safety import Concepts, Preprocessing, SafetyChecker, load_safety_checker
+from emu_jax.diffusion.safety import Concepts, Preprocessing, SafetyChecker
 from emu_jax.errors import UserError
 
 TOWER = {
@@ -101,8 +102,8 @@ def test_the_published_layout_is_read_and_used(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda arrays: arrays.pop("concept_embeds"), "lacks concept_embeds"),
-        (lambda arrays: arrays.pop("vision_model.vision_model.pre_layrnorm.weight"), "lack pre_layrnorm.weight"),
+        (lambda arrays: arrays.pop("concept_embeds"), "has no concept_embeds"),
+        (lambda arrays: arrays.pop("vision_model.vision_model.pre_layrnorm.weight"), "missing .pre_layrnorm.weight"),
         (lambda arrays: arrays.update({"visual_projection.weight": np.zeros((5, 8), np.float32)}), r"is \[5, 8\]"),
     ],
 )
@@ -122,7 +123,7 @@ def test_weights_that_do_not_fit(folder, change, message):
         ({"resample": 2}, "resample must be 3"),
         ({"crop_size": {"height": 8, "width": 9}}, "crop_size must be square"),
         ({"size": {"height": 8, "width": 8}}, "resize the shortest_edge"),
-        ({"crop_size": 16}, "pictures of 16 pixels; the safety checker takes 8"),
+        ({"crop_size": 16}, "images of 16 pixels, but the safety checker expects 8"),
     ],
 )
 def test_a_feature_extractor_that_is_not_built(folder, config, message):

@@ -16,6 +16,7 @@ from emu_jax.io.files import (
     file_errors,
     read_json,
     read_text,
+    temporary_folder,
     write_bytes,
     write_json,
     write_text,
@@ -70,6 +71,44 @@ def test_a_folder_with_files_is_never_overwritten(tmp_path):
     with pytest.raises(UserError, match="exists already"), atomic_folder(tmp_path / "set"):
         pass
     assert os.listdir(tmp_path / "set") == ["mine"]
+
+
+def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path):
+    target = tmp_path / "decoder"
+    with atomic_folder(target, replace=True) as folder:
+        (folder / "first").write_text("1")
+    with contextlib.suppress(RuntimeError), atomic_folder(target, replace=True) as folder:
+        (folder / "second").write_text("2")
+        raise RuntimeError
+    assert os.listdir(target) == ["first"]
+    with atomic_folder(target, replace=True) as folder:
+        (folder / "third").write_text("3")
+    assert os.listdir(target) == ["third"]
+    assert os.listdir(tmp_path) == ["decoder"]
+
+
+def test_a_failed_write_leaves_no_parent_folders(tmp_path):
+    with contextlib.suppress(RuntimeError), atomic_folder(tmp_path / "a" / "b" / "set") as folder:
+        (folder / "records").write_text("1")
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+
+
+def test_temporary_folders_of_killed_processes_are_removed(tmp_path):
+    script = f"""
+import os
+from pathlib import Path
+from emu_jax.io.files import temporary_folder
+with temporary_folder(Path({str(tmp_path / "set")!r})) as folder:
+    (folder / "half").write_text("1")
+    os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+    assert len(os.listdir(tmp_path)) == 1
+    with temporary_folder(tmp_path / "set") as other, temporary_folder(tmp_path / "set"):
+        assert other.is_dir()  # its process is running
+        assert len(os.listdir(tmp_path)) == 2
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(

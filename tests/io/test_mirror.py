@@ -4,7 +4,7 @@ import pytest
 
 from emu_jax.errors import UserError
 from emu_jax.io.mirror import Mirror, is_remote
-from emu_jax.training.log import MetricsLog, read_metrics
+from emu_jax.training.log import METRICS_FILE, MetricsLog, read_metrics
 
 
 def test_what_is_remote():
@@ -14,7 +14,7 @@ def test_what_is_remote():
 
 def test_logs_are_copied_and_another_machine_goes_on_with_them(tmp_path):
     remote = tmp_path / "bucket" / "run"
-    mirror = Mirror(str(remote), local=tmp_path / "one", every_seconds=0.0)
+    mirror = Mirror(str(remote), fetch=[METRICS_FILE], local=tmp_path / "one", every_seconds=0.0)
     log = MetricsLog(mirror.local, step=0, sinks=[mirror])
     log.write(1, {"loss": 3.0})
     assert [record["step"] for record in read_metrics(remote)] == [1]
@@ -22,7 +22,7 @@ def test_logs_are_copied_and_another_machine_goes_on_with_them(tmp_path):
     log.close()
     assert any(path.is_file() for path in (remote / "tensorboard").iterdir())
 
-    other = Mirror(str(remote), local=tmp_path / "two", every_seconds=3600.0)
+    other = Mirror(str(remote), fetch=[METRICS_FILE], local=tmp_path / "two", every_seconds=3600.0)
     log = MetricsLog(other.local, step=1, sinks=[other])  # gone on with from step 1: what came after is dropped
     log.write(2, {"loss": 1.5})
     assert read_metrics(remote)[-1]["loss"] == 2.0  # not yet
@@ -59,4 +59,4 @@ def test_without_the_package_for_buckets_it_says_which(tmp_path, monkeypatch):
 
     monkeypatch.setattr("etils.epath.gpath._GPath.exists", nothing)
     with pytest.raises(UserError, match="pip install gcsfs"):
-        Mirror("gs://bucket/run", local=tmp_path)
+        Mirror("gs://bucket/run", fetch=["metrics.jsonl"], local=tmp_path)

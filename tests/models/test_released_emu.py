@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emu_jax.checkpoints.model_directory import load_model
+from emu_jax.convert.load import load_model
 from emu_jax.losses import masked_mean, text_losses
 from emu_jax.models.emu import Emu
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emu_jax.checkpoints.model_directory import load_model
+from emu_jax.convert.load import load_model
 from emu_jax.layers.positions import relative_buckets
 from emu_jax.models.emu import Emu
 from tests.convert.release import random_state, small_config, with_layers, write_release

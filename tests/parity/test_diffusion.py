@@ -12,8 +12,9 @@ torch = pytest.importorskip("torch", reason="wants PyTorch: `make parity`")
 diffusers = pytest.importorskip("diffusers", reason="wants diffusers: `make parity`")
 
 from emu_jax.convert.diffusion_table import unet_table  # noqa: E402
+from emu_jax.convert.visual_decoder import load_visual_decoder, save_visual_decoder  # noqa: E402
 from emu_jax.diffusion.config import UNetConfig  # noqa: E402
-from emu_jax.diffusion.decoder import VisualDecoder, load_visual_decoder  # noqa: E402
+from emu_jax.diffusion.decoder import VisualDecoder  # noqa: E402
 
 STEPS = 7
 WIDTH = 24
@@ -158,7 +159,7 @@ def test_guided_sampling(pair, inputs, sampler, steps):
 @torch.no_grad()
 def test_diffusers_opens_what_is_saved_here(pair, inputs, tmp_path):
     ours, theirs, _ = pair
-    ours.save(tmp_path / "out")
+    save_visual_decoder(ours, tmp_path / "out")
     again = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "out" / "unet")
     arguments = first(inputs["latents"]), torch.tensor(500), torch.from_numpy(inputs["context"])
     torch.testing.assert_close(again(*arguments).sample, theirs(*arguments).sample, rtol=0, atol=0)
@@ -190,4 +191,4 @@ def test_a_config_written_here_makes_the_same_unet_there():
     with torch.device("meta"):
         theirs = diffusers.UNet2DConditionModel.from_config(json.loads(json.dumps(config.to_diffusers())))
     shapes = {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()}
-    assert {row.torch: row.shape for row in unet_table(config)} == shapes
+    assert {row.torch: row.torch_shape for row in unet_table(config)} == shapes

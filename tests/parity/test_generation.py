@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emu_jax.convert.emu_table import DECODER, decoder_rows, to_ours
+from emu_jax.convert.emu_table import DECODER, decoder_rows
 from emu_jax.generation.prompt import PromptBatch
 from emu_jax.generation.sampling import TextOptions, compile_options
 from emu_jax.generation.text import generate_tokens
@@ -50,7 +50,7 @@ def params_of(theirs):
     state = {DECODER + name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     params = {}
     for row in decoder_rows(CONFIG.decoder):
-        layers = [to_ours(row, state[name]) for name in row.names]
+        layers = [row.to_ours(state[name]) for name in row.names]
         *folders, leaf = row.path.split("/")
         place = params
         for folder in folders:

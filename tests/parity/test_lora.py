@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emu_jax.checkpoints.model_directory import load_model
 from emu_jax.convert.emu_table import PEFT_DECODER
 from emu_jax.convert.export_torch import Layout, prepare_export
 from emu_jax.convert.import_torch import prepare_import
+from emu_jax.convert.load import load_model
 from emu_jax.models.emu import Emu
 from tests.convert.release import random_state, small_config, write_release
 

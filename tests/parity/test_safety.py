@@ -19,7 +19,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import (  # noqa: E402
 from transformers import CLIPConfig  # noqa: E402
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # noqa: E402
 
-from emu_jax.diffusion.safety import load_safety_checker  # noqa: E402
+from emu_jax.convert.safety_checker import load_safety_checker  # noqa: E402
 
 SIZE, WIDTH = 16, 12
 EXTRACTOR = {"size": {"shortest_edge": SIZE}, "crop_size": SIZE}

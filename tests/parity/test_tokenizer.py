@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from emu_jax.checkpoints.model_directory import load_model, save_model
+from emu_jax.checkpoints.model_directory import save_model
 from emu_jax.convert.export_torch import Layout, prepare_export
+from emu_jax.convert.load import load_model
 from emu_jax.data.tokenizer import Tokenizer, train_tokenizer
 from tests.convert.release import random_state, small_config, with_layers, write_release
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from emu_jax.__main__ import main
-from emu_jax.convert.emu_table import emu_rows, peft_name, unused_shapes
+from emu_jax.convert.emu_table import emu_table, peft_name, unused_shapes
 from emu_jax.convert.export_torch import prepare_export
-from emu_jax.convert.files import open_tensors
+from emu_jax.io.tensor_files import open_tensors
 from tests.convert.release import random_state, small_config, write_release
 
 torch = pytest.importorskip("torch")
@@ -67,7 +67,7 @@ def test_the_release_loads_what_goes_out_strictly(tmp_path, lora):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "pytorch_model.bin"]
     exported = torch.load(tmp_path / "out" / "pytorch_model.bin", weights_only=True)
 
-    shapes = {n: row.shape for row in emu_rows(config) for n in row.names} | unused_shapes(config)
+    shapes = {n: row.torch_shape for row in emu_table(config) for n in row.names} | unused_shapes(config)
     released = torch.nn.Module()
     for name, shape in shapes.items():
         *path, leaf = (peft_name(name) if lora else name).split(".")

@@ -3,9 +3,9 @@
 import numpy as np
 from etils import epath
 
+from emu_jax.checkpoints import streaming
 from emu_jax.checkpoints.params import load_params
-from emu_jax.convert import streaming
-from emu_jax.convert.streaming import LazyParameter, write_params
+from emu_jax.checkpoints.streaming import LazyParameter, write_params
 
 
 def test_a_stack_larger_than_one_write(tmp_path, monkeypatch):

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from emu_jax.convert.files import Planned, open_tensors, write_safetensors
 from emu_jax.errors import UserError
+from emu_jax.io.safetensors_files import write_safetensors
+from emu_jax.io.tensor_files import open_tensors
+from emu_jax.io.tensors import Tensor
 from tests.convert.release import write_state
 
 STATE = {
@@ -55,13 +57,13 @@ def test_shards_have_an_index_and_stay_below_their_size(tmp_path):
 
 
 def test_tensors_are_made_when_their_turn_comes(tmp_path):
-    made = []
-    planned = [
-        Planned(n, (2,), np.dtype(np.float32), lambda n=n: made.append(n) or np.zeros(2, np.float32)) for n in "ab"
-    ]
-    writing = write_safetensors(tmp_path, planned)
-    assert next(writing).name == "a"
-    assert made == ["a"]
+    events = []
+
+    def tensor(name):
+        return Tensor(name, (2,), np.dtype(np.float32), lambda: events.append(name) or np.zeros(2, np.float32))
+
+    write_safetensors(tmp_path, [tensor("a"), tensor("b")], progress=events.append)
+    assert events == ["a", 8, "b", 8]
 
 
 def test_a_missing_shard_is_named(tmp_path):
@@ -76,7 +78,7 @@ def test_a_truncated_file_is_no_checkpoint(tmp_path, kept):
     write_state(tmp_path, STATE)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(UserError, match="truncated" if kept == -1 else "not a safetensors file"):
+    with pytest.raises(UserError, match="not a complete safetensors file"):
         open_tensors(file)
 
 
@@ -91,7 +93,7 @@ def test_a_header_that_contradicts_itself(tmp_path):
     write_state(tmp_path, STATE)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes().replace(b'"shape":[2,3]', b'"shape":[2,4]'))
-    with pytest.raises(UserError, match=r"damaged: a\.weight"):
+    with pytest.raises(UserError, match="not a complete safetensors file"):
         open_tensors(file)
 
 
@@ -112,28 +114,28 @@ def test_a_header_that_contradicts_itself(tmp_path):
 def test_headers_that_say_nothing_of_use(tmp_path, entry):
     header = json.dumps({"a": entry}).encode()
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    with pytest.raises(UserError, match=r"no valid header|damaged|cannot be read"):
+    with pytest.raises(UserError, match=r"not a complete safetensors file|not supported"):
         open_tensors(tmp_path)
 
 
 @pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 5}}'])
 def test_indices_that_are_none(tmp_path, index):
     (tmp_path / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(UserError, match="not an index"):
+    with pytest.raises(UserError, match=r"not an index|not valid JSON"):
         open_tensors(tmp_path)
 
 
 def test_an_empty_folder_and_no_folder(tmp_path):
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with pytest.raises(UserError, match="has no checkpoint"):
         open_tensors(tmp_path)
-    with pytest.raises(UserError, match="nothing at"):
+    with pytest.raises(UserError, match="does not exist"):
         open_tensors(tmp_path / "absent")
 
 
 def test_the_same_tensor_twice(tmp_path):
     write_state(tmp_path, {"a": np.zeros(2, np.float32)})
     (tmp_path / "other.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
-    with pytest.raises(UserError, match="keep one"):
+    with pytest.raises(UserError, match="Keep one"):
         open_tensors(tmp_path)
 
 

@@ -1,0 +1,53 @@
+"""Adapt tensors to an Emu of other sizes: interpolated positions, added vocabulary rows, an untied language head."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from emu_jax.checkpoints.vocabulary import grow
+from emu_jax.convert.positions import resize_positions
+from emu_jax.io.tensors import Tensor
+from emu_jax.models.config import EmuConfig
+
+EMBEDDING, HEAD = "decoder.lm.model.embed_tokens.weight", "decoder.lm.lm_head.weight"
+POSITIONS = "visual.pos_embed"
+
+
+def untie_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Use the token embedding as the language head, if a LLaMA has one table for both."""
+    if EMBEDDING in tensors and HEAD not in tensors:
+        return {**tensors, HEAD: tensors[EMBEDDING]}
+    return dict(tensors)
+
+
+def adapt_positions(tensors: Mapping[str, Tensor], config: EmuConfig) -> tuple[dict[str, Tensor], list[str]]:
+    """Interpolate the learned positions to the image size of `config`. Return the tensors and a note on the change."""
+    new, old = config.vision.num_tokens, tensors.get(POSITIONS)
+    if (
+        old is None
+        or len(old.shape) != 3
+        or old.shape[1] == new
+        or round((old.shape[1] - 1) ** 0.5) ** 2 + 1 != old.shape[1]
+    ):
+        return dict(tensors), []
+    resized = _changed(old, (1, new, old.shape[2]), lambda array: resize_positions(array, new))
+    return {**tensors, POSITIONS: resized}, [f"positions interpolated from {old.shape[1] - 1} to {new - 1} patches"]
+
+
+def add_vocabulary(tensors: Mapping[str, Tensor], config: EmuConfig) -> tuple[dict[str, Tensor], list[str]]:
+    """Add rows for Emu's special tokens to the tables of a LLaMA. Return the tensors and notes on the changes."""
+    changed, notes = dict(tensors), []
+    size = config.decoder.vocab_size
+    for name in (EMBEDDING, HEAD):
+        table = tensors.get(name)
+        if table is not None and table.shape[0] < size:
+            known = table.shape[0]
+            grown = lambda array, known=known: grow(array, axis=0, known=known, vocab_size=size, rows=size)
+            changed[name] = _changed(table, (size, *table.shape[1:]), grown)
+            notes.append(f"{name}: {size - known} rows added, each the mean of the others")
+    return changed, notes
+
+
+def _changed(tensor: Tensor, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+    return dataclasses.replace(tensor, shape=shape, read=lambda: change(tensor.read_finite()))

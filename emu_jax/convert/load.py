@@ -1,0 +1,66 @@
+"""Load a model from a directory of ours or from a folder in the release's layout."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from emu_jax.checkpoints.model_config import CONFIG
+from emu_jax.checkpoints.model_directory import (
+    TOKENIZER,
+    VISUAL_DECODER,
+    ModelParts,
+    boxed_shapes,
+    existing,
+    params_directory,
+    read_model,
+    with_dtype,
+)
+from emu_jax.convert.describe import with_adapters
+from emu_jax.convert.diffusion_folder import is_diffusers_folder
+from emu_jax.convert.emu_config import read_config
+from emu_jax.convert.match import match
+from emu_jax.convert.sources import open_sources
+from emu_jax.errors import UserError
+from emu_jax.sharding.specs import shardings
+
+
+def load_model(directory: str | os.PathLike, *, mesh: Mesh | None = None, dtype: Any = None) -> ModelParts:
+    """Read a model directory, a training run (its newest checkpoint), or a folder in the release's layout.
+
+    Args:
+      directory: with config.json in it.
+      mesh: the parameters are laid out over it by the default rules. None: on the default device.
+      dtype: the model computes in it, and its parameters are cast to it while they are read. None: as saved.
+
+    Raises:
+      UserError: there is no model, or its parameters do not fit its config.
+    """
+    path = Path(directory)
+    if not path.is_dir():
+        raise UserError(f"There is no model at {path}. Name a directory with {CONFIG} in it.")
+    if params_directory(path) is not None:
+        parts = read_model(path, mesh=mesh, dtype=dtype)
+    else:
+        parts = _read_release(path, mesh=mesh, dtype=dtype)
+    if parts.visual_decoder is None and is_diffusers_folder(path):  # as `export-torch` writes them
+        parts = dataclasses.replace(parts, visual_decoder=path)
+    return parts
+
+
+def _read_release(path: Path, *, mesh: Mesh | None, dtype: Any) -> ModelParts:
+    if not (path / CONFIG).is_file():
+        raise UserError(f"{path} is not a model directory: there is no {CONFIG} in it.")
+    tensors = open_sources([path])
+    config = with_adapters(read_config(path / CONFIG), tensors)
+    params = match(tensors, config).read_params(dtype)
+    if mesh is None:
+        params = jax.tree.map(jnp.asarray, params)
+    else:
+        params = jax.device_put(params, shardings(boxed_shapes(config), mesh))
+    tokenizer, decoder = existing(path / TOKENIZER), existing(path / VISUAL_DECODER)
+    return ModelParts(with_dtype(config, dtype), params, tokenizer, decoder)
