@@ -1,37 +1,48 @@
-"""ConfigDict at the edge, frozen dataclasses inside: the one bridge between the two."""
+"""Convert between a user's ConfigDict or JSON and the frozen dataclasses inside the package."""
 
 import dataclasses
 import difflib
 import enum
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from emu_jax.errors import UserError
 
 T = TypeVar("T")
 
+# Renamed and removed fields of saved configs: dataclass -> old name -> new name. None drops the old field. A function
+# maps the old value to the new fields and their values, where the value changes too.
+RENAMED: dict[str, dict[str, str | Callable[[Any], dict[str, Any]] | None]] = {
+    "VisionConfig": {"kept": "saved_activations"},
+    "CausalFormerConfig": {"kept": "saved_activations"},
+    "DecoderConfig": {"kept": "saved_activations"},
+    "OptimizerConfig": {"final_share": "final_fraction", "cooldown_share": "cooldown_fraction"},
+}
+
 
 def from_config_dict(cls: type[T], config: Mapping[str, Any] | Any, *, path: str = "config") -> T:
-    """Builds the frozen dataclass `cls`, nested ones included, from a mapping or an `ml_collections.ConfigDict`.
+    """Build the frozen dataclass `cls`, including nested ones, from a mapping or an `ml_collections.ConfigDict`.
+
+    Names from before a rename are accepted (`RENAMED`), so that configs saved by older versions load.
 
     Args:
       cls: a dataclass whose fields are scalars, enums, tuples, dicts, dataclasses, or `X | None` of these.
-      config: what the user wrote. A field that has a default may be left out.
-      path: where `config` stands in the whole, for the error's wording.
+      config: values of the fields. Fields with a default are optional.
+      path: position of `config` inside the complete config, for error messages.
 
     Raises:
-      UserError: a key that `cls` does not know (the nearest name is given), a missing key, or a value of another type.
+      UserError: an unknown key (the message names the closest field), a missing key, or a value of the wrong type.
     """
     if not hasattr(config, "items"):
         raise UserError(f"{path} must hold the fields of {cls.__name__}, not {config!r}.")
-    values = dict(config.items())
+    values = _current_names(cls.__name__, dict(config.items()), path)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in fields:
-            raise UserError(f"{path}.{key} is not a field of {cls.__name__}{_nearest(str(key), fields)}.")
+            raise UserError(f"{path}.{key} is not a field of {cls.__name__}{_closest(str(key), fields)}.")
     missing = [name for name, field in fields.items() if name not in values and not _has_default(field)]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)} (fields of {cls.__name__}).")
@@ -39,7 +50,7 @@ def from_config_dict(cls: type[T], config: Mapping[str, Any] | Any, *, path: str
 
 
 def to_dict(config: Any) -> Any:
-    """The dataclass as plain dicts, lists and scalars, fit for JSON; `from_config_dict` reads it back."""
+    """Return the dataclass as dicts, lists and scalars that JSON can hold; `from_config_dict` reads them back."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, enum.Enum):
@@ -51,7 +62,21 @@ def to_dict(config: Any) -> Any:
     return config
 
 
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
+def _current_names(cls_name: str, values: dict[str, Any], path: str) -> dict[str, Any]:
+    """Return `values` with the old names of `RENAMED` replaced."""
+    for old, new in RENAMED.get(cls_name, {}).items():
+        if old not in values:
+            continue
+        value = values.pop(old)
+        renamed = new(value) if callable(new) else {} if new is None else {new: value}
+        for name in renamed:
+            if name in values:
+                raise UserError(f"{path}.{old} is the old name of {name}; {path} must not set both.")
+        values |= renamed
+    return values
+
+
+def _closest(name: str, known: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; its fields are {', '.join(known)}"
 
@@ -76,12 +101,12 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin is tuple:
         if isinstance(value, str) or not hasattr(value, "__iter__"):
             raise UserError(f"{path} must be a list, not {value!r}.")
-        inner = arguments[0] if len(arguments) == 2 and arguments[1] is Ellipsis else None
-        kinds = [inner] * len(value) if inner is not None else list(arguments)
-        if len(kinds) != len(value):
-            raise UserError(f"{path} must have {len(kinds)} values, not {len(value)}.")
+        item_hint = arguments[0] if len(arguments) == 2 and arguments[1] is Ellipsis else None
+        hints = [item_hint] * len(value) if item_hint is not None else list(arguments)
+        if len(hints) != len(value):
+            raise UserError(f"{path} must have {len(hints)} values, not {len(value)}.")
         return tuple(
-            _convert(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
+            _convert(hint, item, f"{path}[{i}]") for i, (hint, item) in enumerate(zip(hints, value, strict=True))
         )
     if origin in (dict, Mapping) or hint is dict:
         return {

@@ -1,11 +1,11 @@
-"""Shape annotations, checked when a function is called (under `jit`: when it is traced, so they cost nothing later).
+"""Shape annotations, checked when a function is called. Under `jit` they are checked only while tracing.
 
-The letters, the same in annotations, einsums and comments:
+The letters are the same in annotations, einsums and comments:
 
     B batch            L length           T, S query and key length    D embed
     N heads            K kv heads         H head dim                   M mlp
     V vocab            I images per row   Q image tokens per image     P patches (and class token)
-    C channels         n images of a flat list
+    C channels         n images, flattened over rows
 """
 
 import numpy as np
@@ -14,9 +14,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped, UInt8, jaxtyped
 
 __all__ = ["Array", "ArrayLike", "Bool", "Float", "Int", "PyTree", "Shaped", "UInt8", "typechecked"]
 
-ArrayLike = Array | np.ndarray  # what a user may hand to a model
+ArrayLike = Array | np.ndarray  # inputs of a model's public methods
 
 
 def typechecked(function):
-    """Checks the annotated shapes and types of every call of `function`."""
+    """Check the annotated shapes and types at every call of `function`."""
     return jaxtyped(typechecker=beartype)(function)

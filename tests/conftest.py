@@ -1,4 +1,4 @@
-"""What every test stands on: eight CPU devices, a quick CPU JAX, and the reference material where it is there."""
+"""Shared test setup: eight CPU devices, fast compilation on CPUs, and the reference cases where they are present."""
 
 from __future__ import annotations
 
@@ -15,62 +15,63 @@ DEVICES = 8
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
-AS_STARTED = dict(os.environ)
+ORIGINAL_ENVIRONMENT = dict(os.environ)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Sets what JAX reads when it is imported or first looks for devices; no test module has imported it yet.
+    """Set the environment variables that JAX reads at import and when it starts its devices.
 
-    Not in the process that only hands tests out (`-n 2`): its workers begin as it was started, and `AS_STARTED` is so.
+    Not in the main process of `pytest -n 2`: its workers inherit the environment and need the original one in
+    `ORIGINAL_ENVIRONMENT`.
     """
     if config.getoption("numprocesses", default=None) and not hasattr(config, "workerinput"):
         return
     os.environ["XLA_FLAGS"] = (
-        f"{AS_STARTED.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
+        f"{ORIGINAL_ENVIRONMENT.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
     )
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    # Tests compile much and run little: this halves the time of compiling. `make parity` runs fully optimised programs.
+    # Tests spend most of their time compiling; this halves it. `make parity` runs fully optimized programs.
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests in `tests/parity` and `tests/e2e` carry the marker of their folder."""
+    """Mark the tests in `tests/parity` and `tests/e2e` with the name of their folder."""
     for item in items:
-        room = item.path.relative_to(ROOT / "tests").parts[0]
-        if room in ("parity", "e2e"):
-            item.add_marker(room)
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        if folder in ("parity", "e2e"):
+            item.add_marker(folder)
 
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The repository's root."""
+    """Root folder of the repository."""
     return ROOT
 
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder of reference cases, samples and notes beside the repository; not part of it."""
+    """Folder with reference cases and samples next to the repository. It is not part of the repository."""
     path = ROOT.parent / "shared"
     if not path.is_dir():
-        pytest.skip(f"the reference cases are not on this machine (no folder {path.name}/ beside the repository)")
+        pytest.skip(f"the reference cases are not on this machine (no folder {path.name}/ next to the repository)")
     return path
 
 
 @pytest.fixture(scope="session")
 def user_environment() -> dict[str, str]:
-    """The environment of a process that is no test: one device, optimised programs."""
-    return AS_STARTED
+    """Environment variables of a user's process: one device, optimized programs."""
+    return ORIGINAL_ENVIRONMENT
 
 
 @pytest.fixture(scope="session")
 def run_command(root: Path, user_environment: dict[str, str]) -> Command:
-    """Runs `python -m emu_jax WORDS...` in its own process, as a user would.
+    """Run `python -m emu_jax ARGUMENTS...` in its own process.
 
-    `run_command("generate", "--checkpoint", path, timeout=300)` gives the completed process, its output as text.
+    `run_command("generate", "--checkpoint", path, timeout=300)` returns the completed process with its output as text.
     """
 
-    def run(*words: str | Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "emu_jax", *map(str, words)]
+    def run(*arguments: str | Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "emu_jax", *map(str, arguments)]
         return subprocess.run(line, cwd=root, env=user_environment, capture_output=True, text=True, timeout=timeout)
 
     return run

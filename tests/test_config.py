@@ -1,17 +1,26 @@
-"""The one bridge from what a user wrote to frozen dataclasses: what it takes, and what it says to mistakes."""
+"""Configs to frozen dataclasses and back: accepted values, renamed fields, and errors."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
 import json
+import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ml_collections import ConfigDict
 
-from emu_jax.config import from_config_dict, to_dict
+from emu_jax import config as config_module
+from emu_jax.config import RENAMED, from_config_dict, to_dict
 from emu_jax.errors import UserError
+from emu_jax.training.jobs import VAERun, VisualDecoderRun
+from emu_jax.training.run import RunConfig
+
+# The config.json of four runs, written before the fields of `RENAMED` got their new names.
+OLD_CONFIGS = Path(__file__).parent / "golden" / "configs_before_renames.json"
+RUNS = {"captions": RunConfig, "pretrain_14b": RunConfig, "vae": VAERun, "unet": VisualDecoderRun}
 
 
 class Order(enum.Enum):
@@ -60,15 +69,15 @@ BUILT = Outer(
 
 
 @pytest.mark.parametrize("wrap", [dict, ConfigDict], ids=["dict", "ConfigDict"])
-def test_nested_fields_are_built(wrap: type) -> None:
+def test_nested_fields(wrap: type) -> None:
     assert from_config_dict(Outer, wrap(FULL)) == BUILT
 
 
-def test_defaults_may_be_left_out() -> None:
+def test_fields_with_defaults_are_optional() -> None:
     assert from_config_dict(Outer, {"inner": {"width": 3}}) == Outer(Inner(3))
 
 
-def test_what_is_written_as_json_is_read_back_equal() -> None:
+def test_json_round_trip() -> None:
     assert from_config_dict(Outer, json.loads(json.dumps(to_dict(BUILT)))) == BUILT
 
 
@@ -91,7 +100,69 @@ def test_what_is_written_as_json_is_read_back_equal() -> None:
         ({"limit": "seven"}, "config.limit must be int, not 'seven'"),
     ],
 )
-def test_mistakes_are_named_with_their_place(changes: dict[str, Any], message: str) -> None:
+def test_errors_name_the_field(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         from_config_dict(Outer, FULL | changes)
     assert str(caught.value).startswith(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class Renamed:
+    width: int = 0
+    steps: int = 0
+    fraction: float = 0.0
+
+
+@pytest.fixture
+def renamed_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = lambda value: {"fraction": value} if value < 1 else {"steps": int(value)}
+    monkeypatch.setitem(config_module.RENAMED, "Renamed", {"size": "width", "gone": None, "warmup": split})
+
+
+@pytest.mark.usefixtures("renamed_fields")
+@pytest.mark.parametrize(
+    ("old", "expected"),
+    [
+        ({"size": 3}, Renamed(width=3)),
+        ({"width": 3}, Renamed(width=3)),
+        ({"gone": "anything"}, Renamed()),
+        ({"warmup": 0.25}, Renamed(fraction=0.25)),
+        ({"warmup": 5.0}, Renamed(steps=5)),
+    ],
+)
+def test_old_names_are_read(old: dict[str, Any], expected: Renamed) -> None:
+    assert from_config_dict(Renamed, old) == expected
+
+
+@pytest.mark.usefixtures("renamed_fields")
+def test_old_and_new_name_together_are_an_error() -> None:
+    with pytest.raises(UserError, match=r"config\.size is the old name of width; config must not set both"):
+        from_config_dict(Renamed, {"size": 3, "width": 4})
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_configs_saved_before_the_renames_load(name: str) -> None:
+    run = from_config_dict(RUNS[name], json.loads(OLD_CONFIGS.read_text())[name])
+    assert from_config_dict(RUNS[name], to_dict(run)) == run
+
+
+def test_values_under_old_names_arrive_under_the_new_ones() -> None:
+    old = json.loads(OLD_CONFIGS.read_text())
+    model = from_config_dict(RunConfig, old["pretrain_14b"]).model
+    assert model.decoder.saved_activations == tuple(old["pretrain_14b"]["model"]["decoder"]["kept"]) != ()
+    optimizer = from_config_dict(RunConfig, old["captions"]).train.optimizer
+    assert optimizer.final_fraction == old["captions"]["train"]["optimizer"]["final_share"] == 0.125
+    assert optimizer.cooldown_fraction == old["captions"]["train"]["optimizer"]["cooldown_share"] == 0.375
+
+
+def test_every_new_name_is_a_field() -> None:
+    def nested(hint: Any) -> set[type]:
+        found = {hint} if dataclasses.is_dataclass(hint) else set()
+        inner = typing.get_type_hints(hint).values() if found else typing.get_args(hint)
+        return found.union(*map(nested, inner))
+
+    classes = {cls.__name__: cls for run in set(RUNS.values()) for cls in nested(run)}
+    for cls, names in RENAMED.items():
+        fields = {field.name for field in dataclasses.fields(classes[cls])}
+        for old, new in names.items():
+            assert callable(new) or (old not in fields and new in fields | {None}), (cls, old, new)

@@ -25,10 +25,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emu_jax.cli.arguments import ArgumentParser
-from emu_jax.errors import UserError
-from emu_jax.sharding.mesh import MeshConfig, make_mesh
-from emu_jax.sharding.rules import MESH_AXES
-from emu_jax.training.processes import on_tpu_machine, start_processes
+from emu_jax.hardware import tpu_attached
+from emu_jax.sharding.mesh import make_mesh, parse_mesh
+from emu_jax.training.processes import start_processes
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "libtpu")
 MEGABYTES = 16
@@ -63,17 +62,6 @@ def main(argv: list[str]) -> None:
     print("all well")
 
 
-def parse_mesh(text: str) -> MeshConfig:
-    """`"data:1,fsdp:-1,tensor:1"`; an axis left out is 1."""
-    sizes = dict.fromkeys(MESH_AXES, 1)
-    for part in text.split(","):
-        name, _, size = part.partition(":")
-        if name not in sizes or not size.lstrip("-").isdigit():
-            raise UserError(f"--mesh={text} is not understood; write it as data:1,fsdp:-1,tensor:1.")
-        sizes[name] = int(size)
-    return MeshConfig(**sizes)
-
-
 def version(package: str) -> str | None:
     """Installed version of a package."""
     try:
@@ -86,7 +74,7 @@ def find_problems(versions: dict[str, str | None]) -> list[str]:
     """What is wrong, in words; all processes ask at once."""
     problems = []
     backend = jax.default_backend()
-    if on_tpu_machine() and backend != "tpu":
+    if tpu_attached() and backend != "tpu":
         problems.append(f"this is a TPU machine and jax sees no TPU; install it: {INSTALL.format('tpu')}")
     if epath.Path("/dev/nvidia0").exists() and backend != "gpu":
         problems.append(f"this machine has a GPU and jax sees none; install it: {INSTALL.format('gpu')}")

@@ -1,1 +1,1 @@
-"""The real TPU compiler without a TPU: what a program costs on a pod that nobody has rented yet."""
+"""Compile programs for a TPU pod on a CPU, and analyze memory, communication and time of the result."""

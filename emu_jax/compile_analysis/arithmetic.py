@@ -1,4 +1,4 @@
-"""What one instruction of a compiled program works and moves: operations of matrix products, bytes to and from HBM."""
+"""Cost of one instruction of a compiled program: operations of its matmuls, and bytes to and from HBM."""
 
 import math
 import re
@@ -9,7 +9,7 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 
 
 def matrix_flops(module: Module, instruction: Instruction, computation: Computation) -> float:
-    """Operations of the matrix products in `instruction`, those inside of a fusion counted; a multiply-add is two."""
+    """Return the operations of the matmuls in `instruction`, including those inside a fusion. A multiply-add is two."""
     if instruction.opcode == "dot":
         return _dot_flops(instruction, computation)
     if instruction.opcode == "convolution":
@@ -31,7 +31,7 @@ def _dot_flops(instruction: Instruction, computation: Computation) -> float:
 
 
 def _convolution_flops(instruction: Instruction, computation: Computation) -> float:
-    """XLA:TPU writes matrix products as convolutions; batch dimensions become windows of which few places are real."""
+    """Count a convolution. XLA:TPU writes batched matmuls as convolutions whose windows are mostly padding."""
     labels = re.search(r"dim_labels=([\w?]+)_([\w?]+)->([\w?]+)", instruction.attributes)
     assert labels is not None
     left_names, kernel_names, out_names = labels.groups()
@@ -39,15 +39,15 @@ def _convolution_flops(instruction: Instruction, computation: Computation) -> fl
     out = instruction.shapes[0].dims
     flops = 2.0 * math.prod(out) * kernel[kernel_names.index("i")]
     window = _window(instruction, count=len(left_names) - 2)
-    for place, (stride, before, left_step, kernel_step) in enumerate(window):
-        size_in, size_kernel = left[left_names.index(str(place))], kernel[kernel_names.index(str(place))]
-        size_out = out[out_names.index(str(place))]
-        flops *= _real_places(size_in, size_kernel, size_out, stride, before, left_step, kernel_step) / size_out
+    for i, (stride, before, left_step, kernel_step) in enumerate(window):
+        size_in, size_kernel = left[left_names.index(str(i))], kernel[kernel_names.index(str(i))]
+        size_out = out[out_names.index(str(i))]
+        flops *= _valid_pairs(size_in, size_kernel, size_out, stride, before, left_step, kernel_step) / size_out
     return flops
 
 
 def _window(instruction: Instruction, *, count: int) -> list[tuple[int, int, int, int]]:
-    """(stride, padding before, dilation of the input, dilation of the kernel) of each spatial dimension."""
+    """Return (stride, padding before, dilation of the input, dilation of the kernel) of each spatial dimension."""
     match = re.search(r"window=\{([^}]*)\}", instruction.attributes)
     given = dict(field.split("=", 1) for field in match.group(1).split()) if match else {}
 
@@ -59,23 +59,23 @@ def _window(instruction: Instruction, *, count: int) -> list[tuple[int, int, int
     return list(zip(strides, pads, inputs, kernels, strict=True))
 
 
-def _real_places(
+def _valid_pairs(
     size_in: int, size_kernel: int, size_out: int, stride: int, before: int, left_step: int, kernel_step: int
 ) -> int:
-    """How many (output, kernel) places meet an input element and not padding."""
-    extent, real = (size_in - 1) * left_step + 1, 0
+    """Return the number of (output, kernel) positions that read an input element instead of padding."""
+    extent, valid = (size_in - 1) * left_step + 1, 0
     for tap in range(size_kernel):
         start = tap * kernel_step - before
         if stride == left_step == 1:
-            real += max(0, min(size_out, extent - start) - max(0, -start))
+            valid += max(0, min(size_out, extent - start) - max(0, -start))
         else:
-            places = (start + out * stride for out in range(size_out))
-            real += sum(0 <= place < extent and place % left_step == 0 for place in places)
-    return real
+            positions = (start + out * stride for out in range(size_out))
+            valid += sum(0 <= position < extent and position % left_step == 0 for position in positions)
+    return valid
 
 
 def hbm_traffic(module: Module, instruction: Instruction, computation: Computation) -> float:
-    """Bytes that `instruction` reads from HBM and writes to it; of an array that is only sliced, the slice."""
+    """Return the bytes that `instruction` reads from and writes to HBM. A sliced operand counts with its slice."""
     inner = module.called(instruction, "calls") if instruction.opcode == "fusion" else None
     if instruction.opcode == "dynamic-update-slice":
         update = computation.get(instruction.operands[1])
@@ -89,52 +89,52 @@ def hbm_traffic(module: Module, instruction: Instruction, computation: Computati
             continue
         size = operand.hbm_bytes()
         if inner is not None and size:
-            size = min(size, _read(module, inner, number))
+            size = min(size, _bytes_read(module, inner, number))
         total += size
     written = instruction.hbm_bytes()
     if inner is not None and inner.root is not None and written:
-        written = min(written, _written(module, inner, inner.root))
+        written = min(written, _bytes_written(module, inner, inner.root))
     return total + written
 
 
-def _read(module: Module, fusion: Computation, number: int) -> float:
-    """Bytes of its parameter `number` that a fusion looks at."""
+def _bytes_read(module: Module, fusion: Computation, number: int) -> float:
+    """Return the bytes that a fusion reads of its parameter `number`."""
     parameter = fusion.parameters.get(number)
     if parameter is None:
         return 0.0
-    whole = sum(shape.bytes for shape in parameter.shapes)
-    return min(whole, _read_of(module, fusion, parameter, whole))
+    size = sum(shape.bytes for shape in parameter.shapes)
+    return min(size, _bytes_read_by_users(module, fusion, parameter, size))
 
 
-def _read_of(module: Module, fusion: Computation, array: Instruction, whole: float) -> float:
+def _bytes_read_by_users(module: Module, fusion: Computation, array: Instruction, size: float) -> float:
     total = 0.0
     for user in fusion.users.get(array.name, []):
         first = user.operands[0] == array.name
         if user.opcode in _SLICES and first:
             total += sum(shape.bytes for shape in user.shapes)
         elif user.opcode == "dynamic-update-slice" and first and user.operands.count(array.name) == 1:
-            continue  # written in place
+            continue  # updated in place
         elif user.opcode == "bitcast":
-            total += _read_of(module, fusion, user, whole)
+            total += _bytes_read_by_users(module, fusion, user, size)
         elif user.opcode == "fusion" and (inner := module.called(user, "calls")) is not None:
-            total += sum(_read(module, inner, i) for i, name in enumerate(user.operands) if name == array.name)
+            total += sum(_bytes_read(module, inner, i) for i, name in enumerate(user.operands) if name == array.name)
         else:
-            return whole
+            return size
     return total
 
 
-def _written(module: Module, fusion: Computation, root: Instruction) -> float:
-    """Bytes that a fusion writes: an update in place writes its update."""
+def _bytes_written(module: Module, fusion: Computation, root: Instruction) -> float:
+    """Return the bytes that a fusion writes. An in-place update writes only the update."""
     inner = module.called(root, "calls") if root.opcode == "fusion" else None
     if inner is not None and inner.root is not None:
-        return _written(module, inner, inner.root)
+        return _bytes_written(module, inner, inner.root)
     if root.opcode == "dynamic-update-slice":
         update = fusion.get(root.operands[1])
         if update is not None:
             return sum(shape.bytes for shape in update.shapes)
     if root.opcode == "bitcast" and (source := fusion.get(root.operands[0])) is not None:
-        return _written(module, fusion, source)
+        return _bytes_written(module, fusion, source)
     if root.opcode == "tuple":
         parts = (fusion.get(name) for name in root.operands)
-        return sum(_written(module, fusion, part) for part in parts if part is not None)
+        return sum(_bytes_written(module, fusion, part) for part in parts if part is not None)
     return sum(shape.bytes for shape in root.shapes)

@@ -1,4 +1,4 @@
-"""Collectives of a compiled program: what they move between chips, and the least time that this takes."""
+"""Collectives of a compiled program: bytes between chips, and the minimum time for them."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ import numpy as np
 from emu_jax.compile_analysis.hlo import Instruction
 from emu_jax.compile_analysis.topologies import Topology
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all", "ragged-all-to-all")
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all", "ragged-all-to-all")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +17,10 @@ class Collective:
     """One collective instruction.
 
     Attributes:
-      kind: of `KINDS`.
-      bytes: of the whole array, gathered or before it is scattered, on one chip.
-      group: chips that take part together.
-      seconds: least time: bytes over the links that the group's block of the torus has.
+      kind: an element of `COLLECTIVES`.
+      bytes: size of the complete array on one chip, after a gather or before a scatter.
+      group: number of chips that take part.
+      seconds: minimum time: bytes over the bandwidth of the links in the group's part of the torus.
     """
 
     kind: str
@@ -29,23 +29,23 @@ class Collective:
     seconds: float
 
 
-def kind_of(instruction: Instruction) -> str | None:
-    """Of `KINDS`, where `instruction` is a collective or begins one."""
+def collective_kind(instruction: Instruction) -> str | None:
+    """Return the element of `COLLECTIVES` that `instruction` runs or starts; None for other instructions."""
     kind = instruction.opcode.removesuffix("-start")
-    return kind if kind in KINDS else None
+    return kind if kind in COLLECTIVES else None
 
 
 class Network:
-    """The links between the chips of a topology, in the order in which a program numbers its devices."""
+    """The links between the chips of a topology. Devices are numbered like in the program."""
 
     def __init__(self, topology: Topology, coordinates: np.ndarray, slices: np.ndarray) -> None:
-        """Args: coordinates [devices, dimensions] on the torus, and each device's slice."""
+        """Take each device's torus coordinates `[devices, dimensions]` and its slice `[devices]`."""
         self._topology = topology
         self._coordinates = coordinates
         self._slices = slices
 
     def measure(self, instruction: Instruction, *, scatters: bool = False) -> Collective:
-        """`scatters`: an all-reduce of which each chip keeps only its share, as a fusion around it tells."""
+        """Estimate a collective. With `scatters`, each chip keeps only its shard of an all-reduce (reduce-scatter)."""
         kind = instruction.opcode.removesuffix("-start")
         shapes = instruction.shapes
         if instruction.opcode.endswith("-start"):  # (operands, results, ...)
@@ -69,28 +69,28 @@ class Network:
         return Collective(kind, size, count, seconds)
 
     def _spread(self, group: np.ndarray) -> np.ndarray:
-        """Along which sides of the torus the group reaches."""
-        places = self._coordinates[group]
-        return np.asarray([len(np.unique(places[:, side])) > 1 for side in range(places.shape[1])])
+        """Return for each torus dimension if the group extends along it."""
+        coordinates = self._coordinates[group]
+        return np.asarray([len(np.unique(coordinates[:, i])) > 1 for i in range(coordinates.shape[1])])
 
     def _links(self, group: np.ndarray) -> int:
-        """One-way links that each chip of the group can send over at once."""
-        places = self._coordinates[group]
-        sides = self._coordinates.max(axis=0) + 1
+        """Return the number of links over which each chip of the group can send at the same time."""
+        coordinates = self._coordinates[group]
+        sizes = self._coordinates.max(axis=0) + 1
         links = 0
-        for side in np.flatnonzero(self._spread(group)):
-            whole = len(np.unique(places[:, side])) == sides[side]
-            wraps = side < len(self._topology.wraps) and self._topology.wraps[side]
-            links += 2 if whole and wraps else 1
+        for i in np.flatnonzero(self._spread(group)):
+            complete = len(np.unique(coordinates[:, i])) == sizes[i]
+            wraps = i < len(self._topology.wraps) and self._topology.wraps[i]
+            links += 2 if complete and wraps else 1
         return max(links, 1)
 
     def crosses_slices(self, instruction: Instruction) -> bool:
-        """Whether some of it goes over the data centre's network, whose time nobody here can tell."""
+        """Return True if a part of it goes over the data center network (DCN), whose time is not estimated."""
         return len(np.unique(self._slices[replica_group(instruction, devices=len(self._slices))])) > 1
 
 
 def replica_group(instruction: Instruction, *, devices: int) -> np.ndarray:
-    """The devices of the instruction's first group, in any of the ways in which XLA writes groups."""
+    """Return the devices of the instruction's first group, from any of XLA's notations for groups."""
     text = instruction.attributes
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", text)
     if listed:

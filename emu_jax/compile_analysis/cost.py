@@ -1,9 +1,11 @@
-"""An estimate of a compiled program's time: the compiler's own cycles, summed over the schedule, times the loops.
+"""Estimate the time of a compiled program from the compiler's cycles, the schedule and the trip counts of loops.
 
-A matrix product takes its estimated cycles, or the time of its bytes if that is longer. Anything else takes the
-shorter of the two, because the compiler's cycles of plain fusions are two to three times what HBM needs. Attention
-kernels carry no cycles and take their operations at an efficiency. A collective takes at least its bytes over the
-links; one that runs in the background costs only what the work between its start and its end does not cover.
+- A matmul takes the longer of its estimated cycles and the time to move its bytes.
+- Any other instruction takes the shorter of the two: for simple fusions, the compiler's cycles are two to three times
+  the time that HBM needs.
+- Attention kernels have no cycles. They take their operations at a counted efficiency (`kernels.py`).
+- A collective takes at least its bytes over the links. An asynchronous one costs only the part that the work between
+  its start and its end does not hide.
 """
 
 import dataclasses
@@ -11,13 +13,13 @@ import re
 from collections.abc import Iterator
 
 from emu_jax.compile_analysis.arithmetic import hbm_traffic, matrix_flops
-from emu_jax.compile_analysis.collectives import Network, kind_of
+from emu_jax.compile_analysis.collectives import Network, collective_kind
 from emu_jax.compile_analysis.hlo import Computation, Instruction, Module
 from emu_jax.compile_analysis.kernels import EFFICIENCY, kernel_flops
 from emu_jax.compile_analysis.loops import trip_count
-from emu_jax.compile_analysis.topologies import Chip
+from emu_jax.hardware import Chip
 
-HBM_EFFICIENCY = 0.8  # what streaming fusions reach of the data sheet's bandwidth
+HBM_EFFICIENCY = 0.8  # fraction of the data sheet's bandwidth that streaming fusions reach
 
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
@@ -27,12 +29,15 @@ _FREE = {
 
 @dataclasses.dataclass
 class CollectiveUse:
-    """All collectives of a kind that are alike in where and how they run.
+    """Sum over all collectives of one kind, inside or outside of loops, overlapped or not.
 
     Attributes:
-      count: runs in one step.
-      bytes: in all runs.
-      seconds: least time of all runs, hidden or not.
+      kind: such as "all-gather".
+      in_loop: they run inside a loop.
+      overlapped: they run asynchronously, next to other work.
+      count: runs per step.
+      bytes: bytes of all runs.
+      seconds: minimum time of all runs, exposed or hidden.
     """
 
     kind: str
@@ -45,15 +50,16 @@ class CollectiveUse:
 
 @dataclasses.dataclass
 class Cost:
-    """Of one run of a program on one chip.
+    """Estimated cost of one run of a program on one chip.
 
     Attributes:
-      seconds: with collectives that nothing hides.
-      compute_seconds: without any collective.
-      flops: of matrix products and kernels, recomputation included.
-      by_operation: op name -> seconds in all runs.
-      unknown_loops: names of loops whose trip count depends on data; each counted once.
-      between_slices: bytes that leave a slice; their time is not in `seconds`.
+      seconds: time including exposed collectives.
+      compute_seconds: time without collectives.
+      flops: operations of matmuls and kernels, including recomputation.
+      by_operation: op name -> seconds of all runs.
+      collectives: sums per kind, longest first.
+      unknown_loops: names of loops whose trip count depends on data; they count as one iteration.
+      between_slices: bytes sent to other slices, whose time is not in `seconds`.
     """
 
     seconds: float = 0.0
@@ -66,22 +72,22 @@ class Cost:
 
     @property
     def exposed_seconds(self) -> float:
-        """Time spent waiting for collectives."""
+        """Time of collectives that no other work hides."""
         return self.seconds - self.compute_seconds
 
 
 def estimate(text: str, *, generation: str, chip: Chip, network: Network) -> Cost:
-    """The cost of the compiled program `text` (`compiled.as_text()`)."""
-    clock = _Clock(Module(text), generation, chip, network)
-    clock.run(clock.module.entry, 1)
-    cost = clock.cost
-    cost.seconds, cost.compute_seconds = clock.now, clock.busy
-    cost.collectives = sorted(clock.uses.values(), key=lambda use: -use.seconds)
+    """Estimate the cost of the compiled program `text` (`compiled.as_text()`)."""
+    simulation = _Simulation(Module(text), generation, chip, network)
+    simulation.run(simulation.module.entry, 1)
+    cost = simulation.cost
+    cost.seconds, cost.compute_seconds = simulation.now, simulation.busy
+    cost.collectives = sorted(simulation.uses.values(), key=lambda use: -use.seconds)
     return cost
 
 
-class _Clock:
-    """Walks through a program as one chip does, with background transfers beside it."""
+class _Simulation:
+    """Simulate one chip: instructions run in order, asynchronous transfers run next to them."""
 
     def __init__(self, module: Module, generation: str, chip: Chip, network: Network) -> None:
         self.module, self.chip, self.network = module, chip, network
@@ -91,11 +97,11 @@ class _Clock:
         self.now = self.busy = 0.0
         self._pending: dict[str, float] = {}
         self._link_free = 0.0
-        self._begun: set[tuple[str, str]] = set()
-        self._starts: dict[str, Computation] = {}
+        self._started: set[tuple[str, str]] = set()
+        self._deferred: dict[str, Computation] = {}
 
     def run(self, computation: Computation, times: float) -> None:
-        """Moves the clock past one run of `computation`; what is counted is counted `times` over."""
+        """Advance the time by one run of `computation`, and add its counts `times` times."""
         for instruction in computation:
             opcode = instruction.opcode
             if opcode == "while":
@@ -104,22 +110,22 @@ class _Clock:
                 self._longest_branch(instruction, times)
             elif opcode == "call" and (inner := self.module.called(instruction, "to_apply")) is not None:
                 self.run(inner, times)
-            elif kind_of(instruction) is not None:
-                self._collective(instruction, instruction.name, times, background=opcode.endswith("-start"))
+            elif collective_kind(instruction) is not None:
+                self._collective(instruction, instruction.name, times, overlapped=opcode.endswith("-start"))
             elif opcode == "custom-call":
                 self._kernel(instruction, computation, times)
-            elif opcode == "send":  # by way of the hosts
+            elif opcode == "send":  # to another slice, through the hosts
                 self.cost.between_slices += instruction.shapes[0].bytes * times
             elif opcode.endswith("-start") and (inner := _called(self.module, instruction)) is not None:
-                self._starts[instruction.name] = inner
+                self._deferred[instruction.name] = inner
                 if instruction.operands:
-                    self._begin(instruction.name, instruction.name, times)
-            elif opcode.endswith("-update"):  # a core of its own, started before its data are there, is given them
-                self._begin(instruction.operands[0], instruction.name, times)
+                    self._start_deferred(instruction.name, instruction.name, times)
+            elif opcode.endswith("-update"):  # passes the data to a SparseCore that was started without them
+                self._start_deferred(instruction.operands[0], instruction.name, times)
             elif opcode.endswith("-done"):
                 self._wait(instruction.operands[0])
             elif opcode not in _FREE:
-                self._work(instruction, computation, times)
+                self._compute(instruction, computation, times)
 
     def _loop(self, loop: Instruction, computation: Computation, times: float) -> None:
         count = trip_count(self.module, loop, computation)
@@ -130,28 +136,28 @@ class _Clock:
             return
         before, busy_before = self.now, self.busy
         self.run(body, times * (count or 1))
-        again = (count or 1) - 1
-        self.now += again * (self.now - before)
-        self.busy += again * (self.busy - busy_before)
+        remaining = (count or 1) - 1
+        self.now += remaining * (self.now - before)
+        self.busy += remaining * (self.busy - busy_before)
 
-    def _longest_branch(self, choice: Instruction, times: float) -> None:
-        names = re.search(r"branch_computations=\{([^}]*)\}", choice.attributes)
+    def _longest_branch(self, conditional: Instruction, times: float) -> None:
+        names = re.search(r"branch_computations=\{([^}]*)\}", conditional.attributes)
         listed = re.findall(r"[\w.\-<>]+", names.group(1)) if names else []
-        listed += [name for role in ("true_computation", "false_computation") if (name := choice.called(role))]
+        listed += [name for role in ("true_computation", "false_computation") if (name := conditional.called(role))]
         branches = [self.module.computations[name] for name in listed if name in self.module.computations]
         if branches:
             self.run(max(branches, key=lambda branch: len(branch.instructions)), times)
 
-    def _work(self, instruction: Instruction, computation: Computation, times: float) -> None:
+    def _compute(self, instruction: Instruction, computation: Computation, times: float) -> None:
         inner = self.module.called(instruction, "calls") if instruction.opcode == "fusion" else None
         flops = matrix_flops(self.module, instruction, computation)
         cycles = _cycles(self.module, instruction)
-        moves = inner is not None and self._fused_collectives(instruction, inner, computation, flops, times)
-        if moves and not flops and cycles is None:
+        communicates = inner is not None and self._fused_collectives(instruction, inner, computation, flops, times)
+        if communicates and not flops and cycles is None:
             return
         by_bytes = hbm_traffic(self.module, instruction, computation) / (self.chip.bandwidth * HBM_EFFICIENCY)
         by_cycles = by_bytes if cycles is None else cycles / self.chip.clock
-        self._spend(instruction, max(by_cycles, by_bytes) if flops else min(by_cycles, by_bytes), times)
+        self._advance(instruction, max(by_cycles, by_bytes) if flops else min(by_cycles, by_bytes), times)
         self.cost.flops += flops * times
         if inner is not None:
             for found in _kernels(self.module, inner):
@@ -160,44 +166,44 @@ class _Clock:
     def _fused_collectives(
         self, fusion: Instruction, inner: Computation, computation: Computation, flops: float, times: float
     ) -> bool:
-        """Collectives inside of a fusion: with a matrix product they run beside it, else they stand alone."""
+        """Run the collectives inside a fusion, overlapped with its matmuls. Return True if there are any."""
         found = list(_collectives(self.module, inner))
         scatters = _scatters(inner)
         for collective in found:
             channel = re.search(r"channel_id=(\d+)", collective.attributes)
             key = channel.group(1) if channel else collective.name
-            if not scatters and (computation.name, key) in self._begun:
+            if not scatters and (computation.name, key) in self._started:
                 if "done" in fusion.name:
                     self._wait(key)
                 continue
-            self._begun.add((computation.name, key))
-            background = not scatters and (flops > 0 or "async" in inner.name or "async" in fusion.name)
-            self._collective(collective, key, times, background=background, scatters=scatters)
+            self._started.add((computation.name, key))
+            overlapped = not scatters and (flops > 0 or "async" in inner.name or "async" in fusion.name)
+            self._collective(collective, key, times, overlapped=overlapped, scatters=scatters)
         return bool(found)
 
     def _collective(
-        self, instruction: Instruction, key: str, times: float, *, background: bool, scatters: bool = False
+        self, instruction: Instruction, key: str, times: float, *, overlapped: bool, scatters: bool = False
     ) -> None:
         measured = self.network.measure(instruction, scatters=scatters)
         if measured.group <= 1:
             return
         if self.network.crosses_slices(instruction):
             self.cost.between_slices += measured.bytes * times
-        place = (measured.kind, times > 1, background)
-        use = self.uses.setdefault(place, CollectiveUse(*place))
+        group = (measured.kind, times > 1, overlapped)
+        use = self.uses.setdefault(group, CollectiveUse(*group))
         use.count += times
         use.bytes += measured.bytes * times
         use.seconds += measured.seconds * times
-        if background:
+        if overlapped:
             self._pending[key] = self._link_free = max(self.now, self._link_free) + measured.seconds
         else:
             self.now += measured.seconds
 
-    def _begin(self, start: str, key: str, times: float) -> None:
-        """Collectives of the instruction `start` begin, if they have not; who waits for them waits for `key`."""
-        inner = self._starts.pop(start, None)
+    def _start_deferred(self, start: str, key: str, times: float) -> None:
+        """Start the collectives of the instruction `start`, if not yet started. Their end is awaited as `key`."""
+        inner = self._deferred.pop(start, None)
         for found in _collectives(self.module, inner):
-            self._collective(found, key, times, background=True, scatters=inner is not None and _scatters(inner))
+            self._collective(found, key, times, overlapped=True, scatters=inner is not None and _scatters(inner))
         if start in self._pending and start != key:
             self._pending[key] = self._pending.pop(start)
 
@@ -209,10 +215,10 @@ class _Clock:
         moved = instruction.hbm_bytes() + sum(operand.hbm_bytes() for operand in operands if operand is not None)
         efficiency = self.backward if backward else self.forward
         seconds = max(flops / (self.chip.peak * efficiency), moved / (self.chip.bandwidth * HBM_EFFICIENCY))
-        self._spend(instruction, seconds, times)
+        self._advance(instruction, seconds, times)
         self.cost.flops += flops * times
 
-    def _spend(self, instruction: Instruction, seconds: float, times: float) -> None:
+    def _advance(self, instruction: Instruction, seconds: float, times: float) -> None:
         self.now += seconds
         self.busy += seconds
         name = instruction.op_name or instruction.opcode
@@ -223,7 +229,7 @@ class _Clock:
 
 
 def _cycles(module: Module, instruction: Instruction) -> float | None:
-    """The compiler's estimate, of the instruction or else of what it calls."""
+    """Return the compiler's cycles of the instruction, or else of the computation that it calls."""
     found = re.search(r'"estimated_cycles":"?(\d+)', instruction.attributes)
     if found:
         return float(found.group(1))
@@ -245,7 +251,7 @@ def _called(module: Module, instruction: Instruction) -> Computation | None:
 
 
 def _collectives(module: Module, computation: Computation | None) -> Iterator[Instruction]:
-    return (i for i in _inside(module, computation) if kind_of(i) is not None)
+    return (i for i in _inside(module, computation) if collective_kind(i) is not None)
 
 
 def _kernels(module: Module, computation: Computation | None) -> Iterator[Instruction]:
@@ -253,5 +259,5 @@ def _kernels(module: Module, computation: Computation | None) -> Iterator[Instru
 
 
 def _scatters(computation: Computation) -> bool:
-    """Whether XLA fused an all-reduce with the slice that each chip keeps of it."""
+    """Return True if XLA fused an all-reduce with the slice that selects each chip's shard."""
     return "reduce-scatter" in computation.name

@@ -1,4 +1,4 @@
-"""The text of a compiled program, read: computations of instructions, in the order in which a chip runs them."""
+"""Parse the text of a compiled program into computations of instructions, in the order of execution."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ _NAME = re.compile(r"%([\w.\-<>]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """An array's type, dimensions, and memory space (0 is HBM, 1 the chip's own vector memory, 5 the host)."""
+    """Dtype, dimensions and memory space of an array. Space 0 is HBM, 1 is vector memory, 5 is host memory."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -51,17 +51,17 @@ class Instruction:
     is_root: bool
 
     def called(self, role: str) -> str | None:
-        """The computation that `role=%...` names, the first of several: `calls`, `body`, `condition`, `to_apply`."""
+        """Return the (first) computation that `role=%...` names, for a role such as `calls`, `body` or `to_apply`."""
         match = re.search(rf"\b{role}=\{{?%?([\w.\-<>]+)", self.attributes)
         return match.group(1) if match else None
 
     def hbm_bytes(self) -> float:
-        """Of the result, as far as it lies in HBM."""
+        """Return the bytes of the result that are in HBM."""
         return sum(shape.bytes for shape in self.shapes if shape.space == 0)
 
     @functools.cached_property
     def op_name(self) -> str:
-        """The path of transformations and modules, as in "jit(step)/while/body/decoder/blocks/mlp/dot_general"."""
+        """Path of transformations and modules, such as "jit(step)/while/body/decoder/blocks/mlp/dot_general"."""
         name = re.search(r'op_name="([^"]*)"', self.attributes)
         return name.group(1) if name else ""
 
@@ -82,12 +82,12 @@ class Computation:
 
     @functools.cached_property
     def parameters(self) -> dict[int, Instruction]:
-        """By number."""
+        """Parameter number -> instruction."""
         return {int(i.arguments): i for i in self if i.opcode == "parameter"}
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """Name -> the instructions that read it."""
+        """Name -> instructions that use it as an operand."""
         found: dict[str, list[Instruction]] = {}
         for instruction in self:
             for operand in dict.fromkeys(instruction.operands):
@@ -101,13 +101,13 @@ class Module:
     def __init__(self, text: str) -> None:
         self.computations: dict[str, Computation] = {}
         self.entry = Computation("")
-        self._frames = _read_frames(text)
+        self._frames = _parse_frames(text)
         current: Computation | None = None
         pending: list[str] = []
 
         def flush() -> None:
             if current is not None and pending:
-                instruction = _read_instruction("\n".join(pending))
+                instruction = _parse_instruction("\n".join(pending))
                 current.instructions[instruction.name] = instruction
                 if instruction.is_root:
                     current.root = instruction
@@ -119,7 +119,7 @@ class Module:
                 current = self.computations[head.group(2)] = Computation(head.group(2))
                 if head.group(1):
                     self.entry = current
-            elif line == "}" or line.startswith("}, "):  # a kernel's own text may begin a line with a bracket, too
+            elif line == "}" or line.startswith("}, "):  # the text of a kernel may also start a line with a bracket
                 flush()
                 current = None
             elif current is not None and _INSTRUCTION.match(line):
@@ -129,12 +129,12 @@ class Module:
                 pending.append(line)
 
     def called(self, instruction: Instruction, role: str) -> Computation | None:
-        """The computation that `instruction` calls in `role`."""
+        """Return the computation that `instruction` calls in `role`."""
         name = instruction.called(role)
         return self.computations.get(name) if name else None
 
     def source(self, instruction: Instruction) -> str:
-        """The line of Python that `instruction` comes from, in this package if any caller is; else its `op_name`."""
+        """Return the Python line of `instruction`, the innermost one in this package if any; else its `op_name`."""
         file = re.search(r'source_file="([^"]*)"', instruction.attributes)
         line = re.search(r"source_line=(\d+)", instruction.attributes)
         frame = re.search(r"stack_frame_id=(\d+)", instruction.attributes)
@@ -145,7 +145,7 @@ class Module:
         return next(ours, lines[0] if lines else instruction.op_name)
 
     def _callers(self, frame: int) -> list[str]:
-        """From the frame outwards."""
+        """Return the source lines from `frame` outwards."""
         lines = []
         while frame in self._frames:
             line, parent = self._frames[frame]
@@ -156,8 +156,8 @@ class Module:
         return lines
 
 
-def _read_frames(text: str) -> dict[int, tuple[str, int]]:
-    """The tables that newer compilers write before a program: frame -> (file and line, the frame that called it)."""
+def _parse_frames(text: str) -> dict[int, tuple[str, int]]:
+    """Parse the tables that newer compilers write before a program: frame -> (file and line, calling frame)."""
 
     def table(name: str, row: str) -> dict[int, tuple[str, ...]]:
         block = re.search(rf"^{name}\n((?:\d+ .*\n)*)", text, re.MULTILINE)
@@ -165,15 +165,15 @@ def _read_frames(text: str) -> dict[int, tuple[str, int]]:
         return {int(number): tuple(found) for number, *found in rows}
 
     files = table("FileNames", r'"([^"]*)"')
-    places = table("FileLocations", r"\{file_name_id=(\d+) .*?line=(\d+)")
+    locations = table("FileLocations", r"\{file_name_id=(\d+) .*?line=(\d+)")
     frames = table("StackFrames", r"\{file_location_id=(\d+)(?: parent_frame_id=(\d+))?")
-    lines = {number: f"{files[int(file)][0]}:{line}" for number, (file, line) in places.items()}
-    # Parents are numbered from one and written with one more.
-    return {number: (lines[int(place)], int(parent or 1) - 1) for number, (place, parent) in frames.items()}
+    lines = {number: f"{files[int(file)][0]}:{line}" for number, (file, line) in locations.items()}
+    # Frames are numbered from one, and parents are written plus one.
+    return {number: (lines[int(location)], int(parent or 1) - 1) for number, (location, parent) in frames.items()}
 
 
-def read_shapes(text: str) -> tuple[Shape, ...]:
-    """`"(bf16[8,128]{1,0:T(8,128)S(1)}, s32[])"` -> two shapes."""
+def parse_shapes(text: str) -> tuple[Shape, ...]:
+    """Parse shapes: `"(bf16[8,128]{1,0:T(8,128)S(1)}, s32[])"` has two."""
     found = []
     for dtype, dims, layout in _SHAPE.findall(text):
         space = re.search(r"S\((\d+)\)", layout)
@@ -182,7 +182,7 @@ def read_shapes(text: str) -> tuple[Shape, ...]:
     return tuple(found)
 
 
-def _read_instruction(text: str) -> Instruction:
+def _parse_instruction(text: str) -> Instruction:
     head = _INSTRUCTION.match(text)
     assert head is not None
     rest = text[head.end() :]
@@ -194,7 +194,7 @@ def _read_instruction(text: str) -> Instruction:
     return Instruction(
         name=head.group(2),
         opcode=rest[:opening].strip(),
-        shapes=read_shapes(shapes),
+        shapes=parse_shapes(shapes),
         operands=tuple(_NAME.findall(arguments)),
         arguments=arguments.strip(),
         attributes=rest[closing:],
@@ -203,16 +203,16 @@ def _read_instruction(text: str) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Just past the bracket that closes the one at `opening`."""
+    """Return the index after the bracket that closes the one at `opening`."""
     depth, quoted = 0, False
-    for place in range(opening, len(text)):
-        letter = text[place]
-        if letter == '"' and text[place - 1] != "\\":
+    for i in range(opening, len(text)):
+        letter = text[i]
+        if letter == '"' and text[i - 1] != "\\":
             quoted = not quoted
         elif not quoted and letter in "([{":
             depth += 1
         elif not quoted and letter in ")]}":
             depth -= 1
             if depth == 0:
-                return place + 1
-    raise ValueError(f"a bracket that nothing closes: {text[opening : opening + 80]}")
+                return i + 1
+    raise ValueError(f"unbalanced bracket: {text[opening : opening + 80]}")

@@ -1,4 +1,4 @@
-"""How often a loop of a compiled program runs, read from its condition, its beginning and its step."""
+"""Trip count of a loop of a compiled program, from its condition, initial value and increment."""
 
 import math
 import re
@@ -8,12 +8,12 @@ from emu_jax.compile_analysis.hlo import Computation, Instruction, Module
 _ANNOTATED = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
 _UNCHANGED = ("copy", "bitcast", "convert", "reshape", "copy-done")
 
-# Where a scalar comes from: a number, or an element of the tuple that the loop carries.
+# Origin of a scalar: a constant, or an element of the tuple that the loop carries.
 Origin = int | tuple[str, int] | None
 
 
 def trip_count(module: Module, loop: Instruction, caller: Computation) -> int | None:
-    """Times that the `while` instruction `loop` of `caller` runs its body; None where it depends on the data."""
+    """Return how often the `while` instruction `loop` of `caller` runs its body; None if it depends on the data."""
     annotated = _ANNOTATED.search(loop.attributes)
     if annotated:
         return int(annotated.group(1))
@@ -100,7 +100,7 @@ def _comparison(
 
 
 def _step(module: Module, body: Computation, index: int) -> int | None:
-    """What one turn adds to the `index`-th element of what the loop carries."""
+    """Return the increment per iteration of element `index` of the tuple that the loop carries."""
     if body.root is None or body.root.opcode != "tuple":
         return None
     return _added(module, body, body.root.operands[index], {})

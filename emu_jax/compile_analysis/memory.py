@@ -1,4 +1,4 @@
-"""What a compiled program keeps in a chip's memory, and which lines of code its largest temporaries come from."""
+"""Memory of a compiled program per chip, and the source lines of its largest temporaries."""
 
 import dataclasses
 import re
@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from emu_jax.compile_analysis.hlo import Computation, Module
+from emu_jax.compile_analysis.hlo import Computation, Instruction, Module
 
 _NO_BUFFER = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "opt-barrier",
@@ -16,7 +16,7 @@ _NO_BUFFER = {
 
 @dataclasses.dataclass(frozen=True)
 class Temporary:
-    """An array that a program makes and drops: its shape as XLA writes it, and the line that asked for it."""
+    """A temporary array: its bytes, its shape in XLA's notation, and the source line that computes it."""
 
     bytes: float
     shape: str
@@ -28,11 +28,11 @@ class Memory:
     """Bytes on one chip.
 
     Attributes:
-      arguments: what the program is given.
-      outputs: what it returns, less what it writes over its arguments.
-      temporaries: at their peak.
-      code: the program itself.
-      limit: of the chip.
+      arguments: inputs of the program.
+      outputs: results, except those that reuse the memory of donated arguments.
+      temporaries: peak of the temporaries.
+      code: the program.
+      limit: memory of the chip.
     """
 
     arguments: int
@@ -51,7 +51,7 @@ class Memory:
 
 
 def measure(compiled: jax.stages.Compiled, *, limit: float) -> Memory:
-    """The compiler's own accounts."""
+    """Return the memory that the compiler reports."""
     found: Any = compiled.memory_analysis()
     return Memory(
         arguments=found.argument_size_in_bytes,
@@ -63,7 +63,7 @@ def measure(compiled: jax.stages.Compiled, *, limit: float) -> Memory:
 
 
 def largest_temporaries(text: str, *, count: int = 10) -> list[Temporary]:
-    """The largest arrays in HBM that `text` (`compiled.as_text()`) computes, each shape of a line once."""
+    """Return the largest arrays in HBM that `text` (`compiled.as_text()`) computes, once per shape and line."""
     module = Module(text)
     found: dict[tuple[str, str], Temporary] = {}
     for computation in _scheduled(module):
@@ -72,17 +72,17 @@ def largest_temporaries(text: str, *, count: int = 10) -> list[Temporary]:
                 continue
             for shape in instruction.shapes:
                 if shape.space == 0:
-                    written = f"{shape.dtype}[{','.join(map(str, shape.dims))}]"
-                    one = Temporary(shape.bytes, written, module.source(instruction) or instruction.opcode)
-                    found.setdefault((written, one.source), one)
-    return sorted(found.values(), key=lambda one: -one.bytes)[:count]
+                    notation = f"{shape.dtype}[{','.join(map(str, shape.dims))}]"
+                    temporary = Temporary(shape.bytes, notation, module.source(instruction) or instruction.opcode)
+                    found.setdefault((notation, temporary.source), temporary)
+    return sorted(found.values(), key=lambda temporary: -temporary.bytes)[:count]
 
 
 def _scheduled(module: Module) -> list[Computation]:
-    """The computations whose instructions have buffers of their own: the entry and what loops and branches run."""
-    found, waiting = {}, [module.entry]
-    while waiting:
-        computation = waiting.pop()
+    """Return the computations whose instructions have buffers: the entry, and bodies of loops and branches."""
+    found, remaining = {}, [module.entry]
+    while remaining:
+        computation = remaining.pop()
         if computation.name in found:
             continue
         found[computation.name] = computation
@@ -92,9 +92,9 @@ def _scheduled(module: Module) -> list[Computation]:
             )
             branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
             names += re.findall(r"[\w.\-<>]+", branches.group(1)) if branches else []
-            waiting += [module.computations[name] for name in names if name in module.computations]
+            remaining += [module.computations[name] for name in names if name in module.computations]
     return list(found.values())
 
 
-def _calls(instruction) -> str:
+def _calls(instruction: Instruction) -> str:
     return instruction.attributes if instruction.opcode in ("while", "conditional", "call") else ""

@@ -1,4 +1,4 @@
-"""A program that can be compiled for a pod, and how what it is given lies there."""
+"""A program that can be compiled for a TPU pod, and the shardings of its arguments."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,16 +17,16 @@ from emu_jax.training.run import RunConfig, read_run_config
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One program, not compiled yet.
+    """A program before compilation.
 
     Attributes:
-      name: of the program.
-      mesh: over which it is laid out, where the user names none.
-      compile: under `jax.set_mesh`, for the mesh's devices.
-      flops: useful operations of one run on all chips; None where nobody has counted them.
-      tokens: decoder places in one run.
-      images: read or made in one run.
-      steps: of training; None where the program is no step of one.
+      name: key of the program in `PROGRAMS`.
+      mesh: default mesh.
+      compile: compiles the program for a mesh; called under `jax.set_mesh`.
+      flops: useful operations of one run on all chips; None if they are not counted.
+      tokens: decoder positions per run.
+      images: images read or generated per run.
+      steps: training steps of the config; None for other programs.
     """
 
     name: str
@@ -39,14 +39,14 @@ class Program:
 
 
 @dataclasses.dataclass(frozen=True)
-class Load:
-    """How much a program of generation does at once.
+class GenerationShape:
+    """Sizes of a generation program.
 
     Attributes:
-      rows: prompts, or pictures to be sampled.
-      prompt: places in a row's prompt.
-      new_tokens: room for what is written after it.
-      steps: of the sampler.
+      rows: prompts or images per batch.
+      prompt: positions per prompt.
+      new_tokens: cache slots after the prompt.
+      steps: sampler steps.
     """
 
     rows: int = 8
@@ -56,18 +56,24 @@ class Load:
 
 
 def read_emu(config: Any) -> tuple[RunConfig, Emu]:
+    """Return the run and the model of a training config.
+
+    Raises:
+      UserError: the config leaves the vocabulary size to the tokenizer.
+    """
     run = read_run_config(config)
     vocabulary = run.model.decoder.vocab_size
     if vocabulary == 0:
         raise UserError(
-            "This config takes its vocabulary from the tokenizer, which compile does not read; give its size, as in "
-            "--config.model.decoder.vocab_size=32004."
+            "This config takes its vocabulary size from the tokenizer, which compile does not read. Set it, for "
+            "example --config.model.decoder.vocab_size=32004."
         )
-    # The special ids end the vocabulary: ..., <image>, and for instructions [USER] and [ASSISTANT].
+    # The vocabulary ends with the special ids: ..., <image>, and for instruction tuning [USER] and [ASSISTANT].
     return run, Emu(run.model, image_token_id=vocabulary - (3 if run.instruct else 1))
 
 
-def placed(boxed: Any, mesh: Mesh, dtype: Any) -> Any:
+def abstract_params(boxed: Any, mesh: Mesh, dtype: Any) -> Any:
+    """Return ShapeDtypeStructs of `dtype` for a boxed parameter tree, with its shardings on `mesh`."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding),
         unbox(boxed),
@@ -75,12 +81,13 @@ def placed(boxed: Any, mesh: Mesh, dtype: Any) -> Any:
     )
 
 
-def by_rows(tree: Any, mesh: Mesh) -> Any:
-    """Arrays cut along their first dimension."""
-    return jax.tree.map(lambda x: laid(x, ((axes.ACT_BATCH,) + (None,) * x.ndim)[: x.ndim], mesh), tree)
+def shard_rows(tree: Any, mesh: Mesh) -> Any:
+    """Return the ShapeDtypeStructs of `tree`, sharded along their first dimension."""
+    return jax.tree.map(lambda x: with_sharding(x, ((axes.ACT_BATCH,) + (None,) * x.ndim)[: x.ndim], mesh), tree)
 
 
-def laid(array: jax.ShapeDtypeStruct, names: tuple[str | None, ...], mesh: Mesh) -> jax.ShapeDtypeStruct:
+def with_sharding(array: jax.ShapeDtypeStruct, names: tuple[str | None, ...], mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """Return `array` with the sharding of its logical axes `names`."""
     sharding = NamedSharding(mesh, activation_spec(names, array.shape))
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
@@ -88,4 +95,5 @@ def laid(array: jax.ShapeDtypeStruct, names: tuple[str | None, ...], mesh: Mesh)
 def compile_program(
     program: Callable[..., Any], arguments: tuple[Any, ...], *, donated: tuple[int, ...] = ()
 ) -> jax.stages.Compiled:
+    """Compile `program` for abstract `arguments`; `donated` are the numbers of arguments whose memory is reused."""
     return jax.jit(program, donate_argnums=donated).lower(*arguments).compile()

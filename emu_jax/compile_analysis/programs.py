@@ -1,4 +1,4 @@
-"""The programs that can be compiled for a pod: the train step of a config, and what uses the trained model."""
+"""The programs that can be compiled for a TPU pod: the train step of a config, and generation with its model."""
 
 import dataclasses
 import math
@@ -9,8 +9,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from emu_jax.compile_analysis.generation_programs import decode_step, image_embeddings, prefill_prompts, sample_images
-from emu_jax.compile_analysis.program import Load, Program, read_emu
+from emu_jax.compile_analysis.generation_programs import (
+    decode_program,
+    image_program,
+    prefill_program,
+    sampling_program,
+)
+from emu_jax.compile_analysis.program import GenerationShape, Program, read_emu
 from emu_jax.config import from_config_dict
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.errors import UserError
@@ -27,9 +32,8 @@ from emu_jax.training.stages.visual_decoder import VisualDecoderStage
 from emu_jax.training.state import abstract_state
 
 
-def train_step(config: Any, load: Load) -> Program:
-    """The very step that `train` runs; all places and image slots of its rows are taken to be in use."""
-    del load
+def train_program(config: Any, _shape: GenerationShape) -> Program:
+    """Run the step of the command `train`. All positions and image slots of its batch count as used."""
     stage, train = _stage(config, device_kind="any")
     spec = stage.batch_spec()
     tokens = spec["tokens"].size if "tokens" in spec else 0
@@ -42,23 +46,31 @@ def train_step(config: Any, load: Load) -> Program:
         return compile_train_step(train, stage=stage, state=state, mesh=mesh)
 
     flops = stage.step_flops(tokens=tokens, images=images) if isinstance(stage, CountsFlops) else None
-    return Program("train", train.mesh, compile_for, flops, tokens, images, train.steps)
+    return Program(
+        name="train",
+        mesh=train.mesh,
+        compile=compile_for,
+        flops=flops,
+        tokens=tokens,
+        images=images,
+        steps=train.steps,
+    )
 
 
-PROGRAMS: dict[str, Callable[[Any, Load], Program]] = {
-    "train": train_step,
-    "prefill": prefill_prompts,
-    "decode": decode_step,
-    "images": image_embeddings,
-    "sampling": sample_images,
+PROGRAMS: dict[str, Callable[[Any, GenerationShape], Program]] = {
+    "train": train_program,
+    "prefill": prefill_program,
+    "decode": decode_program,
+    "images": image_program,
+    "sampling": sampling_program,
 }
 
 
 def _stage(config: Any, *, device_kind: str) -> tuple[Stage, TrainConfig]:
-    """The stage as `train` makes it, from the config alone: no tokenizer and no data are read.
+    """Return the stage of the command `train` from the config only, without reading a tokenizer or data.
 
     Raises:
-      UserError: a stage that `train` does not know, or fields that it would not take.
+      UserError: an unknown stage, or invalid fields.
     """
     name = config.get("stage", PRETRAIN)
     if name in EMU_STAGES:
@@ -66,8 +78,8 @@ def _stage(config: Any, *, device_kind: str) -> tuple[Stage, TrainConfig]:
         run = on_chip(run, device_kind=device_kind)
         return make_stage(run, image_token_id=emu.image_token_id), run.train
     if name == VISUAL_DECODER:
-        painter = from_config_dict(VisualDecoderRun, config)
-        return _visual_decoder_stage(painter), painter.train
+        decoder = from_config_dict(VisualDecoderRun, config)
+        return _visual_decoder_stage(decoder), decoder.train
     if name == "vae":
         vae = from_config_dict(VAERun, config)
         return VAEStage(model=vae.vae, batch_size=vae.batch_size, config=vae.training), vae.train
@@ -75,7 +87,7 @@ def _stage(config: Any, *, device_kind: str) -> tuple[Stage, TrainConfig]:
 
 
 def _visual_decoder_stage(run: VisualDecoderRun) -> VisualDecoderStage:
-    """Stable Diffusion v1.5's U-Net at Emu's width, with the released Emu and autoencoder where the step computes."""
+    """Return the stage for Stable Diffusion v1.5's U-Net at Emu's width; Emu and autoencoder are the released ones."""
     emu, vae = dataclasses.replace(emu_14b(), dtype="bfloat16"), VAEConfig()
     queries, width = emu.causal_former.num_image_tokens, emu.decoder.width
     frozen = None

@@ -1,4 +1,4 @@
-"""What the compiler made of a program, as a page to read and as JSON."""
+"""Compile a program, and report the result as text and as JSON."""
 
 import dataclasses
 import re
@@ -12,28 +12,32 @@ import numpy as np
 from emu_jax.compile_analysis.collectives import Network
 from emu_jax.compile_analysis.cost import Cost, estimate
 from emu_jax.compile_analysis.memory import Memory, Temporary, largest_temporaries, measure
-from emu_jax.compile_analysis.programs import Program
+from emu_jax.compile_analysis.program import Program
 from emu_jax.compile_analysis.topologies import Topology, compile_devices
 from emu_jax.errors import UserError
+from emu_jax.hardware import GIB
 from emu_jax.sharding.mesh import MeshConfig, make_mesh
 
-_GIB = 2**30
-
-WHAT_KIND = (
-    "An estimate, not a measurement: the compiler's own cycles times the loops' trip counts, and for collectives the "
-    "least time that their links allow. It compares variants of a program well; an absolute MFU is good to 5 to 8 "
-    "points, and it knows nothing of input stalls, of the network between slices, or of throttling."
+ESTIMATE_NOTE = (
+    "This is an estimate, not a measurement: the compiler's cycles times the trip counts of the loops, and for "
+    "collectives the minimum time on their links. It compares variants of a program well. An absolute MFU is accurate "
+    "to 5 to 8 points. Input stalls, the network between slices and throttling are not included."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Of one program on one topology.
+    """Result of compiling one program for one topology.
 
     Attributes:
+      program: the program.
+      topology: the chips.
       mesh: axis -> size.
-      compile_seconds: of tracing, lowering and compiling.
-      text: the optimised program.
+      compile_seconds: time to trace, lower and compile.
+      memory: bytes per device.
+      temporaries: the largest ones.
+      cost: estimated time and communication of one device.
+      text: the optimized program.
     """
 
     program: Program
@@ -47,13 +51,13 @@ class Report:
 
     @property
     def mfu(self) -> float | None:
-        """Useful operations over what the chips could do in the estimated time."""
+        """Useful operations, as a fraction of the peak of all devices in the estimated time."""
         if self.program.flops is None:
             return None
         return self.program.flops / (self.cost.seconds * self.topology.chip.peak * self.topology.devices)
 
     def to_json(self) -> dict[str, Any]:
-        """All numbers; operations are of the whole step on all chips, bytes and seconds of one device."""
+        """Return all numbers. Operations are of one run on all chips; bytes and seconds are per device."""
         memory, cost = self.memory, self.cost
         return {
             "program": self.program.name,
@@ -67,7 +71,7 @@ class Report:
             "hbm_limit_bytes": int(memory.limit),
             "fits": memory.fits,
             "memory": {name: getattr(memory, name) for name in ("arguments", "outputs", "temporaries", "code")},
-            "largest_temporaries": [dataclasses.asdict(one) for one in self.temporaries],
+            "largest_temporaries": [dataclasses.asdict(temporary) for temporary in self.temporaries],
             "collectives": [dataclasses.asdict(use) for use in cost.collectives],
             "bytes_between_slices": cost.between_slices,
             "model_flops": self.program.flops,
@@ -82,24 +86,24 @@ class Report:
 
 
 def versions() -> dict[str, str]:
-    """Of what makes the numbers."""
+    """Return the versions of the packages that determine the numbers."""
     return {name: metadata.version(name) for name in ("jax", "jaxlib", "libtpu", "flax")}
 
 
 def compile_report(program: Program, topology: Topology, *, mesh: MeshConfig | None = None) -> Report:
-    """Compiles `program` for `topology`.
+    """Compile `program` for `topology`, on `mesh` or the program's default mesh.
 
     Raises:
-      UserError: no compiler, a mesh that does not cover the chips, or a program that does not fit into a chip.
+      UserError: no TPU compiler, a mesh that does not cover the devices, or a program that does not fit into memory.
     """
-    laid_out = make_mesh(program.mesh if mesh is None else mesh, devices=compile_devices(topology))
-    devices = list(laid_out.devices.flat)
+    device_mesh = make_mesh(program.mesh if mesh is None else mesh, devices=compile_devices(topology))
+    devices = list(device_mesh.devices.flat)
     started = time.monotonic()
     try:
-        with jax.set_mesh(laid_out):
-            compiled = program.compile(laid_out)
+        with jax.set_mesh(device_mesh):
+            compiled = program.compile(device_mesh)
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(why(str(error), topology)) from None
+        raise UserError(explain_failure(str(error), topology)) from None
     seconds = time.monotonic() - started
     text = compiled.as_text() or ""
     network = Network(
@@ -111,7 +115,7 @@ def compile_report(program: Program, topology: Topology, *, mesh: MeshConfig | N
     return Report(
         program=program,
         topology=topology,
-        mesh=dict(laid_out.shape),
+        mesh=dict(device_mesh.shape),
         compile_seconds=seconds,
         memory=measure(compiled, limit=chip.memory),
         temporaries=largest_temporaries(text),
@@ -120,65 +124,67 @@ def compile_report(program: Program, topology: Topology, *, mesh: MeshConfig | N
     )
 
 
-def why(message: str, topology: Topology) -> str:
-    """The compiler's reason in a line: how much it wants, where it runs out of memory."""
-    wanted = re.search(r"Used ([\d.]+[KMGT]) of ([\d.]+[KMGT]) hbm", message) or re.search(
+def explain_failure(message: str, topology: Topology) -> str:
+    """Return one line for a compiler error: the required memory, or the first part of the message."""
+    sizes = re.search(r"Used ([\d.]+[KMGT]) of ([\d.]+[KMGT]) hbm", message) or re.search(
         r"memory required[^(]*\(([\d.]+[KMGT])\) exceeds available HBM \(([\d.]+[KMGT])\)", message
     )
-    if wanted:
-        each = topology.chip.device
+    if sizes:
+        required, available = sizes.groups()
         return (
-            f"The program wants {wanted.group(1)} of a {each}'s {wanted.group(2)} on {topology} and does not fit; keep "
-            "less for the backward pass (model.decoder.saved_activations, model.vision.saved_activations), take fewer rows, "
+            f"The program does not fit on {topology}: it requires {required} of {available} per {topology.chip.unit}. "
+            "Save fewer activations (model.decoder.saved_activations, model.vision.saved_activations), use fewer rows, "
             "or more chips."
         )
-    return f"The compiler gave up for {topology}: {' '.join(message.split())[:300]}"
+    return f"The compiler failed for {topology}: {' '.join(message.split())[:300]}"
 
 
-def page(report: Report) -> str:
-    """What the command prints."""
+def format_report(report: Report) -> str:
+    """Return the text that the command prints."""
     program, cost, memory, topology = report.program, report.cost, report.memory, report.topology
-    each = topology.chip.device
+    unit = topology.chip.unit
     mesh = " ".join(f"{axis}:{size}" for axis, size in report.mesh.items())
-    spare = memory.limit - memory.total
+    free = memory.limit - memory.total
     lines = [
         f"{program.name} on {topology} ({topology.chips} chips, mesh {mesh})",
         ", ".join(f"{name} {version}" for name, version in versions().items()),
         f"compiled in {report.compile_seconds:.0f} s",
         "",
-        f"memory a {each}: {_gib(memory.total)} of {_gib(memory.limit)}: "
-        + (f"fits, {_gib(spare)} to spare" if memory.fits else f"DOES NOT FIT, {_gib(-spare)} too much"),
-        f"  arguments {_gib(memory.arguments)}, outputs less aliases {_gib(memory.outputs)}, temporaries "
+        f"memory per {unit}: {_gib(memory.total)} of {_gib(memory.limit)}: "
+        + (f"fits, {_gib(free)} free" if memory.fits else f"DOES NOT FIT, {_gib(-free)} too much"),
+        f"  arguments {_gib(memory.arguments)}, outputs without donated {_gib(memory.outputs)}, temporaries "
         f"{_gib(memory.temporaries)}, code {_gib(memory.code)}",
-        "  the largest temporaries:",
-        *(f"  {_gib(one.bytes):>10}  {one.shape:<28} {one.source}" for one in report.temporaries),
+        "  largest temporaries:",
+        *(
+            f"  {_gib(temporary.bytes):>10}  {temporary.shape:<28} {temporary.source}"
+            for temporary in report.temporaries
+        ),
         "",
-        "collectives of a step     runs      bytes   least time",
+        "collectives per step      runs      bytes minimum time",
         *(
             f"  {use.kind:<18} {use.count:>8.0f} {_gib(use.bytes):>11} {1e3 * use.seconds:>8.1f} ms  "
-            f"{'in a loop' if use.in_loop else 'outside of loops'}, "
-            f"{'in the background' if use.overlapped else 'waited for'}"
+            f"{'in a loop' if use.in_loop else 'outside of loops'}, {'overlapped' if use.overlapped else 'exposed'}"
             for use in cost.collectives
         ),
-        f"  waited for in all: {1e3 * cost.exposed_seconds:.1f} ms",
+        f"  exposed in total: {1e3 * cost.exposed_seconds:.1f} ms",
     ]
     if cost.between_slices:
-        lines.append(f"  between slices: {_gib(cost.between_slices)} a {each}, whose time is not in the estimate")
+        lines.append(f"  between slices: {_gib(cost.between_slices)} per {unit}; its time is not in the estimate")
     if cost.unknown_loops:
-        lines.append(f"  loops of unknown length, counted once: {', '.join(cost.unknown_loops)}")
-    lines += ["", f"operations of the whole step: hardware {cost.flops * topology.devices:.3e}"]
+        lines.append(f"  loops of unknown length, counted as one iteration: {', '.join(cost.unknown_loops)}")
+    lines += ["", f"operations per step: hardware {cost.flops * topology.devices:.3e}"]
     if program.flops is not None:
         lines[-1] += f", useful {program.flops:.3e}"
     lines.append(f"estimated time: {cost.seconds:.3f} s" + ("" if report.mfu is None else f", MFU {report.mfu:.1%}"))
     rates = [
-        f"{amount / cost.seconds:,.0f} {what} a second"
-        for amount, what in ((program.tokens, "tokens"), (program.images, "images"))
+        f"{amount / cost.seconds:,.0f} {name} per second"
+        for amount, name in ((program.tokens, "tokens"), (program.images, "images"))
         if amount
     ]
     if program.steps is not None:
         rates.append(f"{program.steps * cost.seconds / 3600:.1f} hours for the config's {program.steps:,} steps")
-    return "\n".join([*lines, "  " + ", ".join(rates), "", WHAT_KIND])
+    return "\n".join([*lines, "  " + ", ".join(rates), "", ESTIMATE_NOTE])
 
 
 def _gib(size: float) -> str:
-    return f"{size / _GIB:.2f} GiB"
+    return f"{size / GIB:.2f} GiB"

@@ -1,4 +1,4 @@
-"""The pods that can be compiled for, and what one of their chips can do."""
+"""TPU topologies that can be compiled for without a TPU."""
 
 import dataclasses
 import difflib
@@ -11,58 +11,36 @@ import jax
 from jax.experimental import topologies
 
 from emu_jax.errors import UserError
+from emu_jax.hardware import CHIPS, Chip
 
 
 @dataclasses.dataclass(frozen=True)
-class Chip:
-    """One device of a generation: a chip with all its cores, but half a chip of v7x, as jax counts there.
+class CompilerTarget:
+    """Names and slice sizes of a TPU generation in libtpu.
 
     Attributes:
-      clock: Hz, such that the matrix units' operations a cycle times it give `peak`.
-      peak: dense bfloat16 operations a second, from the maker's data sheet.
-      memory: bytes of HBM above which the compiler refuses a program.
-      bandwidth: bytes a second between HBM and the cores.
-      link: bytes a second over one link of the interconnect, one way; a device's share of it.
-      dimensions: of the torus.
-      sizes: the slices on offer.
-      platform_name: what libtpu calls the generation.
-      config: libtpu's name for "one device is as much of a chip as can be".
-      devices: in one chip.
+      platform_name: first part of a topology name.
+      chip_config: configuration in which one JAX device is as much of a chip as possible.
+      sizes: available slices, in chips per torus dimension.
     """
 
-    clock: float
-    peak: float
-    memory: float
-    bandwidth: float
-    link: float
-    dimensions: int
-    sizes: tuple[str, ...]
     platform_name: str
-    config: str
-    devices: int = 1
-
-    @property
-    def device(self) -> str:
-        """The word for one."""
-        return "chip" if self.devices == 1 else "device"
+    chip_config: str
+    sizes: tuple[str, ...]
 
 
-_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
-_GIB = 2**30
+_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_3D = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
 
-# Data sheets: cloud.google.com/tpu/docs/system-architecture-tpu-vm; memory: where libtpu stops compiling.
-CHIPS = {
-    "v4": Chip(1.05e9, 275e12, 30.75 * _GIB, 1228e9, 45e9, 3, _CUBES, "v4", "megacore"),
-    "v5e": Chip(1.503e9, 197e12, 15.75 * _GIB, 819e9, 45e9, 2, _FLAT, "v5e", "default"),
-    "v5p": Chip(1.75e9, 459e12, 95.73 * _GIB, 2765e9, 90e9, 3, _CUBES, "v5", "megacore"),
-    "v6e": Chip(1.75e9, 918e12, 31.24 * _GIB, 1640e9, 90e9, 2, _FLAT, "v6e", "default"),
-    # The clock is what the size of v6e's matrix units, which a core has as many of, makes of the peak.
-    "v7x": Chip(2.2e9, 1153.5e12, 94.74 * _GIB, 3690e9, 90e9, 3, _CUBES, "tpu7x", "default", devices=2),
+TARGETS = {
+    "v4": CompilerTarget("v4", "megacore", _3D),
+    "v5e": CompilerTarget("v5e", "default", _2D),
+    "v5p": CompilerTarget("v5", "megacore", _3D),
+    "v6e": CompilerTarget("v6e", "default", _2D),
+    "v7x": CompilerTarget("tpu7x", "default", _3D),
 }
 
-
-# libtpu asks a cloud machine's metadata server what it runs on, and takes a lock on the TPU; here is neither.
+# libtpu would query the metadata server of a cloud machine and lock the TPU; this machine may have neither.
 _NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5p-8",
@@ -73,7 +51,7 @@ _NO_TPU = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """`slices` equal slices of a TPU generation, each a block of `sides` chips."""
+    """One or more equal slices of a TPU generation, each with `sides` chips along the torus dimensions."""
 
     generation: str
     sides: tuple[int, ...]
@@ -81,21 +59,22 @@ class Topology:
 
     @property
     def chip(self) -> Chip:
+        """Facts about one device."""
         return CHIPS[self.generation]
 
     @property
     def chips(self) -> int:
-        """In all slices."""
+        """Number of chips in all slices."""
         return math.prod(self.sides) * self.slices
 
     @property
     def devices(self) -> int:
-        """As jax counts them, in all slices."""
+        """Number of JAX devices in all slices."""
         return self.chips * self.chip.devices
 
     @property
     def wraps(self) -> tuple[bool, ...]:
-        """Along which sides the last chip is linked to the first."""
+        """True for each torus dimension whose last chip is linked to the first."""
         if self.chip.dimensions == 3:
             return (all(side % 4 == 0 for side in self.sides),) * 3
         return tuple(side == 16 for side in self.sides)
@@ -105,21 +84,22 @@ class Topology:
         return name if self.slices == 1 else f"{self.slices} x {name}"
 
 
-def known() -> list[str]:
-    """Every topology that `read_topology` takes."""
-    return [f"{name}:{size}" for name, chip in CHIPS.items() for size in chip.sizes]
+def topology_names() -> list[str]:
+    """Return every name that `parse_topology` accepts."""
+    return [f"{name}:{size}" for name, target in TARGETS.items() for size in target.sizes]
 
 
-def read_topology(text: str, *, slices: int = 1) -> Topology:
-    """`"v5p:4x4x4"` as a Topology.
+def parse_topology(text: str, *, slices: int = 1) -> Topology:
+    """Parse a name such as `"v5p:4x4x4"`.
 
     Raises:
-      UserError: no such one; the known ones are listed.
+      UserError: an unknown name, or fewer than one slice.
     """
-    if text not in known():
-        close = difflib.get_close_matches(text, known(), n=1, cutoff=0.6)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"There is no topology {text!r}; {hint}The known ones are {', '.join(known())}.")
+    names = topology_names()
+    if text not in names:
+        close = difflib.get_close_matches(text, names, n=1, cutoff=0.6)
+        hint = f"Did you mean {close[0]}? " if close else ""
+        raise UserError(f"There is no topology {text!r}. {hint}The topologies are {', '.join(names)}.")
     if slices < 1:
         raise UserError(f"--slices must be at least 1, not {slices}.")
     generation, _, sides = text.partition(":")
@@ -127,29 +107,31 @@ def read_topology(text: str, *, slices: int = 1) -> Topology:
 
 
 def compile_devices(topology: Topology) -> list[jax.Device]:
-    """Devices that programs can be compiled for and not run on, in the order of the chips.
+    """Return devices that programs can be compiled for, but not run on, in the order of the chips.
 
     Raises:
-      UserError: libtpu is not installed, or does not know the topology.
+      UserError: libtpu is not installed, or does not support the topology.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("The TPU compiler is not installed; pip install -e '.[compile]' brings it (libtpu, 130 MB).")
+        raise UserError(
+            "The TPU compiler (libtpu, 130 MB) is not installed. Install it by pip install -e '.[compile]'."
+        )
     for name, value in _NO_TPU.items():
         os.environ.setdefault(name, value)
-    chip = topology.chip
-    wraps = (*topology.wraps, False)[:3]  # libtpu wants three also of a flat torus
+    chip, target = topology.chip, TARGETS[topology.generation]
+    wraps = (*topology.wraps, False)[:3]  # libtpu requires three values, also for a 2D torus
     options: dict[str, object] = {"wrap": wraps, "num_slices": topology.slices}
     if chip.dimensions == 3:
         options["chips_per_host_bounds"] = (2, 2, 1)
-    name = f"{chip.platform_name}:{'x'.join(map(str, topology.sides))}"
+    name = f"{target.platform_name}:{'x'.join(map(str, topology.sides))}"
     try:
         description = topologies.get_topology_desc(
-            platform="tpu", topology_name=name, chip_config_name=chip.config, **options
+            platform="tpu", topology_name=name, chip_config_name=target.chip_config, **options
         )
     except (RuntimeError, ValueError) as error:
         reason = re.sub(r"\s+", " ", str(error))[:200]
-        raise UserError(f"This libtpu cannot compile for {topology}: {reason}") from None
+        raise UserError(f"libtpu cannot compile for {topology}: {reason}") from None
     devices = list(description.devices)
     if len(devices) != topology.devices:
-        raise UserError(f"This libtpu makes {len(devices)} devices of {topology}, which has {topology.devices}.")
+        raise UserError(f"This libtpu reports {len(devices)} devices for {topology}, which has {topology.devices}.")
     return devices

@@ -9,11 +9,8 @@ import PIL.Image
 import PIL.ImageOps
 
 from emu_jax.errors import UserError
+from emu_jax.pixels import CLIP_MEAN, CLIP_STD
 from emu_jax.typing import Float, UInt8, typechecked
-
-# Of OpenAI's CLIP, as in the release.
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Formats read; PIL knows more (EPS starts another program, for one).
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"]
@@ -68,7 +65,7 @@ def preprocess(image: ImageLike, size: int, *, exact: bool = True) -> UInt8[np.n
 @typechecked
 def normalize(images: UInt8[np.ndarray, "*batch H W 3"]) -> Float[np.ndarray, "*batch H W 3"]:
     """(pixels / 255 - mean) / std, float32: what the vision encoder takes."""
-    mean, std = np.asarray(MEAN, np.float32), np.asarray(STD, np.float32)
+    mean, std = np.asarray(CLIP_MEAN, np.float32), np.asarray(CLIP_STD, np.float32)
     return (images.astype(np.float32) / np.float32(255) - mean) / std
 
 

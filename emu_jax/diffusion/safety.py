@@ -16,6 +16,7 @@ import PIL.Image
 
 from emu_jax.diffusion.clip_vision import ClipVision
 from emu_jax.errors import UserError
+from emu_jax.pixels import CLIP_MEAN, CLIP_STD
 
 STRICTER = np.float32(0.01)  # what a special concept adds to the score of every concept
 
@@ -26,8 +27,8 @@ class Preprocessing:
 
     size: int = 224
     crop_size: int = 224
-    image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    image_mean: tuple[float, ...] = CLIP_MEAN
+    image_std: tuple[float, ...] = CLIP_STD
 
     @classmethod
     def from_transformers(cls, config: Mapping[str, Any]) -> "Preprocessing":

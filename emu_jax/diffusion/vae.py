@@ -11,7 +11,7 @@ from flax.typing import Dtype
 from emu_jax.diffusion.config import VAEConfig
 from emu_jax.diffusion.resnet import PICTURE, Downsample, ResnetBlock, Upsample, pointwise
 from emu_jax.diffusion.schedule import standard_noise
-from emu_jax.layers.attention import dot_product_attention
+from emu_jax.layers.attention import attend
 from emu_jax.layers.conv import Conv
 from emu_jax.layers.group_norm import GroupNorm
 from emu_jax.layers.linear import DenseGeneral
@@ -159,6 +159,6 @@ class PlaceAttention(nn.Module):
             DenseGeneral((1, channels), (axes.EMBED,), (axes.HEADS, axes.KV), name=name, **dtypes)(places)
             for name in ("query", "key", "value")
         )
-        out = dot_product_attention(query, key, value, scale=channels**-0.5)
+        out = attend(query, key, value, scale=channels**-0.5)
         out = DenseGeneral((channels,), (axes.HEADS, axes.KV), (axes.EMBED,), name="out", **dtypes)(out)
         return logical_constraint(x + out.reshape(x.shape), PICTURE)

@@ -1,1 +1,1 @@
-"""The ladder's first rung: typed, sharded building blocks that know nothing of Emu."""
+"""Building blocks with typed shapes and named axes. They do not depend on Emu."""

@@ -1,4 +1,4 @@
-"""Two-dimensional convolution, channels last, whose kernel `[height, width, in, out]` carries axis names."""
+"""Two-dimensional convolution, channels last. The kernel `[height, width, in, out]` carries axis names."""
 
 import math
 
@@ -13,20 +13,20 @@ from emu_jax.sharding import axes
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
-def flat_draw(init: Initializer) -> Initializer:
-    """`init` drawn as a matrix `[all but the last, last]`, whose fan-in is the same.
+def matrix_init(init: Initializer) -> Initializer:
+    """Return `init` applied to a matrix `[product of all dimensions except the last, last]`, with the same fan-in.
 
-    XLA for CPUs takes seven times as long to compile a draw of four dimensions as one of two: a minute for a U-Net.
+    XLA for CPUs compiles random numbers in four dimensions seven times slower than in two: a minute for a U-Net.
     """
 
-    def draw(key: jax.Array, shape: tuple[int, ...], dtype: Dtype) -> jax.Array:
+    def initialize(key: jax.Array, shape: tuple[int, ...], dtype: Dtype) -> jax.Array:
         return init(key, (math.prod(shape[:-1]), shape[-1]), dtype).reshape(shape)
 
-    return draw
+    return initialize
 
 
 class Conv(nn.Module):
-    """Convolution with bias of `[B, height, width, C]`; 3 x 3 with padding 1 keeps the size.
+    """Convolve `[B, height, width, C]`, with bias. The default, 3 x 3 with padding 1, does not change the size.
 
     `padding` is ((top, bottom), (left, right)).
     """
@@ -43,7 +43,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel_init = nn.with_logical_partitioning(
-            flat_draw(self.kernel_init), (None, None, axes.CONV_IN, axes.CONV_OUT)
+            matrix_init(self.kernel_init), (None, None, axes.CONV_IN, axes.CONV_OUT)
         )
         kernel = self.param("kernel", kernel_init, shape, self.param_dtype)
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros, (axes.CONV_OUT,))

@@ -1,4 +1,4 @@
-"""Group normalisation (Wu & He 2018), channels last: statistics and scale in float32, the result in `dtype`."""
+"""Group normalization (Wu & He 2018), channels last: statistics and scale in float32, the result in `dtype`."""
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ from emu_jax.sharding import axes
 
 
 class GroupNorm(nn.Module):
-    """Normalises `[B, ..., C]` over all but the batch, within each of `groups` runs of neighbouring channels."""
+    """Normalize `[B, ..., C]` over all dimensions except the batch, within each group of adjacent channels."""
 
     groups: int = 32
     eps: float = 1e-5
@@ -29,9 +29,9 @@ class GroupNorm(nn.Module):
         return jnp.asarray(x, self.dtype)
 
     def _group_mean(self, x: jax.Array) -> jax.Array:
-        """The mean over each group, repeated for its channels: `[B, 1, ..., 1, C]`.
+        """Return the mean over each group, repeated for its channels: `[B, 1, ..., 1, C]`.
 
-        Places are averaged before channels, so the large reduction runs along whole rows of the memory.
+        Pixels are averaged before channels, so the large reduction reads contiguous memory.
         """
         channel_means = jnp.mean(x, axis=tuple(range(1, x.ndim - 1)))
         groups = channel_means.reshape(x.shape[0], self.groups, -1)

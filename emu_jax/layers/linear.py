@@ -1,4 +1,4 @@
-"""Linear maps: kernels keep their natural shape, `[embed, heads, kv]` not `[embed, heads * kv]`, and name its axes."""
+"""Linear layers. Each kernel dimension is a named axis: `[embed, heads, kv]` instead of `[embed, heads * kv]`."""
 
 import dataclasses
 import math
@@ -12,13 +12,13 @@ from flax.typing import Dtype, Initializer
 from emu_jax.layers.materialize import activation_matmul
 from emu_jax.sharding import axes
 
-# Standard deviation 1/sqrt(fan_in), fan_in counted over all input dimensions by `DenseGeneral`.
+# Standard deviation 1/sqrt(fan_in); `DenseGeneral` counts all input dimensions in fan_in.
 lecun_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adaptation (Hu et al. 2021): `x W + (alpha / rank) dropout(x) A B`, with W frozen by the stage."""
+    """Low-rank adaptation (Hu et al. 2021): `x W + (alpha / rank) dropout(x) A B`, where the stage freezes W."""
 
     rank: int = 16
     alpha: float = 16.0
@@ -30,7 +30,7 @@ class LoraConfig:
 
 
 class DenseGeneral(nn.Module):
-    """Contracts the last `len(in_axes)` dimensions of the input with a kernel `[*input_shape, *features]`.
+    """Contract the last `len(in_axes)` dimensions of the input with a kernel `[*input_shape, *features]`.
 
     `in_axes` and `out_axes` are the logical axes of the kernel's input and output dimensions, in order.
     """
@@ -49,12 +49,12 @@ class DenseGeneral(nn.Module):
         inputs = x.shape[x.ndim - len(self.in_axes) :]
         kernel = self._kernel("kernel", inputs, self.features, self.in_axes + self.out_axes, self.kernel_init)
         x = jnp.asarray(x, self.dtype)
-        y = self._product(x, kernel, inputs)
+        y = self._matmul(x, kernel, inputs)
         if self.lora is not None:
             y += self._low_rank(x, inputs, self.lora, deterministic)
         return self._with_bias(y)
 
-    def _product(self, x: jax.Array, kernel: jax.Array, inputs: tuple[int, ...]) -> jax.Array:
+    def _matmul(self, x: jax.Array, kernel: jax.Array, inputs: tuple[int, ...]) -> jax.Array:
         return _contract(x, kernel, len(inputs))
 
     def _with_bias(self, y: jax.Array) -> jax.Array:
@@ -81,7 +81,7 @@ class DenseGeneral(nn.Module):
 
 
 class ActivationDense(DenseGeneral):
-    """`activation` of one or several inputs, and its product with the kernel, as `layers/materialize.py` has it."""
+    """Return `activation(*inputs) @ kernel` by `activation_matmul`, for one or more inputs `[..., width]`."""
 
     activation: Callable[..., jax.Array] = nn.relu
 
@@ -93,23 +93,24 @@ class ActivationDense(DenseGeneral):
 
 
 class QKVProjection(DenseGeneral):
-    """Several maps by one kernel `[width, maps, heads, kv]`, each a product of its own that sees `heads * kv` as one.
+    """Queries, keys and values from one kernel `[width, 3, heads, kv]`, by one matmul each.
 
-    Heads that are no multiple of 128 wide, as EVA's of 88, would leave lanes of a TPU empty in every product.
+    The matmuls treat `heads * kv` as one dimension: heads whose width is not a multiple of 128, such as EVA's 88, would
+    leave TPU lanes empty.
     """
 
     @nn.compact
     def __call__(self, x: jax.Array, *, deterministic: bool = True) -> tuple[jax.Array, ...]:
         kernel = self._kernel("kernel", x.shape[-1:], self.features, self.in_axes + self.out_axes, self.kernel_init)
         x = jnp.asarray(x, self.dtype)
-        products = (x @ kernel[:, i].reshape(x.shape[-1], -1) for i in range(self.features[0]))
-        return tuple(y.reshape(*x.shape[:-1], *self.features[1:]) for y in products)
+        outputs = (x @ kernel[:, i].reshape(x.shape[-1], -1) for i in range(self.features[0]))
+        return tuple(y.reshape(*x.shape[:-1], *self.features[1:]) for y in outputs)
 
 
 class OutputProjection(DenseGeneral):
-    """A kernel `[heads, kv, width]` whose product sees `heads * kv` as one, as in `QKVProjection`."""
+    """Output projection with a kernel `[heads, kv, width]`. The matmul treats `heads * kv` as one dimension."""
 
-    def _product(self, x: jax.Array, kernel: jax.Array, inputs: tuple[int, ...]) -> jax.Array:
+    def _matmul(self, x: jax.Array, kernel: jax.Array, inputs: tuple[int, ...]) -> jax.Array:
         size = math.prod(inputs)
         return x.reshape(*x.shape[:-2], size) @ kernel.reshape(size, -1)
 

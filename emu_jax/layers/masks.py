@@ -1,4 +1,4 @@
-"""Attention masks: True = may attend."""
+"""Attention masks. True: the query may attend to the key."""
 
 import dataclasses
 
@@ -8,9 +8,19 @@ import jax.numpy as jnp
 from emu_jax.typing import Array, Bool, Int, typechecked
 
 
+@dataclasses.dataclass(frozen=True)
+class PackedCausal:
+    """The mask of `packed_causal_mask`, given by `segment_ids` `[B, L]`. `attend` builds the array only if needed."""
+
+    segment_ids: jax.Array
+
+
+jax.tree_util.register_dataclass(PackedCausal, data_fields=["segment_ids"], meta_fields=[])
+
+
 @typechecked
 def packed_causal_mask(segment_ids: Int[Array, "B L"]) -> Bool[Array, "B L L"]:
-    """Each place sees its own document up to itself; padding (segment 0) sees padding, which nothing reads.
+    """Return a causal mask within each document. Padding (segment 0) attends to padding; its outputs are not used.
 
     segment_ids 1 1 2 2 0:
 
@@ -26,19 +36,9 @@ def packed_causal_mask(segment_ids: Int[Array, "B L"]) -> Bool[Array, "B L L"]:
     return causal[None] & (segment_ids[:, :, None] == segment_ids[:, None, :])
 
 
-@dataclasses.dataclass(frozen=True)
-class PackedCausal:
-    """What `packed_causal_mask` draws, said by the segment ids `[B, L]` alone: for a kernel that makes no mask."""
-
-    segment_ids: jax.Array
-
-
-jax.tree_util.register_dataclass(PackedCausal, data_fields=["segment_ids"], meta_fields=[])
-
-
 @typechecked
 def cached_causal_mask(valid: Bool[Array, "B S"], start: Int[Array, ""], query_length: int) -> Bool[Array, "B T S"]:
-    """Queries at cache slots start, start + 1, ... see the valid slots up to their own.
+    """Return a mask where the queries at cache slots start, start + 1, ... attend to valid slots up to their own.
 
     valid 0 1 1 1 (the first row is left-padded by one), start 2, two queries:
 

@@ -1,8 +1,8 @@
-"""What a TPU's compiler is kept from fusing into a matrix product.
+"""Keep the TPU compiler from fusing activations and norms into matmuls.
 
-An activation or a norm that is fused into the product that makes or reads it is worked out in step with the matrix
-unit, and where its gradient is, the product runs at half of its speed. Written to memory once it costs one reading more
-(experiments/records/compile_v5p.md). On other devices nothing is held apart.
+A fused activation or norm is computed in step with the matrix unit. If its gradient is fused as well, the matmul runs
+at half its speed. Materialized in memory it costs one additional read (experiments/records/compile_v5p.md). On other
+devices these functions change nothing.
 """
 
 import functools
@@ -11,68 +11,68 @@ from typing import Any
 
 import jax
 
-from emu_jax.layers.fused_attention import on_tpu
+from emu_jax.hardware import on_tpu
 
-_apart = jax.lax.optimization_barrier
+_barrier = jax.lax.optimization_barrier
 
 
 def materialize(x: jax.Array) -> jax.Array:
-    """`x`, in memory before anything reads it. Its gradient may be fused into what makes it."""
+    """Return `x`, written to memory before it is used. The computation of its gradient may still be fused."""
     return _materialize(x) if on_tpu() else x
 
 
 def materialize_gradient(x: jax.Array) -> jax.Array:
-    """`x`, whose gradient is in memory before anything reads that."""
-    return _gradient_materialize(x) if on_tpu() else x
+    """Return `x`. Its gradient is written to memory before it is used."""
+    return _materialize_gradient(x) if on_tpu() else x
 
 
 def activation_matmul(activation: Callable[..., jax.Array], inputs: tuple[jax.Array, ...], kernel: jax.Array) -> Any:
-    """`activation(*inputs) @ kernel`, the inputs `[..., width]` and the kernel `[width, out]`.
+    """Return `activation(*inputs) @ kernel` for inputs `[..., width]` and a kernel `[width, out]`.
 
-    The backward pass finds `inputs` kept or made again; in one reading of them it makes the activation, which the
-    kernel's gradient wants, and the gradients by the inputs.
+    The backward pass reads `inputs` once, saved or recomputed, for both the activation, which the kernel's gradient
+    needs, and the gradients of the inputs.
     """
     if on_tpu():
-        return _activated_product(activation, inputs, kernel)
+        return _activation_matmul(activation, inputs, kernel)
     return activation(*inputs) @ kernel
 
 
 @jax.custom_vjp
 def _materialize(x: jax.Array) -> jax.Array:
-    return _apart(x)
+    return _barrier(x)
 
 
-_materialize.defvjp(lambda x: (_apart(x), None), lambda _, gradient: (gradient,))
+_materialize.defvjp(lambda x: (_barrier(x), None), lambda _, gradient: (gradient,))
 
 
 @jax.custom_vjp
-def _gradient_materialize(x: jax.Array) -> jax.Array:
+def _materialize_gradient(x: jax.Array) -> jax.Array:
     return x
 
 
-_gradient_materialize.defvjp(lambda x: (x, None), lambda _, gradient: (_apart(gradient),))
+_materialize_gradient.defvjp(lambda x: (x, None), lambda _, gradient: (_barrier(gradient),))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _activated_product(
+def _activation_matmul(
     activation: Callable[..., jax.Array], inputs: tuple[jax.Array, ...], kernel: jax.Array
 ) -> jax.Array:
-    return _apart(activation(*_apart(inputs))) @ kernel
+    return _barrier(activation(*_barrier(inputs))) @ kernel
 
 
 def _forward(
     activation: Callable[..., jax.Array], inputs: tuple[jax.Array, ...], kernel: jax.Array
 ) -> tuple[jax.Array, Any]:
-    return _activated_product(activation, inputs, kernel), (inputs, kernel)
+    return _activation_matmul(activation, inputs, kernel), (inputs, kernel)
 
 
-def _backward(activation: Callable[..., jax.Array], found: Any, gradient: jax.Array) -> tuple[Any, jax.Array]:
-    inputs, kernel = found
-    by_hidden = _apart(gradient @ kernel.T)
-    hidden, pull = jax.vjp(activation, *inputs)
-    hidden, by_inputs = _apart((hidden, pull(by_hidden)))
+def _backward(activation: Callable[..., jax.Array], residuals: Any, gradient: jax.Array) -> tuple[Any, jax.Array]:
+    inputs, kernel = residuals
+    hidden_gradient = _barrier(gradient @ kernel.T)
+    hidden, pullback = jax.vjp(activation, *inputs)
+    hidden, input_gradients = _barrier((hidden, pullback(hidden_gradient)))
     rows = tuple(range(hidden.ndim - 1))
-    return by_inputs, jax.lax.dot_general(hidden, gradient, ((rows, rows), ((), ())))
+    return input_gradients, jax.lax.dot_general(hidden, gradient, ((rows, rows), ((), ())))
 
 
-_activated_product.defvjp(_forward, _backward)
+_activation_matmul.defvjp(_forward, _backward)

@@ -1,4 +1,4 @@
-"""The two feed-forward blocks: plain (EVA, T5) and gated (LLaMA)."""
+"""Feed-forward blocks: plain (EVA, T5) and gated (LLaMA)."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ _RESIDUAL = (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_EMBED)
 
 
 class Mlp(nn.Module):
-    """`down(activation(up(x)))`, dropout between."""
+    """Return `down(dropout(activation(up(x))))`."""
 
     mlp_dim: int
     activation: Callable[[jax.Array], jax.Array]
@@ -45,7 +45,7 @@ class Mlp(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """`down(silu(gate(x)) * up(x))`, no biases (Shazeer 2020, SwiGLU)."""
+    """Return `down(silu(gate(x)) * up(x))`, without biases (SwiGLU, Shazeer 2020)."""
 
     mlp_dim: int
     dtype: Dtype = jnp.float32

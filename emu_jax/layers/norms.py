@@ -1,4 +1,4 @@
-"""Norms: statistics and scale in float32 whatever the compute type, the result in the compute type."""
+"""Norms: statistics and scale in float32, the result in the compute dtype."""
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,7 @@ from emu_jax.sharding import axes
 
 
 class RMSNorm(nn.Module):
-    """`x / sqrt(mean(x^2) + eps) * scale` over the last dimension: LLaMA's and T5's norm, no mean, no bias."""
+    """Return `x / sqrt(mean(x^2) + eps) * scale` over the last dimension, the norm of LLaMA and T5."""
 
     eps: float = 1e-6
     dtype: Dtype = jnp.float32
@@ -26,7 +26,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """`(x - mean) / sqrt(var + eps) * scale + bias` over the last dimension."""
+    """Return `(x - mean) / sqrt(var + eps) * scale + bias` over the last dimension."""
 
     eps: float = 1e-6
     dtype: Dtype = jnp.float32

@@ -1,4 +1,7 @@
-"""A stack of equal layers, scanned so that compile time does not grow with depth: nn.scan and nn.remat live here."""
+"""A stack of equal layers under one scan, so that compile time does not grow with depth.
+
+`nn.scan` and `nn.remat` are used only here.
+"""
 
 import enum
 from collections.abc import Callable
@@ -12,11 +15,11 @@ from emu_jax.sharding import axes
 
 
 class Remat(enum.Enum):
-    """What the backward pass finds of each layer without computing it again."""
+    """Activations of each layer that are saved for the backward pass; the others are recomputed."""
 
-    NONE = "none"  # everything
-    DOTS = "dots"  # results of matrix products without batch dimensions, and of attention
-    FULL = "full"  # the layer's input, and what is named beside it
+    NONE = "none"  # all
+    DOTS = "dots"  # results of matmuls without batch dimensions, and of attention
+    FULL = "full"  # the layer's input and the named `saved_activations`
 
 
 def _policy(remat: Remat, saved_activations: tuple[str, ...]) -> Callable[..., bool]:
@@ -29,7 +32,7 @@ def _policy(remat: Remat, saved_activations: tuple[str, ...]) -> Callable[..., b
 
 
 def remat_layer(layer: type[nn.Module], *, remat: Remat) -> type[nn.Module]:
-    """`layer` under rematerialisation, for networks whose layers differ and so are not scanned."""
+    """Return `layer` with rematerialization, for networks of unequal layers, which are not scanned."""
     return layer if remat is Remat.NONE else nn.remat(layer, policy=_policy(remat, ()))
 
 
@@ -43,11 +46,20 @@ def stack(
     name: str = "layers",
     **fields: Any,
 ) -> nn.Module:
-    """`length` copies of `layer(**fields)` under one scan; parameters gain a leading axis LAYERS.
+    """Return `length` copies of `layer(**fields)` under one scan. Parameters have an additional leading axis, LAYERS.
 
-    A layer is called as `layer(x, per_layer, shared)` and returns `(x, per_layer)`. `per_layer` is sliced along its
-    leading axis when `cached` and handed to every layer as it is (None) when not; `shared` goes to every layer whole.
-    `saved_activations`: names of `layers/saved.py` saved under Remat.FULL in addition to each layer's input.
+    A layer is called as `layer(x, per_layer, broadcast)` and returns `(x, per_layer)`. If `cached`, each layer gets
+    its slice of `per_layer` along the leading axis; otherwise `per_layer` is None. Every layer gets the same
+    `broadcast`.
+
+    Args:
+      layer: a module class.
+      length: number of layers.
+      remat: activations that are saved for the backward pass.
+      saved_activations: names of `layers/saved.py` that are saved under Remat.FULL.
+      cached: scan over `per_layer`, such as a KV cache.
+      name: of the stack in the parameter tree.
+      **fields: of each layer.
     """
     if remat is not Remat.NONE:
         layer = nn.remat(layer, prevent_cse=False, policy=_policy(remat, saved_activations))

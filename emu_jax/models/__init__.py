@@ -1,1 +1,1 @@
-"""Emu: EVA-CLIP, causal former, LLaMA, and how they are joined."""
+"""Emu: EVA-CLIP, causal former, LLaMA, and the model that combines them."""

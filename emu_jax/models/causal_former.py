@@ -1,7 +1,7 @@
-"""The causal former: T5 decoder blocks (Raffel et al. 2020) over learned queries, reading the image features.
+"""The causal former: T5 decoder blocks (Raffel et al. 2020) over learned queries, with cross-attention to an image.
 
-Query i sees queries up to i and every image feature, so that the visual embeddings come in a causal order
-and the decoder can predict them one after the other.
+Query i attends to the queries up to i and to every image feature. So the visual embeddings are in causal order, and the
+decoder can predict them one after the other.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ from emu_jax.typing import Array, Bool, Float, typechecked
 
 
 class CausalFormerBlock(nn.Module):
-    """Causal self-attention with relative bias, cross-attention without, ReLU MLP; pre-norm, no 1/sqrt(d) scale."""
+    """Causal self-attention with relative bias, cross-attention without bias, ReLU MLP. Pre-norm, logits not scaled."""
 
     config: CausalFormerConfig
     deterministic: bool
@@ -30,14 +30,15 @@ class CausalFormerBlock(nn.Module):
     param_dtype: str
 
     @nn.compact
+    @typechecked
     def __call__(
         self,
         x: Float[Array, "n Q E"],
         _per_layer: None,
-        shared: tuple[Float[Array, "n P C"], Float[Array, "1 N Q Q"], Bool[Array, "1 Q Q"]],
+        broadcast: tuple[Float[Array, "n P C"], Float[Array, "1 N Q Q"], Bool[Array, "1 Q Q"]],
     ) -> tuple[Float[Array, "n Q E"], None]:
         config = self.config
-        features, bias, mask = shared
+        features, bias, mask = broadcast
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm = {"eps": config.norm_eps, **dtypes}
         heads = {"num_heads": config.num_heads, "head_dim": config.head_dim, "scale": 1.0, **dtypes}
@@ -52,7 +53,7 @@ class CausalFormerBlock(nn.Module):
 
 
 class CausalFormer(nn.Module):
-    """Image features to `visual_embeddings`, Q of the decoder's width for each image."""
+    """Image features to `visual_embeddings`: Q vectors of the decoder's width per image."""
 
     config: CausalFormerConfig
     out_features: int
@@ -87,8 +88,9 @@ class CausalFormer(nn.Module):
             (self.out_features,), (axes.EMBED_IN,), (axes.EMBED,), use_bias=True, name="projection", **dtypes
         )(x)
 
+    @typechecked
     def _relative_bias(self, length: int) -> Float[Array, "1 N Q Q"]:
-        """The one table of relative biases; the release keeps it in its first block, and all blocks read it."""
+        """Return the relative biases, which all blocks share. The release stores the table in its first block."""
         config = self.config
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (axes.RELPOS_BUCKETS, axes.HEADS))
         table = self.param("relative_bias", init, (config.relpos_buckets, config.num_heads), self.param_dtype)

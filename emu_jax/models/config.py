@@ -1,4 +1,4 @@
-"""Sizes of an Emu. Frozen dataclasses; `emu_jax.config.from_config_dict` makes them from what a user wrote."""
+"""Model sizes as frozen dataclasses. `emu_jax.config.from_config_dict` builds them from a user's config."""
 
 import dataclasses
 
@@ -7,19 +7,19 @@ from emu_jax.layers.linear import LoraConfig
 from emu_jax.layers.saved import NAMES
 from emu_jax.layers.stack import Remat
 
-VOCAB_MULTIPLE = 128  # vocabulary tables are padded to a multiple of this, so that they shard
+VOCAB_MULTIPLE = 128  # vocabulary tables are padded to a multiple of this, so that they can be sharded
 
 
 def check_saved_activations(saved_activations: tuple[str, ...]) -> None:
-    """Raises UserError for a name that no layer gives."""
+    """Raise UserError for a name that is not in `layers/saved.py`."""
     for name in saved_activations:
         if name not in NAMES:
-            raise UserError(f"What a layer keeps may be {', '.join(NAMES)}, not {name!r}.")
+            raise UserError(f"saved_activations may be {', '.join(NAMES)}, not {name!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """EVA-CLIP's vision tower."""
+    """The vision encoder of EVA-CLIP."""
 
     image_size: int
     patch_size: int
@@ -28,16 +28,16 @@ class VisionConfig:
     num_heads: int
     mlp_dim: int
     norm_eps: float = 1e-6
-    embedding_std: float = 0.02  # of new positions and class token
+    embedding_std: float = 0.02  # of newly initialized positions and class token
     remat: Remat = Remat.NONE
-    saved_activations: tuple[str, ...] = ()  # of layers/saved.py, under Remat.FULL
+    saved_activations: tuple[str, ...] = ()  # names of layers/saved.py, used with Remat.FULL
 
     def __post_init__(self) -> None:
         check_saved_activations(self.saved_activations)
 
     @property
     def num_tokens(self) -> int:
-        """Patches and the class token."""
+        """Number of patches, plus one for the class token."""
         return (self.image_size // self.patch_size) ** 2 + 1
 
 
@@ -54,10 +54,10 @@ class CausalFormerConfig:
     relpos_buckets: int = 32
     relpos_max_distance: int = 128
     dropout: float = 0.1
-    embedding_std: float = 0.02  # of new queries
+    embedding_std: float = 0.02  # of newly initialized queries
     norm_eps: float = 1e-6
     remat: Remat = Remat.NONE
-    saved_activations: tuple[str, ...] = ()  # of layers/saved.py, under Remat.FULL
+    saved_activations: tuple[str, ...] = ()  # names of layers/saved.py, used with Remat.FULL
 
     def __post_init__(self) -> None:
         check_saved_activations(self.saved_activations)
@@ -65,7 +65,7 @@ class CausalFormerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The LLaMA decoder. `vocab_size` is the true vocabulary, special tokens included."""
+    """The LLaMA decoder. `vocab_size` counts the special tokens, but not the padding of the vocabulary tables."""
 
     vocab_size: int
     width: int
@@ -76,9 +76,9 @@ class DecoderConfig:
     max_length: int = 2048
     rope_theta: float = 10000.0
     norm_eps: float = 1e-6
-    embedding_std: float = 0.02  # of a new token table
+    embedding_std: float = 0.02  # of a newly initialized token embedding
     remat: Remat = Remat.NONE
-    saved_activations: tuple[str, ...] = ()  # of layers/saved.py, under Remat.FULL
+    saved_activations: tuple[str, ...] = ()  # names of layers/saved.py, used with Remat.FULL
 
     def __post_init__(self) -> None:
         check_saved_activations(self.saved_activations)
@@ -94,7 +94,7 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EmuConfig:
-    """A whole Emu: computes in `dtype`, keeps its parameters in `param_dtype`."""
+    """The complete model. It computes in `dtype` and stores its parameters in `param_dtype`."""
 
     vision: VisionConfig
     causal_former: CausalFormerConfig

@@ -2,7 +2,7 @@
 
 images -> vision_encoder -> visual_norm -> causal_former -> visual_embeddings
                                                                   |
-tokens -> decoder's table ---------- placed at <image> -----------+-> decoder -> lm_head            next token
+tokens -> token embedding --------- replaced at <image> ----------+-> decoder -> lm_head            next token
                                                                               -> regression_head    next embedding
 """
 
@@ -12,8 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from emu_jax.layers.fused_attention import on_tpu
-from emu_jax.layers.masks import PackedCausal, cached_causal_mask, packed_causal_mask
+from emu_jax.layers.masks import PackedCausal, cached_causal_mask
 from emu_jax.layers.norms import LayerNorm
 from emu_jax.models.causal_former import CausalFormer
 from emu_jax.models.config import EmuConfig
@@ -26,7 +25,7 @@ from emu_jax.typing import Array, ArrayLike, Bool, Float, Int, Shaped, typecheck
 
 
 class Emu(nn.Module):
-    """The whole model. `image_token_id` is where visual embeddings go."""
+    """The complete model. `image_token_id` is the id of `<image>`, which visual embeddings replace."""
 
     config: EmuConfig
     image_token_id: int
@@ -51,13 +50,13 @@ class Emu(nn.Module):
         segment_ids: Int[ArrayLike, "B L"] | None = None,
         deterministic: bool = True,
     ) -> EmuOutput:
-        """A forward pass over rows of one document each, or packed ones when `segment_ids` tell them apart.
+        """Run a forward pass over rows of one document each, or of several packed ones given by `segment_ids`.
 
         Args:
-          tokens: ids with Q `<image>` tokens for each image.
-          images: uint8 pixels, or float pixels already normalised, in the order of their tokens.
-          positions: rotary positions; default 0, 1, 2, ...
-          segment_ids: 0 = padding, documents count from 1; default: each row is one document.
+          tokens: ids with Q `<image>` tokens per image.
+          images: uint8 pixels, or normalized float pixels, in the order of their tokens.
+          positions: rotary positions. Default: 0, 1, 2, ...
+          segment_ids: 0 for padding, 1, 2, ... for the documents of a row. Default: one document per row.
         """
         tokens = jnp.asarray(tokens)
         batch, length = tokens.shape
@@ -71,11 +70,10 @@ class Emu(nn.Module):
             embedded = self.embed_images(flat, deterministic=deterministic)
             visual_embeddings = embedded.reshape(batch, images.shape[1], *embedded.shape[1:])
         embeddings = self.embed(tokens, visual_embeddings)
-        segment_ids = jnp.asarray(segment_ids)
         hidden, _ = self.decoder(
             embeddings,
             positions=jnp.asarray(positions),
-            mask=PackedCausal(segment_ids) if on_tpu() else packed_causal_mask(segment_ids),
+            mask=PackedCausal(jnp.asarray(segment_ids)),
             deterministic=deterministic,
         )
         return EmuOutput(
@@ -88,14 +86,14 @@ class Emu(nn.Module):
 
     @typechecked
     def image_features(self, images: Shaped[ArrayLike, "n H W C"]) -> Float[Array, "n P C2"]:
-        """The vision encoder's tokens before any final norm, class token first."""
+        """Return the vision encoder's tokens before any final norm, class token first."""
         return self.vision_encoder(normalize_pixels(images))
 
     @typechecked
     def embed_images(
         self, images: Shaped[ArrayLike, "n H W C"], *, deterministic: bool = True
     ) -> Float[Array, "n Q D"]:
-        """The `visual_embeddings` of a flat list of images."""
+        """Return the `visual_embeddings` of images that are flattened over rows."""
         features = self.visual_norm(self.image_features(images))
         return self.causal_former(features, deterministic=deterministic)
 
@@ -103,7 +101,7 @@ class Emu(nn.Module):
     def embed(
         self, tokens: Int[ArrayLike, "B L"], visual_embeddings: Float[Array, "B I Q D"] | None = None
     ) -> Float[Array, "B L D"]:
-        """What the decoder reads: token embeddings, with `visual_embeddings` at the `<image>` places."""
+        """Return the decoder's inputs: token embeddings, with `visual_embeddings` at the `<image>` tokens."""
         tokens = jnp.asarray(tokens)
         embeddings = self.decoder.embed(tokens)
         if visual_embeddings is None:
@@ -114,16 +112,16 @@ class Emu(nn.Module):
     def extend(
         self, embeddings: Float[Array, "B T D"], cache: KVCache, *, is_token: Bool[Array, "B T"] | None = None
     ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """Runs T more places through the decoder: the prompt (`prefill`) or one step (`extend_step`).
+        """Run the decoder on the next T positions: a prompt (`prefill`) or one decode step (`extend_step`).
 
         Args:
-          embeddings: from `embed`, or visual predictions fed back.
-          cache: from `models.llama.empty_cache`, or the one returned before.
-          is_token: False at left padding; default: all are tokens.
+          embeddings: from `embed`, or visual predictions of earlier steps.
+          cache: from `models.llama.empty_cache`, or from the previous call.
+          is_token: False at left padding. Default: no padding.
 
         Returns:
-          hidden: the decoder's states, for `lm_head` and `regression_head`.
-          cache: with this call's keys and values.
+          hidden: states of the decoder, inputs of `lm_head` and `regression_head`.
+          cache: with the keys and values of this call.
         """
         batch, length, _ = embeddings.shape
         if is_token is None:
@@ -141,8 +139,10 @@ class Emu(nn.Module):
 
     @typechecked
     def next_logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Return the scores of the next token."""
         return self.lm_head(hidden)
 
     @typechecked
     def next_embedding(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """Return the predicted next visual embedding."""
         return self.regression_head(hidden)

@@ -1,6 +1,6 @@
-"""EVA-01-CLIP-g's vision tower (Fang et al. 2022, Sun et al. 2023): a pre-norm ViT with q and v biases.
+"""The vision encoder of EVA-01-CLIP-g (Fang et al. 2022, Sun et al. 2023): a pre-norm ViT with q and v biases.
 
-Its own final norm and projection are not used by Emu: the causal former reads the tokens before them.
+Emu does not use its final norm and projection: the causal former attends to the tokens before them.
 """
 
 from typing import Any
@@ -10,57 +10,51 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from emu_jax.layers.attention import dot_product_attention
-from emu_jax.layers.fused_attention import fused_attention, on_tpu
+from emu_jax.layers.attention import attend
 from emu_jax.layers.linear import DenseGeneral, OutputProjection, QKVProjection
 from emu_jax.layers.materialize import materialize
 from emu_jax.layers.mlp import Mlp
 from emu_jax.layers.norms import LayerNorm
 from emu_jax.layers.patches import patches
-from emu_jax.layers.saved import ATTENTION_OUT, CONTEXT, QKV
+from emu_jax.layers.saved import ATTENTION_OUT, QKV
 from emu_jax.layers.stack import stack
 from emu_jax.models.config import VisionConfig
+from emu_jax.pixels import CLIP_MEAN, CLIP_STD
 from emu_jax.sharding import axes
 from emu_jax.sharding.specs import logical_constraint
 from emu_jax.typing import Array, ArrayLike, Float, Shaped, typechecked
-
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's, of pixels in [0, 1]
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 _TOKENS = (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_EMBED)
 
 
 @typechecked
 def normalize_pixels(images: Shaped[ArrayLike, "*n H W C"]) -> Float[Array, "*n H W C"]:
-    """uint8 pixels to CLIP's normalised float32; float images are taken as already normalised."""
+    """Return float32 pixels normalized for CLIP. Float images are returned as they are: they are already normalized."""
     if images.dtype != jnp.uint8:
         return jnp.asarray(images, jnp.float32)
-    return (jnp.asarray(images, jnp.float32) / 255.0 - jnp.asarray(PIXEL_MEAN)) / jnp.asarray(PIXEL_STD)
+    return (jnp.asarray(images, jnp.float32) / 255.0 - jnp.asarray(CLIP_MEAN)) / jnp.asarray(CLIP_STD)
 
 
 class EvaAttention(nn.Module):
-    """Self-attention with one fused kernel for q, k, v; biases on q and v, none on k."""
+    """Self-attention with one kernel for q, k and v, and biases for q and v only."""
 
     num_heads: int
     dtype: str
     param_dtype: str
 
     @nn.compact
+    @typechecked
     def __call__(self, x: Float[Array, "n P D"]) -> Float[Array, "n P D"]:
         width = x.shape[-1]
         heads = (self.num_heads, width // self.num_heads)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        maps = QKVProjection((3, *heads), (axes.EMBED,), (axes.QKV, axes.HEADS, axes.KV), name="qkv", **dtypes)(x)
-        query, key, value = maps
+        project = QKVProjection((3, *heads), (axes.EMBED,), (axes.QKV, axes.HEADS, axes.KV), name="qkv", **dtypes)
+        query, key, value = project(x)
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axes.HEADS, axes.KV))
         query += jnp.asarray(self.param("query_bias", zeros, heads, self.param_dtype), self.dtype)
         value += jnp.asarray(self.param("value_bias", zeros, heads, self.param_dtype), self.dtype)
         query, key, value = (checkpoint_name(a, QKV) for a in (query, key, value))
-        scale = heads[1] ** -0.5
-        if on_tpu():
-            out = fused_attention(query, key, value, scale=scale, segment_ids=None, causal=False)
-        else:
-            out = checkpoint_name(dot_product_attention(query, key, value, scale=scale), CONTEXT)
+        out = attend(query, key, value, scale=heads[1] ** -0.5)
         project = OutputProjection((width,), (axes.HEADS, axes.KV), (axes.EMBED,), use_bias=True, name="out", **dtypes)
         return materialize(checkpoint_name(project(out), ATTENTION_OUT))
 
@@ -73,7 +67,7 @@ class EvaBlock(nn.Module):
     param_dtype: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, _per_layer: None, _shared: None) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, _per_layer: None, _broadcast: None) -> tuple[jax.Array, None]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm = {"eps": self.config.norm_eps, **dtypes}
         x += EvaAttention(self.config.num_heads, name="attention", **dtypes)(
@@ -85,7 +79,7 @@ class EvaBlock(nn.Module):
 
 
 class EvaVisionTransformer(nn.Module):
-    """Normalised images to `image_features`: the class token first, then the patches row by row."""
+    """Normalized images to `image_features`: the class token first, then the patches row by row."""
 
     config: VisionConfig
     dtype: str = "float32"
@@ -96,13 +90,13 @@ class EvaVisionTransformer(nn.Module):
     def __call__(self, images: Float[Array, "n H W C"]) -> Float[Array, "n P D"]:
         config, width = self.config, self.config.width
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        cut = patches(images, config.patch_size)
-        x = DenseGeneral((width,), (axes.PATCH,), (axes.EMBED,), use_bias=True, name="patch_embed", **dtypes)(cut)
-        small = nn.initializers.normal(config.embedding_std)
-        class_init = nn.with_logical_partitioning(small, (axes.EMBED,))
+        embed = DenseGeneral((width,), (axes.PATCH,), (axes.EMBED,), use_bias=True, name="patch_embed", **dtypes)
+        x = embed(patches(images, config.patch_size))
+        init = nn.initializers.normal(config.embedding_std)
+        class_init = nn.with_logical_partitioning(init, (axes.EMBED,))
         class_token = jnp.asarray(self.param("class_token", class_init, (width,), self.param_dtype), self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(class_token, (x.shape[0], 1, width)), x], axis=1)
-        position_init = nn.with_logical_partitioning(small, (axes.POSITIONS, axes.EMBED))
+        position_init = nn.with_logical_partitioning(init, (axes.POSITIONS, axes.EMBED))
         positions = self.param("position_embedding", position_init, (config.num_tokens, width), self.param_dtype)
         x = logical_constraint(x + jnp.asarray(positions, self.dtype), _TOKENS)
         x, _ = stack(

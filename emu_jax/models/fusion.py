@@ -1,4 +1,4 @@
-"""Where images enter the sequence: the embeddings of `<image>` tokens are replaced by visual embeddings."""
+"""Insert images into the sequence: visual embeddings replace the embeddings of `<image>` tokens."""
 
 import jax.numpy as jnp
 
@@ -11,14 +11,14 @@ def insert_visual_embeddings(
     visual_embeddings: Float[Array, "B I Q D"],
     is_image_token: Bool[Array, "B L"],
 ) -> Float[Array, "B L D"]:
-    """Row by row, the k-th `<image>` place takes the k-th visual embedding, whatever document it belongs to.
+    """Replace the k-th `<image>` token of each row by the row's k-th visual embedding.
 
-    The torch release writes `embeds[mask] = visual`, whose shape depends on the data; counting places and gathering
-    gives the same with fixed shapes. Q = 2, images a and b:
+    The PyTorch release assigns `embeds[mask] = visual`, whose shape depends on the data. Counting `<image>` tokens and
+    gathering by the count gives the same result with static shapes. For Q = 2 and images a and b:
 
         tokens      <s> [IMG] <image> <image> [/IMG] cat [IMG] <image> <image> [/IMG]
         slot                     0       1                        2       3
-        becomes      .    .      a0      a1     .     .    .      b0      b1     .
+        result       .    .      a0      a1     .     .    .      b0      b1     .
     """
     batch, images, queries, width = visual_embeddings.shape
     flat = visual_embeddings.reshape(batch, images * queries, width).astype(token_embeddings.dtype)

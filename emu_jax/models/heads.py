@@ -1,4 +1,4 @@
-"""The two heads on the decoder's states: the next token, or the next visual embedding."""
+"""The two output heads of the decoder: the next token, and the next visual embedding."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,11 +9,11 @@ from emu_jax.sharding import axes
 from emu_jax.sharding.specs import logical_constraint
 from emu_jax.typing import Array, Float, typechecked
 
-_NEVER = -1e30
+_PADDING_LOGIT = -1e30
 
 
 class LanguageModelHead(nn.Module):
-    """Float32 logits over the padded vocabulary; ids past the true one are at -1e30 and never win."""
+    """Float32 logits over the padded vocabulary. Padding ids have logit -1e30 and so no probability."""
 
     config: DecoderConfig
     dtype: str = "float32"
@@ -27,11 +27,11 @@ class LanguageModelHead(nn.Module):
             (padded,), (axes.EMBED,), (axes.VOCAB,), name="projection", dtype=self.dtype, param_dtype=self.param_dtype
         )
         logits = project(hidden).astype(jnp.float32)
-        return jnp.where(jnp.arange(padded) < self.config.vocab_size, logits, _NEVER)
+        return jnp.where(jnp.arange(padded) < self.config.vocab_size, logits, _PADDING_LOGIT)
 
 
 class RegressionHead(nn.Module):
-    """Linear, no bias: state at one place to the visual embedding of the next."""
+    """Linear layer without bias: the decoder's state at a position to the visual embedding at the next position."""
 
     dtype: str = "float32"
     param_dtype: str = "float32"

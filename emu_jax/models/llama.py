@@ -1,4 +1,4 @@
-"""The LLaMA decoder (Touvron et al. 2023): RMSNorm, rotary positions, SwiGLU. It reads embeddings, not tokens."""
+"""The LLaMA decoder (Touvron et al. 2023): RMSNorm, rotary positions, SwiGLU. Its inputs are embeddings, not tokens."""
 
 import dataclasses
 
@@ -29,14 +29,15 @@ class LlamaBlock(nn.Module):
     param_dtype: str
 
     @nn.compact
+    @typechecked
     def __call__(
         self,
         x: Float[Array, "B T D"],
         cache: LayerCache | None,
-        shared: tuple[RotaryTables, Bool[Array, "B T S"] | PackedCausal],
+        broadcast: tuple[RotaryTables, Bool[Array, "B T S"] | PackedCausal],
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         config = self.config
-        rotary, mask = shared
+        rotary, mask = broadcast
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm = {"eps": config.norm_eps, **dtypes}
         attend = Attention(
@@ -60,7 +61,7 @@ class LlamaBlock(nn.Module):
 
 
 class LlamaDecoder(nn.Module):
-    """Token table, scanned blocks, final norm. The heads stand beside it (`models/heads.py`)."""
+    """Token embedding, scanned blocks and final norm. The heads are separate modules (`models/heads.py`)."""
 
     config: DecoderConfig
     lora: LoraConfig | None = None
@@ -77,6 +78,7 @@ class LlamaDecoder(nn.Module):
 
     @typechecked
     def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """Return the token embeddings."""
         return jnp.asarray(self.token_embedding, self.dtype)[tokens]
 
     @nn.compact
@@ -90,7 +92,7 @@ class LlamaDecoder(nn.Module):
         cache: KVCache | None = None,
         deterministic: bool = True,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """States after the final norm. With a cache, S are its slots and this call's keys are written into it."""
+        """Return the states after the final norm. With a cache, S is its number of slots, and new keys are appended."""
         config = self.config
         x = logical_constraint(embeddings, (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_EMBED))
         rotary = rotary_tables(positions, head_dim=config.head_dim, theta=config.rope_theta)
@@ -122,7 +124,7 @@ def _per_layer(cache: KVCache | None) -> LayerCache | None:
 
 
 def empty_cache(config: DecoderConfig, *, batch: int, slots: int, dtype: str) -> KVCache:
-    """A cache with room for `slots` tokens a row."""
+    """Return an empty cache with `slots` slots per row."""
     shape = (config.num_layers, batch, config.num_kv_heads, slots, config.head_dim)
     return KVCache(
         key=jnp.zeros(shape, dtype),

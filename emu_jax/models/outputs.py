@@ -1,39 +1,42 @@
-"""What an Emu returns, by name."""
+"""Named outputs of Emu."""
 
 import flax.struct
-
-from emu_jax.typing import Array, Bool, Float, Int
+import jax
 
 
 @flax.struct.dataclass
 class EmuOutput:
-    """A forward pass over packed rows.
+    """Outputs of a forward pass over packed rows.
 
-    logits: scores of the next token; ids past the true vocabulary are at -1e30.
-    visual_predictions: at each place, what the next input embedding would be were it visual.
-    hidden: the decoder's states after its final norm, which both heads read.
-    input_embeddings: what the decoder read; `regression_targets` are these, one place on.
-    visual_embeddings: the causal former's outputs.
+    Attributes:
+      logits: `[B, L, V]`, scores of the next token; -1e30 for the padding of the vocabulary.
+      visual_predictions: `[B, L, D]`, predictions of the input embedding at the next position.
+      hidden: `[B, L, D]`, states of the decoder after its final norm, the input of both heads.
+      input_embeddings: `[B, L, D]`, inputs of the decoder; the regression targets are these, shifted by one position.
+      visual_embeddings: `[B, I, Q, D]`, outputs of the causal former; None without images.
     """
 
-    logits: Float[Array, "B L V"]
-    visual_predictions: Float[Array, "B L D"]
-    hidden: Float[Array, "B L D"]
-    input_embeddings: Float[Array, "B L D"]
-    visual_embeddings: Float[Array, "B I Q D"] | None
+    logits: jax.Array
+    visual_predictions: jax.Array
+    hidden: jax.Array
+    input_embeddings: jax.Array
+    visual_embeddings: jax.Array | None
 
 
 @flax.struct.dataclass
 class KVCache:
-    """Keys and values of every decoder layer, stacked; S cache slots, filled from the left.
+    """Keys and values of all decoder layers, in S slots that are filled from the left.
 
-    index: the slot where the next token goes (int32 scalar, the same for all rows: prompts are left-padded).
-    valid: which slots hold a real token of the row.
-    positions: rotary position of each row's next token.
+    Attributes:
+      key: `[layers, B, K, S, H]`.
+      value: `[layers, B, K, S, H]`.
+      valid: bool `[B, S]`, True where a slot holds a token of the row.
+      index: int32 scalar, the slot of the next token; equal for all rows, because prompts are left-padded.
+      positions: int32 `[B]`, the rotary position of each row's next token.
     """
 
-    key: Float[Array, "layers B K S H"]
-    value: Float[Array, "layers B K S H"]
-    valid: Bool[Array, "B S"]
-    index: Int[Array, ""]
-    positions: Int[Array, " B"]
+    key: jax.Array
+    value: jax.Array
+    valid: jax.Array
+    index: jax.Array
+    positions: jax.Array

@@ -1,10 +1,10 @@
-"""Named sizes."""
+"""Model sizes by name."""
 
 from emu_jax.models.config import CausalFormerConfig, DecoderConfig, EmuConfig, VisionConfig
 
 
 def emu_14b(*, vocab_size: int = 32004) -> EmuConfig:
-    """The released Emu: EVA-01-CLIP-g, a T5-base-sized causal former, LLaMA-13B (`vocab_size` 32006 for Emu-I)."""
+    """Return the released Emu: EVA-01-CLIP-g, causal former (T5-base), LLaMA-13B. Emu-I has a `vocab_size` of 32006."""
     return EmuConfig(
         vision=VisionConfig(image_size=224, patch_size=14, width=1408, num_layers=40, num_heads=16, mlp_dim=6144),
         causal_former=CausalFormerConfig(
@@ -17,10 +17,10 @@ def emu_14b(*, vocab_size: int = 32004) -> EmuConfig:
 
 
 def emu_tiny(*, vocab_size: int) -> EmuConfig:
-    """The demo's Emu, on 32 x 32 pixels.
+    """Return the demo's Emu for images of 32 x 32 pixels.
 
-    Positions and queries begin as large as what is added to them: at the released 0.02 a run of minutes ends before the
-    model knows where a patch lies. Tokens begin smaller than the visual embeddings, which are to be seen beside them.
+    Positions and queries are initialized on the scale of the activations. With the released 0.02, a run of minutes ends
+    before the model has learned where a patch is. Token embeddings are initialized smaller than the visual embeddings.
     """
     return EmuConfig(
         vision=VisionConfig(

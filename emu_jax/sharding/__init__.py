@@ -1,1 +1,1 @@
-"""Where arrays lie: logical axis names on parameters and activations, and the rules that map them onto a mesh."""
+"""Sharding of arrays: logical axis names of parameters and activations, and the rules that map them to a mesh."""

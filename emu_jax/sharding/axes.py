@@ -1,19 +1,19 @@
-"""The closed vocabulary of logical axes. Parameters and activations have separate names.
+"""The names of all logical axes. Parameters and activations have separate names.
 
-A misspelt string would replicate an array without a word (flax reads an unknown name as "not sharded"), so modules
-name axes by these constants only.
+Modules name axes by these constants only: flax reads an unknown name as "not sharded", so a misspelled string would
+replicate the array without an error.
 """
 
 # Parameters.
-EMBED = "embed"  # width of the residual stream, on either side of a block's kernels
-EMBED_IN = "embed_in"  # input side of a kernel whose output side is EMBED as well
+EMBED = "embed"  # width of the residual stream: input or output side of a kernel
+EMBED_IN = "embed_in"  # input side of a kernel whose output side is also EMBED
 MLP = "mlp"
 HEADS = "heads"
 KV_HEADS = "kv_heads"
 KV = "kv"  # within one head
 QKV = "qkv"  # query, key, value of a fused kernel
 VOCAB = "vocab"
-LAYERS = "layers"  # the stacked axis of a scanned stack
+LAYERS = "layers"  # stacking axis of scanned layers
 PATCH = "patch"
 POSITIONS = "positions"
 RELPOS_BUCKETS = "relpos_buckets"

@@ -1,4 +1,4 @@
-"""The mesh `data x fsdp x tensor`: ICI inside a slice, `data` across slices (DCN)."""
+"""The device mesh `data x fsdp x tensor`: all axes within a slice (ICI), and `data` across slices (DCN)."""
 
 import dataclasses
 import math
@@ -16,38 +16,45 @@ from emu_jax.sharding.rules import MESH_AXES
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes within one slice; one of them may be -1, "what is left". Slices multiply `data`.
+    """Sizes of the mesh axes within one slice. One size may be -1, the remaining devices. Slices multiply `data`.
 
-    Where `data` is what is left, `tensor` and `fsdp` are cut down to the chips that there are.
+    If `data` is -1, then `tensor` and `fsdp` are reduced to the number of devices where there are fewer.
     """
 
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
 
+    def __post_init__(self) -> None:
+        for axis in MESH_AXES:
+            size = getattr(self, axis)
+            if size < 1 and size != -1:
+                raise UserError(f"The mesh size of {axis} must be at least 1, or -1 for the rest, not {size}.")
 
-def read_mesh(text: str) -> MeshConfig:
-    """`"data:1,fsdp:-1,tensor:4"` as a MeshConfig; an axis that is not named has size 1.
+
+def parse_mesh(text: str) -> MeshConfig:
+    """Parse mesh sizes such as `"data:1,fsdp:-1,tensor:4"`. An axis that is left out has size 1.
 
     Raises:
-      UserError: another axis, or a size that is no number.
+      UserError: an unknown axis, or a size that is neither a positive integer nor -1.
     """
     sizes = dict.fromkeys(MESH_AXES, 1)
     for part in text.split(","):
         axis, _, size = part.partition(":")
         if axis not in sizes or not re.fullmatch(r"-1|[1-9]\d*", size):
-            raise UserError(f"The mesh {text!r} is not understood at {part!r}; write it as in data:1,fsdp:64,tensor:1.")
+            raise UserError(f"Cannot parse the mesh {text!r} at {part!r}; write it like data:1,fsdp:-1,tensor:1.")
         sizes[axis] = int(size)
     return MeshConfig(**sizes)
 
 
 def make_mesh(config: MeshConfig, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over `devices` (default: all) with Auto axes, for `jax.set_mesh`.
+    """Return a mesh over `devices` (default: all) with Auto axes, for `jax.set_mesh`.
 
-    The device order follows the torus (`mesh_utils`): in raw order a 3D slice turns weight gathers into all-reduces.
+    Devices are ordered along the torus by `mesh_utils`. In raw device order, weight all-gathers on a 3D slice become
+    all-reduces.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the product of the sizes is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
@@ -55,23 +62,26 @@ def make_mesh(config: MeshConfig, *, devices: Sequence[jax.Device] | None = None
     if slices > 1:
         grid = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1, 1), devices=devices)
     elif devices[0].platform == "tpu":
-        grid = _on_torus(shape, devices)
+        grid = _torus_order(shape, devices)
     else:
         grid = np.asarray(devices, dtype=object).reshape(shape)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def _on_torus(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+def _torus_order(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
     try:
         return mesh_utils.create_device_mesh(shape, devices=devices)
-    except NotImplementedError:  # an axis takes a part of a side, as 128 of 16 x 16
+    except NotImplementedError:  # an axis covers a part of a torus dimension, such as 128 of 16 x 16
         return mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
 
 
 def _fill(sizes: tuple[int, int, int], count: int) -> tuple[int, ...]:
-    """Replaces the -1 in `sizes` so that they multiply to `count`: `(1, -1, 2), 8 -> (1, 4, 2)`.
+    """Replace the -1 in `sizes` so that their product is `count`.
 
-    `(-1, 128, 1)` is `(1, 64, 1)` for 64 and `(2, 128, 1)` for 256; `(-1, 1, 8)` is `(1, 1, 4)` for 4.
+    (1, -1, 2),   8   -> (1, 4, 2)
+    (-1, 128, 1), 64  -> (1, 64, 1)
+    (-1, 128, 1), 256 -> (2, 128, 1)
+    (-1, 1, 8),   4   -> (1, 1, 4)
     """
     data, fsdp, tensor = sizes
     if data == -1:

@@ -1,4 +1,4 @@
-"""Which mesh axis each logical axis lies on. Mesh axis names appear here, in `mesh.py` and in `configs/` only."""
+"""Map each logical axis to mesh axes. Mesh axis names appear only here, in `mesh.py` and in `configs/`."""
 
 from emu_jax.sharding import axes
 
@@ -9,8 +9,8 @@ MESH_AXES = (DATA, FSDP, TENSOR)
 
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
-# ZeRO-3 over `fsdp` on the embed side of every kernel, Megatron over `tensor` on the other side; the batch is cut
-# over `data` and `fsdp` together. An axis that is not sharded is said so: every name of axes.py has its row.
+# Kernels are sharded over `fsdp` on the embed side (ZeRO-3) and over `tensor` on the other side (Megatron). The batch
+# is sharded over `data` and `fsdp` together. Every name in axes.py has a row; None means not sharded.
 DEFAULT_RULES: Rules = (
     (axes.EMBED, FSDP),
     (axes.EMBED_IN, TENSOR),

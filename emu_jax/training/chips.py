@@ -4,22 +4,6 @@ import dataclasses
 
 from emu_jax.models.config import check_saved_activations
 
-# A part of jax's `device_kind` -> the generation's name; the first that is found.
-_GENERATIONS = (
-    ("v4", "v4"),
-    ("v5 lite", "v5e"),
-    ("v5e", "v5e"),
-    ("v5", "v5p"),
-    ("v6", "v6e"),
-    ("7x", "v7x"),
-)
-
-
-def generation(device_kind: str) -> str | None:
-    """`"TPU v5 lite"` -> `"v5e"`; None for what is no TPU that is known here."""
-    return next((name for part, name in _GENERATIONS if part in device_kind), None)
-
-
 # Sums of gradients and one-dimensional gathers on the SparseCores, beside the products: without them a v5p waits for
 # each (experiments/records/compile_v5p.md). Of Google's recipe for v5p, AI-Hypercomputer/tpu-recipes on GitHub,
 # training/v5p/DeepSeek3-671B-MaxText, less what is there for profiles and what libtpu no longer knows.

@@ -4,7 +4,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emu_jax.errors import UserError
-from emu_jax.layers.fused_attention import on_tpu
+from emu_jax.hardware import on_tpu
 from emu_jax.training.chips import GATHERED_KERNELS
 from emu_jax.training.config import TrainConfig
 from emu_jax.training.prefetch import batch_shardings

@@ -7,24 +7,7 @@ wanted, and nothing where neither is.
 
 import dataclasses
 
-import jax
-
 from emu_jax.models.config import CausalFormerConfig, DecoderConfig, EmuConfig, VisionConfig
-
-# Dense bfloat16 operations a second of one device, from the makers' data sheets, by a part of `device_kind`.
-PEAKS = {
-    "7x": 1153.5e12,  # half a chip
-    "v6 lite": 918e12,
-    "v6e": 918e12,
-    "v5 lite": 197e12,
-    "v5e": 197e12,
-    "v5p": 459e12,
-    "v5": 459e12,
-    "v4": 275e12,
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +35,6 @@ def forward_flops(config: EmuConfig, *, context: float) -> ForwardFlops:
         vision=_vision(config.vision),
         causal_former=_causal_former(config.causal_former, config.vision, width_out=decoder.width),
     )
-
-
-def device_peak(device: jax.Device) -> float | None:
-    """Peak operations a second of `device`; None where it is not known (a CPU)."""
-    return next((peak for name, peak in PEAKS.items() if name in device.device_kind), None)
 
 
 def _decoder(c: DecoderConfig, *, context: float) -> float:

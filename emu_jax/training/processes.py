@@ -1,6 +1,5 @@
 """The processes of a run: who the others are, and how this one joins them."""
 
-import glob
 import importlib.util
 import os
 import sys
@@ -9,12 +8,7 @@ import threading
 import jax
 
 from emu_jax.errors import UserError
-
-
-def on_tpu_machine() -> bool:
-    """Whether TPU chips are plugged into this machine, or a cluster says so; asks the file system, never jax."""
-    chips = glob.glob("/dev/accel[0-9]*") or (glob.glob("/dev/vfio/[0-9]*") and not glob.glob("/dev/nvidia[0-9]*"))
-    return bool(chips) or "TPU_WORKER_ID" in os.environ
+from emu_jax.hardware import tpu_attached
 
 
 def start_processes(*, timeout: int = 300) -> None:
@@ -58,6 +52,6 @@ def _give_up(timeout: float) -> None:
 def _cluster_knows() -> bool:
     if os.environ.get("JAX_PLATFORMS", "").split(",")[0] == "cpu":
         return False
-    if on_tpu_machine():
+    if tpu_attached():
         return importlib.util.find_spec("libtpu") is not None
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1

@@ -10,8 +10,9 @@ from emu_jax.config import from_config_dict
 from emu_jax.data.loader.pipeline import DataConfig, Loader, make_loader, plans_from_states
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
+from emu_jax.hardware import generation
 from emu_jax.models.config import EmuConfig
-from emu_jax.training.chips import ChipConfig, generation
+from emu_jax.training.chips import ChipConfig
 from emu_jax.training.config import TrainConfig
 from emu_jax.training.loop import DataFactory
 from emu_jax.training.stage import Stage

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import jax
 
-from emu_jax.training.flops import device_peak
+from emu_jax.hardware import peak_flops
 from emu_jax.training.metrics import Metrics
 from emu_jax.training.stage import CountsFlops, Stage
 
@@ -82,7 +82,7 @@ class Throughput:
         return found
 
     def _mfu(self, rates: Mapping[str, float]) -> dict[str, float]:
-        peak = device_peak(jax.devices()[0])
+        peak = peak_flops(jax.devices()[0].device_kind)
         if not isinstance(self._stage, CountsFlops) or "tokens_per_second" not in rates:
             return {}
         flops = self._stage.step_flops(tokens=rates["tokens_per_second"], images=rates.get("images_per_second", 0.0))

@@ -26,12 +26,11 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import common
-from emu_jax.cli.doctor import parse_mesh
 from emu_jax.data.batch import BatchConfig
+from emu_jax.hardware import peak_flops
 from emu_jax.models.presets import emu_tiny
-from emu_jax.sharding.mesh import make_mesh
+from emu_jax.sharding.mesh import make_mesh, parse_mesh
 from emu_jax.training.config import OptimizerConfig
-from emu_jax.training.flops import device_peak
 from emu_jax.training.optimizer import make_optimizer
 from emu_jax.training.prefetch import batch_shardings
 from emu_jax.training.run import read_run_config
@@ -132,7 +131,7 @@ def measure(stage: PretrainStage, *, steps: int, accumulation: int, mesh: str) -
     median = statistics.median(seconds[3:])
     tokens, images = stage.batch_spec()["tokens"].size, int(np.prod(stage.batch_spec()["images"].shape[:2]))
     flops = stage.step_flops(tokens=tokens, images=images)
-    device, peak = jax.devices()[0], device_peak(jax.devices()[0])
+    device, peak = jax.devices()[0], peak_flops(jax.devices()[0].device_kind)
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
     planned = compiled.memory_analysis()
     return {

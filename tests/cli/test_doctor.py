@@ -7,8 +7,7 @@ import pytest
 
 from emu_jax.cli import doctor
 from emu_jax.errors import UserError
-from emu_jax.sharding.mesh import MeshConfig
-from emu_jax.training.processes import on_tpu_machine, start_processes
+from emu_jax.training.processes import start_processes
 
 
 def test_a_machine_that_is_well(capsys, tmp_path):
@@ -35,10 +34,9 @@ def test_what_is_wrong_is_said_in_words(monkeypatch, capsys, tmp_path):
     assert "3 of 4 workers are missing" in " ".join(doctor.find_problems({}))
 
 
-def test_the_mesh_as_it_is_typed():
-    assert doctor.parse_mesh("fsdp:4,tensor:2") == MeshConfig(1, 4, 2)
-    with pytest.raises(UserError, match="data:1,fsdp:-1,tensor:1"):
-        doctor.parse_mesh("fdsp:4")
+def test_a_negative_mesh_size_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"at 'data:--1'.*data:1,fsdp:-1,tensor:1"):
+        doctor.main(["--mesh=data:--1"])
 
 
 def two_processes(root, *, extra=({}, {}), count=2, wait=60) -> list[subprocess.CompletedProcess]:
@@ -80,17 +78,6 @@ def test_a_worker_that_does_not_come(root):
     (done,) = two_processes(root, count=1, wait=8)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: not all processes of the run came within 8 s. Give the same")
-
-
-def test_where_tpu_chips_are_told_by_the_file_system(monkeypatch):
-    found = {"/dev/accel[0-9]*": [], "/dev/vfio/[0-9]*": ["/dev/vfio/0"], "/dev/nvidia[0-9]*": []}
-    monkeypatch.setattr("glob.glob", found.__getitem__)
-    monkeypatch.delenv("TPU_WORKER_ID", raising=False)
-    assert on_tpu_machine()
-    found["/dev/nvidia[0-9]*"] = ["/dev/nvidia0"]  # a GPU given to a virtual machine
-    assert not on_tpu_machine()
-    found["/dev/accel[0-9]*"] = ["/dev/accel0"]
-    assert on_tpu_machine()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""The 14B train step with full widths and few layers, compiled for four chips; run it to write the golden file.
+"""The 14B train step with full widths and few layers, compiled for four chips. Run this file to write the golden file.
 
-The file holds what each compiler makes of it: the memory of a chip and every kind of collective. A change that gathers
-activations, splits a gather or keeps more than it did shows as a difference.
+The golden file holds the memory per chip and the collectives, for each version of the compiler. It differs after a
+change that gathers activations, splits a gather or saves more activations.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = Path(__file__).with_name("thin_14b.json")
-WORDS = (
+ARGUMENTS = (
     "--config=configs/pretrain_14b.py",
     "--config.model.vision.num_layers=2",
     "--config.model.causal_former.num_layers=2",
@@ -28,23 +28,23 @@ WORDS = (
 )
 
 
-def version() -> str:
-    """Of what decides over the file."""
+def compiler_version() -> str:
+    """Return the versions that determine the compiled program."""
     return f"jax {metadata.version('jax')}, libtpu {metadata.version('libtpu')}"
 
 
-def compiled(environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """What the command says of the thin step."""
+def run_compile(environment: dict[str, str] | None = None) -> dict[str, Any]:
+    """Return the JSON report of the command."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "thin.json"
-        line = [sys.executable, "-m", "emu_jax", "compile", *WORDS, f"--json={path}"]
+        line = [sys.executable, "-m", "emu_jax", "compile", *ARGUMENTS, f"--json={path}"]
         done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         return json.loads(path.read_text())
 
 
-def held(report: dict[str, Any]) -> dict[str, Any]:
-    """The part of a report that is kept."""
+def golden_part(report: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a report that the golden file holds."""
     uses = [
         {
             "kind": u["kind"],
@@ -62,12 +62,14 @@ def held(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def golden() -> dict[str, Any]:
-    """Version of the compiler -> what it made."""
+    """Return the golden file: version of the compiler -> part of the report."""
     return json.loads(PATH.read_text()) if PATH.exists() else {}
 
 
 def main() -> None:
-    PATH.write_text(json.dumps(golden() | {version(): held(compiled())}, indent=1, sort_keys=True) + "\n")
+    PATH.write_text(
+        json.dumps(golden() | {compiler_version(): golden_part(run_compile())}, indent=1, sort_keys=True) + "\n"
+    )
     print(f"wrote {PATH}")
 
 

@@ -1,6 +1,6 @@
-"""Where every parameter of the 14B lies on named meshes; `python -m tests.golden.shardings` writes the file anew.
+"""Shardings of all parameters of the 14B on several meshes. `python -m tests.golden.shardings` writes the file.
 
-Adam's moments lie as their parameters do (a test in tests/training holds that), so the parameters say it all.
+Adam's moments are sharded like their parameters (tested in tests/training), so they are not listed.
 """
 
 import json
@@ -29,7 +29,7 @@ MESHES = {
 
 
 def current() -> dict[str, dict[str, str]]:
-    """mesh -> path -> "shape as axes: bytes a device", and the whole under "all"."""
+    """Return mesh -> path -> "shape spec: bytes per device", and the sum under "all"."""
     batch = BatchConfig(batch_size=1, length=64, max_images=1, image_size=224)
     stage = PretrainStage(emu_14b(), batch, image_token_id=32003)
     boxed = jax.eval_shape(stage.init, jax.random.key(0))
@@ -37,13 +37,13 @@ def current() -> dict[str, dict[str, str]]:
     found = {}
     for name, sizes in MESHES.items():
         mesh = AbstractMesh(sizes, MESH_AXES)
-        places = flatten(shardings(boxed, mesh))
+        specs = flatten(shardings(boxed, mesh))
         rows, total = {}, 0
         for path, leaf in sorted(leaves.items()):
-            size = math.prod(places[path].shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            size = math.prod(specs[path].shard_shape(leaf.shape)) * leaf.dtype.itemsize
             total += size
-            rows[path] = f"{list(leaf.shape)} {places[path].spec}: {size}"
-        found[name] = {"all": f"{total / 2**20:.1f} MiB a device", **rows}
+            rows[path] = f"{list(leaf.shape)} {specs[path].spec}: {size}"
+        found[name] = {"all": f"{total / 2**20:.1f} MiB per device", **rows}
     return found
 
 

@@ -14,7 +14,7 @@ LORA = LoraConfig(rank=3, alpha=6.0, dropout=0.5)
 HEADS = {"features": (2, 5), "in_axes": (axes.EMBED,), "out_axes": (axes.HEADS, axes.KV)}
 
 
-def test_several_dimensions_in_and_out():
+def test_kernels_with_several_input_and_output_dimensions():
     x = jax.random.normal(jax.random.key(0), (4, 7, 2, 5))
     layer = DenseGeneral((6, 3), (axes.HEADS, axes.KV), (axes.EMBED, axes.MLP), use_bias=True)
     params = unbox(layer.init(jax.random.key(1), x))["params"]
@@ -23,7 +23,7 @@ def test_several_dimensions_in_and_out():
     np.testing.assert_allclose(layer.apply({"params": params}, x), expected, atol=1e-5)
 
 
-def test_kernels_name_their_axes_and_count_their_whole_fan_in():
+def test_kernels_carry_axis_names_and_fan_in_counts_all_input_dimensions():
     x = jnp.zeros((1, 40, 25))
     layer = DenseGeneral((1000,), (axes.HEADS, axes.KV), (axes.EMBED,))
     boxed = layer.init(jax.random.key(0), x)["params"]["kernel"]
@@ -42,7 +42,7 @@ def test_adapters_change_nothing_at_first():
     np.testing.assert_array_equal(adapted.apply({"params": params}, x), plain)
 
 
-def test_merged_adapters_are_the_same_map():
+def test_merged_adapters_give_the_same_outputs():
     x = jax.random.normal(jax.random.key(0), (2, 3, 8))
     adapted = DenseGeneral(**HEADS, lora=LORA)
     params = unbox(adapted.init(jax.random.key(1), x))["params"]
@@ -52,7 +52,7 @@ def test_merged_adapters_are_the_same_map():
     np.testing.assert_allclose(adapted.apply({"params": params}, x), expected, atol=1e-5)
 
 
-def test_dropout_is_on_the_adapter_alone_and_only_while_training():
+def test_dropout_applies_to_the_adapter_only_and_only_in_training():
     x = jnp.ones((1, 1, 8))
     adapted = DenseGeneral(**HEADS, lora=LORA)
     params = unbox(adapted.init(jax.random.key(1), x))["params"]
@@ -63,23 +63,23 @@ def test_dropout_is_on_the_adapter_alone_and_only_while_training():
     ]
     assert not np.allclose(runs[0], runs[1])
     params["lora_b"] = jnp.zeros((3, 2, 5))
-    saved_activations = adapted.apply({"params": params}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
-    np.testing.assert_array_equal(saved_activations, plain)
+    without = adapted.apply({"params": params}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
+    np.testing.assert_array_equal(without, plain)
 
 
-def test_heads_side_by_side_make_the_same_map():
+def test_qkv_and_output_projections_match_dense_general():
     x = jax.random.normal(jax.random.key(0), (2, 5, 24))
     names = ((axes.EMBED,), (axes.QKV, axes.HEADS, axes.KV))
-    plain, beside = DenseGeneral((3, 4, 6), *names), QKVProjection((3, 4, 6), *names)
+    plain, projection = DenseGeneral((3, 4, 6), *names), QKVProjection((3, 4, 6), *names)
     params = unbox(plain.init(jax.random.key(1), x))
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, params, unbox(beside.init(jax.random.key(1), x))))
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, params, unbox(projection.init(jax.random.key(1), x))))
     fused = plain.apply(params, x)
-    for i, one in enumerate(beside.apply(params, x)):
-        np.testing.assert_allclose(one, fused[:, :, i], atol=1e-6)
+    for i, output in enumerate(projection.apply(params, x)):
+        np.testing.assert_allclose(output, fused[:, :, i], atol=1e-6)
 
     heads = jax.random.normal(jax.random.key(2), (2, 5, 4, 6))
     names = ((axes.HEADS, axes.KV), (axes.EMBED,))
-    plain, beside = DenseGeneral((24,), *names, use_bias=True), OutputProjection((24,), *names, use_bias=True)
+    plain, projection = DenseGeneral((24,), *names, use_bias=True), OutputProjection((24,), *names, use_bias=True)
     params = unbox(plain.init(jax.random.key(3), heads))
-    assert jax.tree.structure(params) == jax.tree.structure(unbox(beside.init(jax.random.key(3), heads)))
-    np.testing.assert_allclose(beside.apply(params, heads), plain.apply(params, heads), atol=1e-6)
+    assert jax.tree.structure(params) == jax.tree.structure(unbox(projection.init(jax.random.key(3), heads)))
+    np.testing.assert_allclose(projection.apply(params, heads), plain.apply(params, heads), atol=1e-6)

@@ -1,4 +1,4 @@
-"""What is held apart for a TPU's compiler is the same arithmetic, to the rounding of the compute type."""
+"""Materialization for TPUs does not change results beyond the rounding of the compute dtype."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emu_jax.layers import materialize as apart
+from emu_jax.layers import materialize as module
 from emu_jax.layers.masks import packed_causal_mask
 from emu_jax.layers.saved import NAMES
 from emu_jax.layers.stack import Remat
@@ -32,35 +32,35 @@ def vision(dtype):
     return model, np.sin(np.arange(384)).reshape(2, 8, 8, 3), {}
 
 
-def value_and_gradients(part, dtype):
-    model, x, more = part(dtype)
-    x = jnp.asarray(x, dtype if part is decoder else jnp.float32)
-    params = nn.meta.unbox(jax.jit(lambda: model.init(jax.random.key(1), x, **more))())
+def value_and_gradients(build, dtype):
+    model, x, options = build(dtype)
+    x = jnp.asarray(x, dtype if build is decoder else jnp.float32)
+    params = nn.meta.unbox(jax.jit(lambda: model.init(jax.random.key(1), x, **options))())
 
     def loss(params):
-        out = jax.tree.leaves(model.apply(params, x, **more))[0].astype(jnp.float32)
+        out = jax.tree.leaves(model.apply(params, x, **options))[0].astype(jnp.float32)
         return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape))
 
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize("part", [decoder, vision])
+@pytest.mark.parametrize("build", [decoder, vision])
 @pytest.mark.parametrize(("dtype", "rounding"), [("float32", 2e-6), ("bfloat16", 2e-2)])
-def test_loss_and_gradients_are_the_plain_ones(part, dtype, rounding, monkeypatch):
-    plain_value, plain = value_and_gradients(part, dtype)
-    monkeypatch.setattr(apart, "on_tpu", lambda: True)
-    value, held_apart = value_and_gradients(part, dtype)
+def test_loss_and_gradients_are_unchanged(build, dtype, rounding, monkeypatch):
+    plain_value, plain = value_and_gradients(build, dtype)
+    monkeypatch.setattr(module, "on_tpu", lambda: True)
+    value, materialized = value_and_gradients(build, dtype)
     np.testing.assert_allclose(value, plain_value, rtol=rounding, atol=rounding)
-    for ours, theirs in zip(jax.tree.leaves(held_apart), jax.tree.leaves(plain), strict=True):
+    for ours, theirs in zip(jax.tree.leaves(materialized), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=rounding * np.abs(theirs).max())
 
 
-def test_an_activation_is_written_once_in_each_pass_and_so_are_its_gradients(monkeypatch):
+def test_activation_and_its_gradients_are_materialized_once_per_pass(monkeypatch):
     def run(gate, up, kernel):
-        return jnp.sum(apart.activation_matmul(lambda gate, up: nn.silu(gate) * up, (gate, up), kernel))
+        return jnp.sum(module.activation_matmul(lambda gate, up: nn.silu(gate) * up, (gate, up), kernel))
 
     inputs = (jnp.ones((3, 4)), jnp.ones((3, 4)), jnp.ones((4, 2)))
     count = lambda: str(jax.make_jaxpr(jax.grad(run, argnums=(0, 1, 2)))(*inputs)).count("optimization_barrier")
     assert count() == 0
-    monkeypatch.setattr(apart, "on_tpu", lambda: True)
+    monkeypatch.setattr(module, "on_tpu", lambda: True)
     assert count() == 4  # inputs, activation; its gradient; activation with the inputs' gradients

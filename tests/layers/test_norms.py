@@ -1,4 +1,4 @@
-"""Norms against their formulas, and their float32 statistics."""
+"""Norms against their formulas; statistics are in float32."""
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ def test_layer_norm():
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_statistics_are_in_float32_whatever_comes_and_goes():
-    """In bfloat16 the squares of 300 and the sum of 4096 of them would lose the small differences."""
+def test_statistics_of_bfloat16_inputs_are_in_float32():
+    """In bfloat16, the squares of 300 and the sum of 4096 of them would lose the small differences."""
     x = jnp.asarray(300 + np.random.default_rng(1).standard_normal((1, 4096)), jnp.bfloat16)
     params = {"params": {"scale": jnp.ones(4096), "bias": jnp.zeros(4096)}}
     out = LayerNorm(dtype=jnp.bfloat16).apply(params, x)

@@ -1,4 +1,4 @@
-"""A scanned stack is its layers one after the other."""
+"""A scanned stack equals its layers applied in order."""
 
 import flax.linen as nn
 import jax
@@ -14,12 +14,12 @@ from emu_jax.sharding import axes
 
 
 class Layer(nn.Module):
-    """Adds a linear map of x, the shared offset, and hands on what it was given for itself, plus one."""
+    """Add a linear map of x and the broadcast offset; return the per-layer input plus one."""
 
     @nn.compact
-    def __call__(self, x, per_layer, shared):
+    def __call__(self, x, per_layer, offset):
         mapped = DenseGeneral((x.shape[-1],), (axes.EMBED_IN,), (axes.EMBED,), name="map")(x)
-        x = x + jnp.tanh(checkpoint_name(mapped, UP)) + shared
+        x = x + jnp.tanh(checkpoint_name(mapped, UP)) + offset
         return x, None if per_layer is None else per_layer + 1
 
 
@@ -29,9 +29,9 @@ class Stack(nn.Module):
     cached: bool = False
 
     @nn.compact
-    def __call__(self, x, per_layer, shared):
+    def __call__(self, x, per_layer, offset):
         return stack(Layer, length=3, remat=self.remat, saved_activations=self.saved_activations, cached=self.cached)(
-            x, per_layer, shared
+            x, per_layer, offset
         )
 
 
@@ -49,7 +49,7 @@ def test_parameters_are_stacked_on_a_named_axis_and_differ():
     assert not np.allclose(kernel.value[0], kernel.value[1])
 
 
-def test_the_layers_run_in_order():
+def test_layers_run_in_order():
     kernels = params()["layers"]["map"]["kernel"].value
     expected = X
     for kernel in kernels:
@@ -58,7 +58,7 @@ def test_the_layers_run_in_order():
     np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
-def test_each_layer_has_its_own_slice_of_what_is_cached():
+def test_each_layer_gets_its_slice_of_the_per_layer_input():
     _, per_layer = Stack(cached=True).apply({"params": params()}, X, jnp.asarray([10.0, 20.0, 30.0]), 0.0)
     assert np.asarray(per_layer).tolist() == [11, 21, 31]
 
@@ -67,17 +67,15 @@ def loss(p, remat, saved_activations=()):
     return jnp.sum(Stack(remat=remat, saved_activations=saved_activations).apply({"params": p}, X, None, 0.5)[0] ** 2)
 
 
-@pytest.mark.parametrize(("remat", "named"), [(Remat.DOTS, ()), (Remat.FULL, ()), (Remat.FULL, (UP,))])
-def test_what_is_recomputed_has_the_same_gradient(remat, named):
-    saved_activations, recomputed = (jax.grad(loss)(params(), *kind) for kind in ((Remat.NONE,), (remat, named)))
-    saved_activations, recomputed = (
-        np.asarray(g["layers"]["map"]["kernel"].value) for g in (saved_activations, recomputed)
-    )
-    np.testing.assert_allclose(recomputed, saved_activations, rtol=0, atol=1e-5 * np.abs(saved_activations).max())
+@pytest.mark.parametrize(("remat", "names"), [(Remat.DOTS, ()), (Remat.FULL, ()), (Remat.FULL, (UP,))])
+def test_rematerialization_does_not_change_gradients(remat, names):
+    gradients = jax.grad(loss)(params(), remat, names), jax.grad(loss)(params(), Remat.NONE)
+    actual, expected = (np.asarray(tree["layers"]["map"]["kernel"].value) for tree in gradients)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize(("named", "products"), [((), 4), ((UP,), 3)])
-def test_what_is_named_is_not_computed_again(named, products):
-    """A product forward, two for the gradients, and the one that full rematerialisation does twice."""
-    program = str(jax.make_jaxpr(jax.grad(loss), static_argnums=(1, 2))(params(), Remat.FULL, named))
-    assert program.count("dot_general[") == products
+@pytest.mark.parametrize(("names", "matmuls"), [((), 4), ((UP,), 3)])
+def test_saved_activations_are_not_recomputed(names, matmuls):
+    """One matmul in the forward pass, two for the gradients, and one more where the forward pass is recomputed."""
+    program = str(jax.make_jaxpr(jax.grad(loss), static_argnums=(1, 2))(params(), Remat.FULL, names))
+    assert program.count("dot_general[") == matmuls

@@ -1,4 +1,4 @@
-"""The released computation, number for number: a small Emu and a small Emu-I in the release's own layout."""
+"""Outputs of the PyTorch release, for a small Emu and a small Emu-I in its checkpoint format."""
 
 import functools
 
@@ -17,7 +17,7 @@ IMAGES_OF_PROMPT = ([0], [1, 2])
 
 
 class Case:
-    """A folder of the release's layout with what the release computes from it."""
+    """A checkpoint in the format of the release, and the outputs of the release for it."""
 
     def __init__(self, folder):
         self.expected = dict(np.load(folder / "expected.npz"))
@@ -30,7 +30,7 @@ class Case:
     def tokens(self, number):
         return self.expected[f"prompt{number}_ids"].astype(np.int32)
 
-    @functools.cache  # noqa: B019  a case lives as long as the tests
+    @functools.cache  # noqa: B019  cases are never freed
     def prompt(self, number):
         images = self.images[None, np.array(IMAGES_OF_PROMPT[number])]
         return self.apply(jnp.asarray(self.tokens(number)), images)
@@ -39,12 +39,12 @@ class Case:
         return jax.jit(lambda p, x: self.model.apply({"params": p}, x, method=method))(self.params, self.images)
 
 
-opened = functools.cache(Case)
+open_case = functools.cache(Case)
 
 
 @pytest.fixture(params=["emu_tiny", "emu_tiny_instruct"])
 def case(request, shared_dir):
-    return opened(shared_dir / "reference" / request.param)
+    return open_case(shared_dir / "reference" / request.param)
 
 
 def assert_close(actual, expected):
@@ -67,14 +67,14 @@ def test_decoder_and_heads(case, number):
     assert_close(output.logits[:, -4:, : case.config.decoder.vocab_size], case.expected[f"prompt{number}_logits_last4"])
 
 
-def test_ids_past_the_vocabulary_never_win(case):
+def test_padding_of_the_vocabulary_has_no_probability(case):
     padding = case.prompt(0).logits[..., case.config.decoder.vocab_size :]
     assert padding.shape[-1] > 0
     assert float(padding.max()) <= -1e29
 
 
-def test_two_prompts_in_one_row_compute_as_two_rows(case):
-    """Packing: documents do not see one another, nor padding, and each has its own positions and images."""
+def test_packed_prompts_match_separate_rows(case):
+    """Packed documents do not attend to each other or to padding. Each has its own positions and images."""
     ids = [case.tokens(number) for number in (0, 1)]
     lengths = [row.shape[1] for row in ids]
     segments = np.repeat([1, 2, 0], [*lengths, 5])[None].astype(np.int32)
@@ -91,11 +91,11 @@ def test_two_prompts_in_one_row_compute_as_two_rows(case):
 
 
 def test_released_text_loss(shared_dir):
-    """The release pads on the right, and no label is [PAD], [IMG], [/IMG] or <image>; the mean is over all labels."""
-    case = opened(shared_dir / "reference" / "emu_tiny")
+    """The release pads on the right and masks the labels [PAD], [IMG], [/IMG] and <image>."""
+    case = open_case(shared_dir / "reference" / "emu_tiny")
     tokens = jnp.asarray(case.expected["batch_ids"].astype(np.int32))
     attended = jnp.asarray(case.expected["batch_mask"].astype(np.int32))
-    images = jnp.stack([case.images[np.array([0, 0])], case.images[1:3]])  # one image, and one slot that no token reads
+    images = jnp.stack([case.images[np.array([0, 0])], case.images[1:3]])  # one image, and one unused slot
     output = case.apply(tokens, images, segment_ids=attended)
     labels = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)), constant_values=PAD)
     counted = ~jnp.isin(labels, jnp.asarray([PAD, BOI, EOI, IMAGE_TOKEN]))

@@ -23,7 +23,7 @@ RELATIVE = 1e-5  # of the largest value
         ({"num_image_tokens": 40, "width": 32, "num_heads": 4, "head_dim": 8, "mlp_dim": 64, "num_layers": 3}, 17),
     ],
 )
-def test_the_causal_former_is_a_t5_decoder_over_learned_queries(tmp_path, sizes, features):
+def test_causal_former_matches_a_t5_decoder_over_learned_queries(tmp_path, sizes, features):
     config = with_layers(small_config(), causal_former=sizes)
     state = {name: array * 0.3 for name, array in random_state(config).items()}
     params = load_model(write_release(tmp_path / "release", config, state)).params["causal_former"]
@@ -36,7 +36,7 @@ def test_the_causal_former_is_a_t5_decoder_over_learned_queries(tmp_path, sizes,
             relative_attention_max_distance=former.relpos_max_distance,
         )
     ).eval()  # fmt: skip
-    for block in theirs.block:  # the release widens the keys and values of cross-attention to the tower's width
+    for block in theirs.block:  # in the release, cross-attention keys and values have the width of the vision encoder
         attention = block.layer[1].EncDecAttention
         attention.k = torch.nn.Linear(width, former.num_heads * former.head_dim, bias=False)
         attention.v = torch.nn.Linear(width, former.num_heads * former.head_dim, bias=False)

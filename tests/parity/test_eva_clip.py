@@ -1,4 +1,4 @@
-"""The vision tower against the same in plain torch."""
+"""The vision encoder against the same model written in PyTorch."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ RELATIVE = 1e-5  # of the largest value
 
 
 def eva(state, images, *, layers, heads):
-    """EVA-01-CLIP's tower as its paper has it; images `[n, 3, H, W]`, weights by their names in the release."""
+    """Return the vision features of EVA-01-CLIP for images `[n, 3, H, W]`; weights have their names in the release."""
     functional = torch.nn.functional
     weights = {name: torch.from_numpy(array) for name, array in state.items()}
 
@@ -63,7 +63,7 @@ def test_image_features(tmp_path, sizes):
 
 
 @pytest.mark.parametrize(("old", "new"), [(16, 24), (16, 32), (7, 5), (4, 4)])
-def test_positions_are_interpolated_as_torch_does_it(old, new):
+def test_positions_are_interpolated_like_in_torch(old, new):
     positions = np.random.default_rng(0).standard_normal((1, 1 + old * old, 6), np.float32)
     grid = torch.from_numpy(positions[:, 1:]).reshape(1, old, old, 6).permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)

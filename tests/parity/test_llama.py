@@ -1,4 +1,4 @@
-"""The decoder against transformers' LlamaForCausalLM, weights through a checkpoint file both ways."""
+"""The decoder against LlamaForCausalLM of transformers, with imported and exported weights."""
 
 import json
 
@@ -53,7 +53,7 @@ def random_llama(config, vocab_size):
         ({"width": 40, "num_heads": 4, "num_kv_heads": 2, "mlp_dim": 64, "num_layers": 1}, 12),
     ],
 )
-def test_a_llama_folder_of_transformers_computes_the_same(tmp_path, sizes, length):
+def test_imported_llama_has_the_same_logits(tmp_path, sizes, length):
     config = with_layers(small_config(), decoder=sizes)
     theirs = random_llama(config.decoder, vocab_size=296)
     theirs.save_pretrained(tmp_path / "llama")
@@ -68,8 +68,8 @@ def test_a_llama_folder_of_transformers_computes_the_same(tmp_path, sizes, lengt
     assert_close(output.logits[..., :296], expected.logits)
 
 
-def test_left_padding_and_packing_are_transformers_attention_mask(tmp_path):
-    """Rows of their own length, padded on the left as transformers generates, equal our segments and positions."""
+def test_left_padding_matches_the_attention_mask_of_transformers(tmp_path):
+    """Left-padded rows, as transformers uses them to generate, match segment ids and positions."""
     config = small_config()
     theirs = random_llama(config.decoder, vocab_size=300)
     params = _params_of(theirs, config, tmp_path)
@@ -86,8 +86,8 @@ def test_left_padding_and_packing_are_transformers_attention_mask(tmp_path):
     output = jax.jit(Emu(config, image_token_id=299).apply)(
         {"params": params}, jnp.asarray(tokens), positions=jnp.asarray(positions), segment_ids=jnp.asarray(mask)
     )
-    real = mask.astype(bool)
-    assert_close(np.asarray(output.logits)[..., :300][real], expected[real])
+    valid = mask.astype(bool)
+    assert_close(np.asarray(output.logits)[..., :300][valid], expected[valid])
 
 
 def _params_of(theirs, config, tmp_path):

@@ -1,4 +1,4 @@
-"""Adapters as peft computes them, `W x + alpha / r * B (A x)`, written out in torch around transformers' LLaMA."""
+"""LoRA adapters against PyTorch: `W x + alpha / r * B (A x)`, as in peft, around the LLaMA of transformers."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ class Adapted(torch.nn.Module):
 
 
 def their_logits(state, config, tokens, *, adapters):
-    """From the tensors of an Emu-I file alone."""
+    """Return the logits of LlamaForCausalLM with the tensors of an Emu-I checkpoint."""
     decoder = config.decoder
     llama = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
@@ -45,8 +45,8 @@ def their_logits(state, config, tokens, *, adapters):
             rms_norm_eps=decoder.norm_eps,
         )
     ).eval()
-    own = {name: torch.from_numpy(state[PEFT_DECODER + name]) for name in llama.state_dict()}
-    llama.load_state_dict(own, strict=True)
+    tensors = {name: torch.from_numpy(state[PEFT_DECODER + name]) for name in llama.state_dict()}
+    llama.load_state_dict(tensors, strict=True)
     for i, layer in enumerate(llama.model.layers if adapters else ()):
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             prefix = f"{PEFT_DECODER}model.layers.{i}.self_attn.{name}"
@@ -68,14 +68,14 @@ def assert_close(actual, expected):
 
 @pytest.fixture
 def tuned(tmp_path):
-    """A small Emu-I with adapters of rank 3, its tensors, and ids; the weights small enough to be well-conditioned."""
+    """Return config, tensors, token ids and checkpoint of a small Emu-I; its small weights are well-conditioned."""
     config = small_config(lora=True)
     state = {name: 0.3 * array for name, array in random_state(config).items()}
     tokens = np.random.default_rng(3).integers(0, 290, (2, 11), dtype=np.int32)
     return config, state, tokens, write_release(tmp_path / "release", config, state)
 
 
-def test_adapters_add_what_peft_adds(tmp_path, tuned):
+def test_adapters_match_peft(tmp_path, tuned):
     config, state, tokens, release = tuned
     expected = their_logits(state, config, tokens, adapters=True)
     plain = their_logits(state, config, tokens, adapters=False)
@@ -85,7 +85,7 @@ def test_adapters_add_what_peft_adds(tmp_path, tuned):
     assert_close(our_logits(tmp_path / "model", tokens), expected)
 
 
-def test_what_is_merged_computes_the_same_in_transformers(tmp_path, tuned):
+def test_merged_adapters_match_in_transformers(tmp_path, tuned):
     config, state, tokens, release = tuned
     prepare_import([release]).write(tmp_path / "model")
     prepare_export(tmp_path / "model", merge_lora=True).write(tmp_path / "llama", layout=Layout.HUGGINGFACE)
@@ -95,15 +95,15 @@ def test_what_is_merged_computes_the_same_in_transformers(tmp_path, tuned):
     assert_close(logits, their_logits(state, config, tokens, adapters=True))
 
 
-@pytest.mark.parametrize("kind", ["as in the release", "without the adapter's name", "as a newer peft says the bases"])
-def test_every_pefts_names(tmp_path, tuned, kind):
+@pytest.mark.parametrize("naming", ["release", "without adapter name", "newer peft"])
+def test_parameter_names_of_peft_versions(tmp_path, tuned, naming):
     config, state, tokens, _ = tuned
     adapted = {name.split(".lora_")[0] for name in state if ".lora_" in name}
 
     def renamed(name):
-        if kind == "without the adapter's name":
+        if naming == "without adapter name":
             return name.replace(".default.weight", ".weight")
-        if kind == "as a newer peft says the bases" and name.removesuffix(".weight") in adapted:
+        if naming == "newer peft" and name.removesuffix(".weight") in adapted:
             return name.replace(".weight", ".base_layer.weight")
         return name
 
