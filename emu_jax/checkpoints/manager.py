@@ -53,6 +53,7 @@ class Checkpoints:
         *,
         keep: int = 3,
         keep_every_steps: int | None = None,
+        keep_steps: tuple[int, ...] = (),
         keep_every_hours: float | None = None,
         best_metric: str | None = None,
         keep_best: int = 1,
@@ -65,6 +66,7 @@ class Checkpoints:
           directory: local path or `gs://...`.
           keep: so many of the newest steps stay.
           keep_every_steps: multiples of this stay for good.
+          keep_steps: these stay for good.
           keep_every_hours: one step in so many hours stays for good.
           best_metric: the `keep_best` steps with the best value of this metric stay as well.
           keep_best: see `best_metric`.
@@ -79,6 +81,8 @@ class Checkpoints:
         kept: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
         if keep_every_steps:
             kept.append(policies.EveryNSteps(keep_every_steps))
+        if keep_steps:
+            kept.append(policies.CustomSteps(keep_steps))
         if keep_every_hours:
             kept.append(policies.EveryNSeconds(int(keep_every_hours * 3600)))
         if best_metric:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from scipy.optimize import least_squares
 
 from emu_jax.scaling.law import Law
 from emu_jax.scaling.points import Points
-from emu_jax.typing import Float
+from emu_jax.typing import Float, Int
 
 DELTA = 1e-3
 # The published starts, appendix D.3: a, b, e, alpha, beta; 4,500 of them.
@@ -31,19 +32,47 @@ STARTS = np.array(
         )
     )
 )  # fmt: skip
-ROUNDS = ((40, 256), (150, 24), (600, 1))  # (L-BFGS iterations, starts that go on)
+CHUNK = 300  # starts that are minimized at once
+SCREENING, ITERATIONS = 8, 60  # L-BFGS iterations of every start, and of the CHUNK best
+POLISHED = 8  # of the best are brought to convergence
+ROW_MULTIPLE = 64  # points are padded to this with weight 0, so that tables of similar length share one program
 
 
 def fit_huber(points: Points, *, pinned: float | None = None) -> Law:
     """Fit the law by Approach 3 from all published starts; `pinned` holds E at a value."""
     data = _Data(points, pinned)
-    losses, weights = np.log(points.loss)[None], np.ones((1, len(points)))
-    thetas = data.centered(STARTS)[None]
-    for iterations, survivors in ROUNDS:
-        thetas, values = _minimize(data, thetas, losses, weights, iterations=iterations)
-        order = np.argsort(np.where(np.isfinite(values), values, np.inf), axis=1)[:, :survivors]
-        thetas = np.take_along_axis(thetas, order[..., None], axis=1)
-    return data.law(_polish(data, thetas[0, 0], losses[0]))
+    losses = np.log(points.loss)
+    chunks = np.array_split(data.centered(STARTS), len(STARTS) // CHUNK)
+    screened = np.concatenate([_minimize(data, chunk, losses, iterations=SCREENING) for chunk in chunks])
+    refined = _minimize(data, screened[:, :5][_lowest(screened, CHUNK)], losses, iterations=ITERATIONS)
+    polished = [_polish(data, theta, losses) for theta in refined[:, :5][_lowest(refined, POLISHED)]]
+    return data.law(min(polished, key=lambda found: found.cost).x)
+
+
+def fit_huber_many(
+    points: Points, counts: Int[np.ndarray, "s n"], *, starts: Sequence[Law], pinned: float | None = None
+) -> list[Law]:
+    """Fit one law to each of `s` bootstrap samples, from the laws in `starts`, by a trust-region method.
+
+    Args:
+      points: the runs.
+      counts: how often each point is in a sample.
+      starts: fits of `points` itself.
+      pinned: the value of E; None fits it.
+    """
+    laws = []
+    for count in counts:
+        sample = points[np.repeat(np.arange(len(points)), count)]
+        data = _Data(sample, pinned)
+        losses = np.log(sample.loss)
+        found = [_polish(data, data.of_law(law), losses, tolerance=1e-9) for law in starts]
+        laws.append(data.law(min(found, key=lambda found: found.cost).x))
+    return laws
+
+
+def _lowest(found: Float[np.ndarray, "k 6"], count: int) -> np.ndarray:
+    """Return the rows with the lowest objective, the last column."""
+    return np.argsort(np.where(np.isfinite(found[:, 5]), found[:, 5], np.inf))[:count]
 
 
 class _Data:
@@ -78,39 +107,36 @@ class _Data:
         return self.centered(np.array([[*logs, law.alpha, law.beta]]))[0]
 
 
-def _minimize(
-    data: _Data, thetas: np.ndarray, losses: np.ndarray, weights: np.ndarray, *, iterations: int
-) -> tuple[Float[np.ndarray, "s k 5"], Float[np.ndarray, "s k"]]:
-    """Run L-BFGS from `k` starts for each of `s` data sets."""
+def _minimize(data: _Data, thetas: np.ndarray, losses: np.ndarray, *, iterations: int) -> Float[np.ndarray, "k 6"]:
+    """Run L-BFGS from each start; returns (a, b, e, alpha, beta) and the objective."""
+    padding = (0, -len(losses) % ROW_MULTIPLE)
+    rows = [np.pad(row, padding) for row in (losses, np.ones_like(losses), data.log_params, data.log_tokens)]
     with jax.enable_x64(True):
-        found = _solver(iterations, data.pinned)(
-            *map(jnp.asarray, (thetas, losses, weights, data.log_params, data.log_tokens))
-        )
-        return np.asarray(found[0]), np.asarray(found[1])
+        return np.asarray(_solver(data.pinned)(jnp.asarray(thetas), *map(jnp.asarray, rows), iterations))
 
 
 @functools.cache
-def _solver(iterations: int, pinned: float | None) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    optimizer = optax.lbfgs(memory_size=8, linesearch=optax.scale_by_backtracking_linesearch(max_backtracking_steps=8, store_grad=True))
+def _solver(pinned: float | None) -> Callable[..., jax.Array]:
+    search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=8, store_grad=True)
+    optimizer = optax.lbfgs(memory_size=8, linesearch=search)
 
-    def one(theta, losses, weights, log_params, log_tokens):
+    def minimize(theta, losses, weights, log_params, log_tokens, iterations):
         def objective(theta):
             residual = losses - _log_loss(jnp, theta, log_params, log_tokens, pinned)
             return jnp.sum(weights * optax.losses.huber_loss(residual, delta=DELTA)) / DELTA**2
 
         value_and_grad = optax.value_and_grad_from_state(objective)
 
-        def step(carry, _):
+        def step(_, carry):
             theta, state = carry
             value, grad = value_and_grad(theta, state=state)
             updates, state = optimizer.update(grad, state, theta, value=value, grad=grad, value_fn=objective)
-            return (optax.apply_updates(theta, updates), state), None
+            return optax.apply_updates(theta, updates), state
 
-        (theta, _), _ = jax.lax.scan(step, (theta, optimizer.init(theta)), length=iterations)
-        return theta, objective(theta)
+        theta, _ = jax.lax.fori_loop(0, iterations, step, (theta, optimizer.init(theta)))
+        return jnp.append(theta, objective(theta))
 
-    starts = jax.vmap(one, in_axes=(0, None, None, None, None))
-    return jax.jit(jax.vmap(starts, in_axes=(0, 0, 0, None, None)))
+    return jax.jit(jax.vmap(minimize, in_axes=(0, None, None, None, None, None)))
 
 
 def _log_loss(numpy, theta, log_params, log_tokens, pinned):
@@ -122,11 +148,13 @@ def _log_loss(numpy, theta, log_params, log_tokens, pinned):
     return top + numpy.log(numpy.sum(numpy.exp(terms - top), axis=0))
 
 
-def _polish(data: _Data, theta: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """Bring the same objective to the last digits: L-BFGS leaves them where the residuals vanish."""
-    residuals = lambda theta: _log_loss(np, theta, data.log_params, data.log_tokens, data.pinned) - losses
+def _polish(data: _Data, theta: np.ndarray, losses: np.ndarray, *, tolerance: float = 1e-15) -> Any:
+    """Bring the same objective to its last digits, which L-BFGS leaves where the residuals vanish."""
 
-    def jacobian(theta):
+    def residuals(theta: np.ndarray) -> np.ndarray:
+        return _log_loss(np, theta, data.log_params, data.log_tokens, data.pinned) - losses
+
+    def jacobian(theta: np.ndarray) -> np.ndarray:
         a, b, e, alpha, beta = theta
         log_loss = residuals(theta) + losses
         of_size = np.exp(a - alpha * data.log_params - log_loss)
@@ -134,6 +162,7 @@ def _polish(data: _Data, theta: np.ndarray, losses: np.ndarray) -> np.ndarray:
         floor = np.exp(e - log_loss) if data.pinned is None else 0 * log_loss
         return np.stack([of_size, of_data, floor, -data.log_params * of_size, -data.log_tokens * of_data], axis=1)
 
-    options = {"ftol": 1e-15, "xtol": 1e-15, "gtol": 1e-15, "max_nfev": 1000}
-    found = least_squares(residuals, theta, jac=jacobian, loss="huber", f_scale=DELTA, x_scale="jac", **options)
-    return found.x
+    tolerances = dict.fromkeys(("ftol", "xtol", "gtol"), tolerance)
+    return least_squares(
+        residuals, theta, jac=jacobian, loss="huber", f_scale=DELTA, x_scale="jac", max_nfev=500, **tolerances
+    )

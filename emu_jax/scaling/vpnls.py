@@ -16,10 +16,11 @@ from emu_jax.scaling.law import Law
 from emu_jax.scaling.points import Points
 from emu_jax.typing import Float
 
-EXPONENTS = np.geomspace(0.02, 2.5, 56)  # of the grid, for alpha and for beta
+EXPONENTS = np.geomspace(0.02, 2.5, 32)  # of the grid, for alpha and for beta
 BOUNDS = (0.005, 4.0)
 ITERATIONS = 200
 TOLERANCE = 1e-13  # of a step in log(alpha), log(beta)
+MOST_DAMPING = 1e6  # where no smaller step lowers the residual either
 
 
 class _Columns:
@@ -176,35 +177,47 @@ def _project(design: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> tu
 def _refine(
     columns: _Columns, targets: np.ndarray, weights: np.ndarray, exponents: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Run Levenberg-Marquardt in log(alpha), log(beta) from the grid's best."""
+    """Run Levenberg-Marquardt in log(alpha), log(beta) from the grid's best; data sets leave when they are done."""
     logs, damping = np.log(exponents), np.full(len(targets), 1e-3)
-    design = columns.design(np.exp(logs))
-    coefficients, residual = _project(design, targets, weights)
+    coefficients, residual = _project(columns.design(np.exp(logs)), targets, weights)
     cost = (weights * residual**2).sum(axis=1)
+    running = np.arange(len(targets))
     for _ in range(ITERATIONS):
-        slope = columns.derivatives(design, coefficients) * np.exp(logs)[:, None, :]
-        slope = slope - _onto_active(design, coefficients, weights, slope)
-        gram = np.einsum("sn,sni,snj->sij", weights, slope, slope)
-        right = np.einsum("sn,sni->si", weights * residual, slope)
-        diagonal = np.einsum("sii->si", gram)
-        damped = gram + np.eye(2) * (damping[:, None] * diagonal + 1e-300)[:, :, None]
-        step = np.clip(np.linalg.solve(damped, right[..., None])[..., 0], -0.5, 0.5)
-        tried = np.clip(logs + step, np.log(BOUNDS[0]), np.log(BOUNDS[1]))
-        tried_design = columns.design(np.exp(tried))
-        tried_coefficients, tried_residual = _project(tried_design, targets, weights)
-        tried_cost = (weights * tried_residual**2).sum(axis=1)
-        better = tried_cost < cost
-        pick = better[:, None]
-        moved = np.abs(tried - logs).max(axis=1)
-        logs = np.where(pick, tried, logs)
-        design = np.where(pick[..., None], tried_design, design)
-        coefficients = np.where(pick, tried_coefficients, coefficients)
-        residual = np.where(pick, tried_residual, residual)
-        cost = np.where(better, tried_cost, cost)
-        damping = np.clip(np.where(better, damping * 0.2, damping * 4), 1e-14, 1e10)
-        if (moved < TOLERANCE).all():
+        y, w, at = targets[running], weights[running], logs[running]
+        design = columns.design(np.exp(at))
+        step = _step(columns, design, coefficients[running], residual[running], w, np.exp(at), damping[running])
+        tried = np.clip(at + step, np.log(BOUNDS[0]), np.log(BOUNDS[1]))
+        found, left = _project(columns.design(np.exp(tried)), y, w)
+        lower = (w * left**2).sum(axis=1)
+        better = lower < cost[running]
+        moved = np.abs(tried - at).max(axis=1)
+        accepted = running[better]
+        logs[accepted], coefficients[accepted] = tried[better], found[better]
+        residual[accepted], cost[accepted] = left[better], lower[better]
+        damping[running] = np.clip(np.where(better, damping[running] * 0.2, damping[running] * 6), 1e-14, None)
+        running = running[(moved > TOLERANCE) & (damping[running] < MOST_DAMPING)]
+        if not len(running):
             break
     return np.exp(logs), coefficients
+
+
+def _step(
+    columns: _Columns,
+    design: np.ndarray,
+    coefficients: np.ndarray,
+    residual: np.ndarray,
+    weights: np.ndarray,
+    exponents: np.ndarray,
+    damping: np.ndarray,
+) -> Float[np.ndarray, "s 2"]:
+    """Return the damped Gauss-Newton step, at most half a unit of log."""
+    slope = columns.derivatives(design, coefficients) * exponents[:, None, :]
+    slope = slope - _onto_active(design, coefficients, weights, slope)
+    gram = np.einsum("sn,sni,snj->sij", weights, slope, slope)
+    right = np.einsum("sn,sni->si", weights * residual, slope)
+    diagonal = np.einsum("sii->si", gram)
+    damped = gram + np.eye(2) * (damping[:, None] * diagonal + 1e-300)[:, :, None]
+    return np.clip(np.linalg.solve(damped, right[..., None])[..., 0], -0.5, 0.5)
 
 
 def _onto_active(design: np.ndarray, coefficients: np.ndarray, weights: np.ndarray, vectors: np.ndarray) -> np.ndarray:

@@ -74,6 +74,7 @@ class CheckpointConfig:
       every_steps: period; the end of the run and a stop by signal save too. 0 saves at those alone.
       keep: how many of the newest steps stay.
       keep_every_steps: a step that is a multiple of this stays for good; None keeps none so.
+      keep_steps: these steps are saved and stay for good, such as the starts of other runs' cooldowns.
       keep_every_hours: one step in so many hours stays for good; None keeps none so.
       best_metric: name of a logged metric whose `keep_best` best steps stay as well.
       best_is_lowest: whether the lowest value of `best_metric` is the best.
@@ -83,6 +84,7 @@ class CheckpointConfig:
     every_steps: int = 1000
     keep: int = 3
     keep_every_steps: int | None = None
+    keep_steps: tuple[int, ...] = ()
     keep_every_hours: float | None = None
     best_metric: str | None = None
     keep_best: int = 1
