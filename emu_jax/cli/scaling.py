@@ -64,7 +64,6 @@ def plan(argv: list[str]) -> None:
     from emu_jax.cli.config_file import read_config
     from emu_jax.config import from_config_dict
     from emu_jax.scaling.folder import write_plan
-    from emu_jax.scaling.hours import compiled_seconds
     from emu_jax.scaling.plan import make_plan
     from emu_jax.scaling.study import StudyConfig
     from emu_jax.scaling.tables import plan_table
@@ -78,9 +77,10 @@ def plan(argv: list[str]) -> None:
     base = with_vocabulary(base, vocab_size=vocab_size)
     seconds = None
     if a.topology is not None:
-        from emu_jax.compile_analysis.topologies import read_topology
+        from emu_jax.compile_analysis.topologies import parse_topology
+        from emu_jax.scaling.hours import compiled_seconds
 
-        seconds = compiled_seconds(shared, read_topology(a.topology), vocab_size=vocab_size)
+        seconds = compiled_seconds(shared, parse_topology(a.topology), vocab_size=vocab_size)
     planned = make_plan(study, base, seconds_per_step=seconds)
     write_plan(a.study, planned)
     print(plan_table(planned))

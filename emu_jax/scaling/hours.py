@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from emu_jax.compile_analysis.program import Load
+from emu_jax.compile_analysis.program import GenerationShape
 from emu_jax.compile_analysis.programs import PROGRAMS
 from emu_jax.compile_analysis.report import compile_report
 from emu_jax.compile_analysis.topologies import Topology
@@ -28,6 +28,6 @@ def compiled_seconds(config: Any, topology: Topology, *, vocab_size: int) -> Sec
         for name, value in sizes.items():
             part, field = name.split(".")
             sized.model[part][field] = value
-        return compile_report(PROGRAMS["train"](sized, Load()), topology).cost.seconds
+        return compile_report(PROGRAMS["train"](sized, GenerationShape()), topology).cost.seconds
 
     return seconds

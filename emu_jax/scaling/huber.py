@@ -6,19 +6,16 @@ Huber losses (delta 1e-3) is minimized, not their mean: the mean stops L-BFGS be
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from scipy.optimize import least_squares
 
 from emu_jax.scaling.law import Law
+from emu_jax.scaling.lbfgs import Objective, minimize_many
 from emu_jax.scaling.points import Points
 from emu_jax.typing import Float, Int
 
@@ -32,20 +29,19 @@ STARTS = np.array(
         )
     )
 )  # fmt: skip
-CHUNK = 300  # starts that are minimized at once
-SCREENING, ITERATIONS = 8, 60  # L-BFGS iterations of every start, and of the CHUNK best
-POLISHED = 8  # of the best are brought to convergence
-ROW_MULTIPLE = 64  # points are padded to this with weight 0, so that tables of similar length share one program
+SCREENING, SURVIVORS = 10, 300  # L-BFGS iterations of every start; starts that go on
+ITERATIONS, POLISHED = 150, 6  # iterations of those; starts that are brought to convergence
+TINY = 1e-300  # in place of E = 0, whose logarithm is infinite
 
 
 def fit_huber(points: Points, *, pinned: float | None = None) -> Law:
     """Fit the law by Approach 3 from all published starts; `pinned` holds E at a value."""
     data = _Data(points, pinned)
     losses = np.log(points.loss)
-    chunks = np.array_split(data.centered(STARTS), len(STARTS) // CHUNK)
-    screened = np.concatenate([_minimize(data, chunk, losses, iterations=SCREENING) for chunk in chunks])
-    refined = _minimize(data, screened[:, :5][_lowest(screened, CHUNK)], losses, iterations=ITERATIONS)
-    polished = [_polish(data, theta, losses) for theta in refined[:, :5][_lowest(refined, POLISHED)]]
+    objective = _objective(data, losses)
+    thetas, values = minimize_many(objective, data.centered(STARTS), iterations=SCREENING)
+    thetas, values = minimize_many(objective, thetas[np.argsort(values)[:SURVIVORS]], iterations=ITERATIONS)
+    polished = [_polish(data, theta, losses) for theta in thetas[np.argsort(values)[:POLISHED]]]
     return data.law(min(polished, key=lambda found: found.cost).x)
 
 
@@ -70,11 +66,6 @@ def fit_huber_many(
     return laws
 
 
-def _lowest(found: Float[np.ndarray, "k 6"], count: int) -> np.ndarray:
-    """Return the rows with the lowest objective, the last column."""
-    return np.argsort(np.where(np.isfinite(found[:, 5]), found[:, 5], np.inf))[:count]
-
-
 class _Data:
     """Sizes around their means in log space: a and b are then those of a typical run, and L-BFGS converges sooner."""
 
@@ -85,7 +76,7 @@ class _Data:
             np.log(points.params) - self.center[0],
             np.log(points.tokens) - self.center[1],
         )
-        self.pinned = None if pinned is None else (math.log(pinned) if pinned > 0 else -np.inf)
+        self.pinned = None if pinned is None else math.log(max(pinned, TINY))
 
     def centered(self, thetas: Float[np.ndarray, "k 5"]) -> Float[np.ndarray, "k 5"]:
         """Return (a, b, e, alpha, beta) with a and b at the means."""
@@ -97,9 +88,9 @@ class _Data:
     def law(self, theta: np.ndarray) -> Law:
         """Return the law of one (a, b, e, alpha, beta)."""
         a, b, e, alpha, beta = map(float, theta)
-        e = e if self.pinned is None else self.pinned
+        floor = math.exp(e) if self.pinned is None else (math.exp(self.pinned) if self.pinned > math.log(TINY) else 0.0)
         a, b = a + alpha * self.center[0], b + beta * self.center[1]
-        return Law(math.exp(e), math.exp(a), alpha, math.exp(b), beta, self.flops)
+        return Law(floor, math.exp(a), alpha, math.exp(b), beta, self.flops)
 
     def of_law(self, law: Law) -> np.ndarray:
         """Return the centered (a, b, e, alpha, beta) of a law."""
@@ -107,59 +98,42 @@ class _Data:
         return self.centered(np.array([[*logs, law.alpha, law.beta]]))[0]
 
 
-def _minimize(data: _Data, thetas: np.ndarray, losses: np.ndarray, *, iterations: int) -> Float[np.ndarray, "k 6"]:
-    """Run L-BFGS from each start; returns (a, b, e, alpha, beta) and the objective."""
-    padding = (0, -len(losses) % ROW_MULTIPLE)
-    rows = [np.pad(row, padding) for row in (losses, np.ones_like(losses), data.log_params, data.log_tokens)]
-    with jax.enable_x64(True):
-        return np.asarray(_solver(data.pinned)(jnp.asarray(thetas), *map(jnp.asarray, rows), iterations))
+def _objective(data: _Data, losses: Float[np.ndarray, "n"]) -> Objective:
+    """Return the sum of Huber losses over delta^2, with its gradient, of many (a, b, e, alpha, beta) at once."""
+
+    def objective(thetas: Float[np.ndarray, "k 5"]) -> tuple[np.ndarray, np.ndarray]:
+        log_loss, parts = _log_loss(data, thetas)
+        residual = log_loss - losses
+        size = np.abs(residual)
+        values = np.where(size < DELTA, 0.5 * residual**2, DELTA * (size - 0.5 * DELTA)).sum(axis=1)
+        pull = np.clip(residual, -DELTA, DELTA) / DELTA**2
+        of_size, of_data, floor = (part * pull for part in parts)
+        gradients = [of_size.sum(1), of_data.sum(1), floor.sum(1), -of_size @ data.log_params, -of_data @ data.log_tokens]
+        return values / DELTA**2, np.stack(gradients, axis=1)
+
+    return objective
 
 
-@functools.cache
-def _solver(pinned: float | None) -> Callable[..., jax.Array]:
-    search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=8, store_grad=True)
-    optimizer = optax.lbfgs(memory_size=8, linesearch=search)
-
-    def minimize(theta, losses, weights, log_params, log_tokens, iterations):
-        def objective(theta):
-            residual = losses - _log_loss(jnp, theta, log_params, log_tokens, pinned)
-            return jnp.sum(weights * optax.losses.huber_loss(residual, delta=DELTA)) / DELTA**2
-
-        value_and_grad = optax.value_and_grad_from_state(objective)
-
-        def step(_, carry):
-            theta, state = carry
-            value, grad = value_and_grad(theta, state=state)
-            updates, state = optimizer.update(grad, state, theta, value=value, grad=grad, value_fn=objective)
-            return optax.apply_updates(theta, updates), state
-
-        theta, _ = jax.lax.fori_loop(0, iterations, step, (theta, optimizer.init(theta)))
-        return jnp.append(theta, objective(theta))
-
-    return jax.jit(jax.vmap(minimize, in_axes=(0, None, None, None, None, None)))
-
-
-def _log_loss(numpy, theta, log_params, log_tokens, pinned):
-    """Return log L; `numpy` is NumPy or jax.numpy."""
-    a, b, e, alpha, beta = theta
-    e = e if pinned is None else pinned
-    terms = numpy.stack([a - alpha * log_params, b - beta * log_tokens, e + 0 * log_params])
-    top = numpy.max(terms, axis=0)
-    return top + numpy.log(numpy.sum(numpy.exp(terms - top), axis=0))
+def _log_loss(data: _Data, thetas: Float[np.ndarray, "k 5"]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Return log L [k n] and the fractions of L that A, B and E make up; the last is 0 where E is pinned."""
+    a, b, e, alpha, beta = thetas.T[:, :, None]
+    e = e if data.pinned is None else np.full_like(e, data.pinned)
+    terms = a - alpha * data.log_params, b - beta * data.log_tokens, e + np.zeros_like(data.log_params)
+    top = np.maximum(np.maximum(terms[0], terms[1]), terms[2])
+    scaled = [np.exp(term - top) for term in terms]
+    total = scaled[0] + scaled[1] + scaled[2]
+    free = 1.0 if data.pinned is None else 0.0
+    return top + np.log(total), (scaled[0] / total, scaled[1] / total, free * scaled[2] / total)
 
 
 def _polish(data: _Data, theta: np.ndarray, losses: np.ndarray, *, tolerance: float = 1e-15) -> Any:
-    """Bring the same objective to its last digits, which L-BFGS leaves where the residuals vanish."""
+    """Bring the same objective to its last digits by a trust-region method; L-BFGS is slow there."""
 
     def residuals(theta: np.ndarray) -> np.ndarray:
-        return _log_loss(np, theta, data.log_params, data.log_tokens, data.pinned) - losses
+        return _log_loss(data, theta[None])[0][0] - losses
 
     def jacobian(theta: np.ndarray) -> np.ndarray:
-        a, b, e, alpha, beta = theta
-        log_loss = residuals(theta) + losses
-        of_size = np.exp(a - alpha * data.log_params - log_loss)
-        of_data = np.exp(b - beta * data.log_tokens - log_loss)
-        floor = np.exp(e - log_loss) if data.pinned is None else 0 * log_loss
+        of_size, of_data, floor = (part[0] for part in _log_loss(data, theta[None])[1])
         return np.stack([of_size, of_data, floor, -data.log_params * of_size, -data.log_tokens * of_data], axis=1)
 
     tolerances = dict.fromkeys(("ftol", "xtol", "gtol"), tolerance)

@@ -11,6 +11,7 @@ from emu_jax.scaling.fit import FIT_NAMES, FitResult, to_json
 from emu_jax.scaling.plots import FIGURES, TITLES, draw
 
 _NUMBERS = ("E", "A", "alpha", "B", "beta", "a", "b", "gamma")
+_TWO_COLUMNS = "grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr))"
 _INTRO = "L(N, D) = E + A / N^alpha + B / D^beta; N* grows as C^a, D* as C^b, and L(C) - E falls as C^-gamma."
 
 
@@ -49,7 +50,7 @@ def _sections(result: FitResult, prefix: str) -> list[Section]:
         Section(f"{prefix}The law", _law_table(found) + notes, f"{_INTRO} {found['points']} points; {level}"),
         Section(f"{prefix}Optimal models", _optimum_table(found), "The best split of a budget, and its loss."),
         Section(f"{prefix}Held-out budget", _held_out_table(found), _held_out_intro(found)),
-        Section(f"{prefix}Figures", f'<div class="charts" style="--least: 28rem">{charts}</div>'),
+        Section(f"{prefix}Figures", f'<div class="charts" style="{_TWO_COLUMNS}">{charts}</div>'),
     ]
 
 
@@ -115,5 +116,5 @@ def _value(value: float | None, bounds: Sequence[float | None] | None) -> str:
         return "–"
     text = f"{value:.4g}"
     if bounds is not None and None not in bounds:
-        text += f"<br><small>{bounds[0]:.4g} – {bounds[1]:.4g}</small>"
+        text += f"<br><small>{bounds[0]:.3g} – {bounds[1]:.3g}</small>"
     return text

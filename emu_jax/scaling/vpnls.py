@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+from scipy.optimize import least_squares
 
 from emu_jax.scaling.law import Law
 from emu_jax.scaling.points import Points
@@ -97,21 +98,17 @@ def fit_shared_exponents(points: Points, losses: Float[np.ndarray, "t n"]) -> li
     Each loss counts relative to its own variance over the runs.
     """
     columns = _Columns(points, pinned=None)
-    ones = np.ones_like(losses)
-    scale = losses.var(axis=1)[:, None]
+    ones, scale = np.ones_like(losses), losses.std(axis=1, keepdims=True)
+
+    def project(logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        design = columns.design(np.exp(logs)[None])
+        return _project(np.broadcast_to(design, (len(losses), *design.shape[1:])), losses, ones)
+
     grid = _grid()
-    score = (_grid_residuals(columns, losses, ones, grid) / scale).sum(axis=0)
-    best, width = grid[np.argmin(score)], np.log(EXPONENTS[1] / EXPONENTS[0])
-    for _ in range(60):  # a shrinking 5 x 5 neighborhood
-        steps = np.exp(np.linspace(-width, width, 5))
-        near = np.clip(best * np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2), *BOUNDS)
-        score = (_grid_residuals(columns, losses, ones, near) / scale).sum(axis=0)
-        moved = near[np.argmin(score)]
-        width *= 0.6 if np.allclose(moved, best, rtol=1e-12) else 0.9
-        best = moved
-    design = np.broadcast_to(columns.design(best[None]), (len(losses), len(points), 3))
-    coefficients, _ = _project(design, losses, ones)
-    return [columns.law(best, c, flops=points.flops_per_param_token) for c in coefficients]
+    start = np.log(grid[np.argmin((_grid_residuals(columns, losses, ones, grid) / scale**2).sum(axis=0))])
+    tolerances = dict.fromkeys(("ftol", "xtol", "gtol"), 1e-15)
+    found = least_squares(lambda logs: (project(logs)[1] / scale).ravel(), start, jac="3-point", **tolerances)
+    return [columns.law(np.exp(found.x), c, flops=points.flops_per_param_token) for c in project(found.x)[0]]
 
 
 def _grid() -> Float[np.ndarray, "g 2"]:
