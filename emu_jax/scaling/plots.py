@@ -171,8 +171,8 @@ FIGURES: dict[str, tuple[str, Draw]] = {
 }
 
 
-def draw(name: str, result: FitResult) -> str:
-    """Return the figure `name` of FIGURES as an SVG element."""
+def draw(name: str, result: FitResult, *, prefix: str = "") -> str:
+    """Return the figure `name` of FIGURES as an SVG element; `prefix` makes its ids unique on a page of several results."""
     with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 9, "svg.hashsalt": name}):
         figure = Figure(figsize=(6.2, 4.2), layout="constrained")
         axes = figure.subplots()
@@ -181,7 +181,7 @@ def draw(name: str, result: FitResult) -> str:
         FigureCanvasSVG(figure)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
-    return _unique_ids(file.getvalue()[file.getvalue().index("<svg") :], prefix=re.sub(r"\W+", "-", name.lower()))
+    return _unique_ids(file.getvalue()[file.getvalue().index("<svg") :], prefix=re.sub(r"\W+", "-", f"{prefix}{name}"))
 
 
 def _unique_ids(svg: str, *, prefix: str) -> str:

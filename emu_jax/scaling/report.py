@@ -38,10 +38,13 @@ def write_scaling_report(
 
 def _sections(result: FitResult, prefix: str) -> list[Section]:
     found = to_json(result)
-    warnings = [*found["warnings"], *(w for name in FIT_NAMES if found[name] for w in found[name]["warnings"])]
+    warnings = [
+        *found["warnings"],
+        *(f"{TITLES[name]}: {text}" for name in FIT_NAMES if found[name] for text in found[name]["warnings"]),
+    ]
     notes = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in warnings)
     charts = "".join(
-        f'<figure class="chart"><figcaption>{escape(name)}</figcaption>{draw(name, result)}'
+        f'<figure class="chart"><figcaption>{escape(name)}</figcaption>{draw(name, result, prefix=prefix)}'
         f"<p>{escape(note)}</p></figure>"
         for name, (note, _) in FIGURES.items()
     )
@@ -55,13 +58,12 @@ def _sections(result: FitResult, prefix: str) -> list[Section]:
 
 
 def _law_table(found: Mapping[str, Any]) -> str:
-    rows = []
-    for name in FIT_NAMES:
-        fit = found[name]
-        if fit is not None:
-            intervals = fit.get("intervals", {})
-            rows.append([TITLES[name], *(_value(fit[key], intervals.get(key)) for key in _NUMBERS)])
-    return table(["", *_NUMBERS], rows)
+    names = [name for name in FIT_NAMES if found[name] is not None]
+    rows = [
+        [key, *(_value(found[name][key], found[name].get("intervals", {}).get(key)) for name in names)]
+        for key in _NUMBERS
+    ]
+    return table(["", *(TITLES[name] for name in names)], rows)
 
 
 def _optimum_table(found: Mapping[str, Any]) -> str:
@@ -94,7 +96,7 @@ def _held_out_table(found: Mapping[str, Any]) -> str:
             "not run yet" if one["loss"] is None else f"{one['loss']:.4f}",
             _value(one["predicted"], [one["low"], one["high"]]),
         ]
-        for one in held_out["points"]
+        for one in sorted(held_out["points"], key=lambda one: one["params"])
     ]
     return table(["N", "D", "observed", "predicted"], rows)
 

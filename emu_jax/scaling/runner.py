@@ -19,6 +19,7 @@ from emu_jax.io.files import file_errors, write_json
 from emu_jax.scaling.folder import workdir_of
 from emu_jax.scaling.plan import Plan, Run
 from emu_jax.scaling.progress import Outcome, has_checkpoint, mark_diverged, outcome_of
+from emu_jax.training.log import duration
 from emu_jax.training.loop import CHECKPOINTS
 
 LOG = "train.log"
@@ -77,7 +78,7 @@ def run_all(study: Path, runs: Sequence[Run], *, say: Say) -> bool:
                 mark_diverged(workdir, reason=f"{run.parent} has no checkpoint {run.start}")
                 say(f"{heading}: its parent {run.parent} diverged")
                 continue
-            say(f"{heading}: {run.new_steps} steps, {run.budget:.3g} FLOPs, about {run.hours:.2f} hours")
+            say(f"{heading}: {run.new_steps} steps, {run.budget:.3g} FLOPs, about {duration(3600 * run.hours)}")
             if not _train(run, workdir, lock):
                 say(f"{heading}: stopped and saved; the same command resumes")
                 return False

@@ -80,7 +80,7 @@ class StudyConfig:
     learning_rate_exponent: float = 1.0
     warmup_steps: int = 100
     cooldown_fraction: float = 0.2
-    min_steps: int = 100
+    min_steps: int = 200
     fill: float = 1.0
     images_per_token: float = 0.0
     vocab_size: int = 0

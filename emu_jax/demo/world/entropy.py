@@ -46,7 +46,7 @@ FILLER, LAST_FILLER, ODD_IMAGE, FILLERS = 0.6, 0.4, 1 / 8, 10  # of a page
 DESCRIPTION = 1 / 3  # of a chat's first turn
 
 _PIXEL = np.zeros((1, 1, 3), np.uint8)
-_TOKEN_DOCUMENTS = 4000
+TOKEN_DOCUMENTS = 4000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +135,11 @@ def objects(places: tuple = PLACES) -> list[Object]:
 
 def scene_entropy(num_objects: int) -> float:
     """Return the entropy of a training scene with so many objects."""
-    return _objects_entropy(num_objects) + num_objects * math.log(len(SIZES)) + math.log(len(BACKGROUNDS))
+    return entropy(object_sets(num_objects)) + num_objects * math.log(len(SIZES)) + math.log(len(BACKGROUNDS))
 
 
-def _objects_entropy(num_objects: int) -> float:
-    """Return the entropy of the set of (shape, color, place); sizes and background are independent and uniform."""
+def object_sets(num_objects: int) -> dict[frozenset, float]:
+    """Return set of (shape, color, place) -> probability; sizes and background are independent of it and uniform."""
     places = PLACES if num_objects == 1 else QUADRANTS
     triples = list({(item.shape, item.color, item.place) for item in objects(places)})
 
@@ -155,7 +155,7 @@ def _objects_entropy(num_objects: int) -> float:
     found: dict[frozenset, float] = defaultdict(float)
     for chosen, probability in sequences((), 1.0):
         found[frozenset(chosen)] += probability
-    return entropy(found)
+    return dict(found)
 
 
 def wording_entropy(num_objects: int) -> float:
@@ -263,7 +263,7 @@ def entropy_of(kind: str, tokenizer: Tokenizer, *, num_image_tokens: int, seed: 
     counts = np.array(
         [
             build_sequence(sample(rng), config=config, tokenizer=tokenizer, rng=rng).text_loss_mask.sum()
-            for _ in range(_TOKEN_DOCUMENTS)
+            for _ in range(TOKEN_DOCUMENTS)
         ]
     )
     return Entropy(nats(), float(counts.mean()), float(counts.std() / math.sqrt(len(counts))))
