@@ -1,4 +1,4 @@
-"""The four runs of the demo, on what `python -m emu_jax demo` wrote into runs/demo.
+"""The four training runs of the demo, on the data that `python -m emu_jax demo` writes to runs/demo.
 
 python -m emu_jax train --config=configs/demo.py:captions --workdir=runs/demo/captions
 python -m emu_jax train --config=configs/demo.py:pretrain --workdir=runs/demo/pretrain
@@ -12,8 +12,8 @@ from configs import common
 
 CAPTION_STEPS = 800
 
-# Share of the documents drawn from each set while Emu learns to read, and then to predict.
-READING = {
+# Sampling weights of the data sets: first for captions, then for both losses.
+CAPTION_WEIGHTS = {
     "laion_coco": 6.0,
     "llava": 3.0,
     "laion2b": 0.1,
@@ -23,7 +23,7 @@ READING = {
     "in_context": 0.15,
     "videochat": 0.15,
 }
-PREDICTING = {
+PRETRAIN_WEIGHTS = {
     "laion_coco": 4.0,
     "llava": 2.0,
     "laion2b": 0.3,
@@ -34,67 +34,55 @@ PREDICTING = {
     "videochat": 0.4,
 }
 
-
-# What Muon steps, here at four times Adam's rate or more: Adam alone leaves shapes at chance three times as long.
+# Kernels for Muon, at four times the learning rate of Adam or more. With only Adam, the accuracy on shapes stays at
+# chance three times as long.
 MATRICES = (r"blocks/.*kernel$", r"^causal_former/projection/kernel$")
 CONVOLUTIONS = (r"(conv1|conv2|sample/conv)/kernel$", r"attention/\w+/kernel$", r"project_(in|out)/kernel$")
 
 
 def get_config(argument: str = "captions") -> ConfigDict:
-    """The run of a phase (captions, pretrain, vae or unet), with `,DIR` after it where that is not runs/demo."""
+    """Return the run of a phase: captions, pretrain, vae or unet; "PHASE,DIR" reads from DIR instead of runs/demo."""
     phase, _, demo = argument.partition(",")
     return {"captions": captions, "pretrain": pretrain, "vae": vae, "unet": unet}[phase](demo or "runs/demo")
 
 
 def captions(demo: str) -> ConfigDict:
-    """Text losses alone, everything trained, so that the visual embeddings come to mean something.
+    """Return the first run: only the text loss, all parameters trained, until the embeddings are informative.
 
-    Both losses at once would make a small causal former constant: the regression loss falls to zero, captions never
-    come, and nothing looks wrong.
+    With both losses from the start, the outputs of a small causal former become constant (`training/collapse.py`).
     """
     config = common.base("emu_tiny", steps=CAPTION_STEPS, batch_size=16, length=128, max_images=5)
     config.tokenizer = f"{demo}/tokenizer.model"
     config.instruct = True
-    config.data.sets = _sets(demo, READING)
-    config.data.predict_boi = True  # from scratch; the release never learns to begin an image
-    config.data.image_first = 1.0  # a caption before its picture teaches nothing yet
+    config.data.sets = _sets(demo, CAPTION_WEIGHTS)
+    config.data.predict_boi = True  # learn to start an image; the released Emu never does
+    config.data.image_first = 1.0  # without the regression loss, a caption before its image teaches nothing
     config.data.frames = 4
+    config.pretrain.regression_weight = 0.0
     config.train.optimizer.learning_rate = 1e-3
-    _step_by_muon(config, MATRICES, learning_rate=4e-3)
-    config.train.optimizer.warmup_steps = 0.05
+    _use_muon(config, MATRICES, learning_rate=4e-3)
+    config.train.optimizer.warmup_fraction = 0.05
     config.train.optimizer.weight_decay = 0.02
     config.train.optimizer.final_fraction = 0.02
     config.train.checkpoint.every_steps = 300
-    config.pretrain.regression_coefficient = 0.0
     return config
 
 
 def pretrain(demo: str) -> ConfigDict:
-    """Both losses with the vision side frozen: Emu learns to predict the pictures that it can read."""
+    """Return the second run: both losses, with the vision side frozen."""
     config = captions(demo)
-    config.data.sets = _sets(demo, PREDICTING)
+    config.data.sets = _sets(demo, PRETRAIN_WEIGHTS)
     config.data.image_first = 0.4
     config.train.steps = 400
     config.train.warm_start = f"{demo}/captions/checkpoints/{CAPTION_STEPS}"
-    config.pretrain.regression_coefficient = 1.0
+    config.pretrain.regression_weight = 1.0
     config.pretrain.normalize_targets = True
     config.pretrain.trainable = common.LANGUAGE_SIDE
     return config
 
 
-def _sets(demo: str, weights: dict[str, float]) -> tuple:
-    return common.sets(
-        *({"path": f"{demo}/data/{name}", "name": name, "weight": weight} for name, weight in weights.items())
-    )
-
-
-def _step_by_muon(config: ConfigDict, kernels: tuple[str, ...], *, learning_rate: float) -> None:
-    config.train.optimizer.muon = kernels
-    config.train.optimizer.part_learning_rates = tuple((kernel, learning_rate) for kernel in kernels)
-
-
 def vae(demo: str) -> ConfigDict:
-    """The autoencoder: 32 x 32 pixels to 8 x 8 latents of four channels."""
+    """Return the run of the autoencoder: 32 x 32 pixels to 8 x 8 latents with four channels."""
     config = common.autoencoder(
         vae={"sample_size": 32, "block_out_channels": (16, 32, 32), "layers_per_block": 1, "norm_num_groups": 4},
         unet={
@@ -110,24 +98,35 @@ def vae(demo: str) -> ConfigDict:
         batch_size=32,
         steps=500,
     )
-    config.schedule.prediction_type = "v_prediction"  # of few steps it learns colours better than the noise
+    config.schedule.prediction_type = "v_prediction"  # with few sampling steps, colors are better than with noise
     config.train.optimizer.learning_rate = 2e-3
-    _step_by_muon(config, CONVOLUTIONS, learning_rate=8e-3)
+    _use_muon(config, CONVOLUTIONS, learning_rate=8e-3)
     config.train.optimizer.weight_decay = 0.0
-    config.train.optimizer.warmup_steps = 0.05
+    config.train.optimizer.warmup_fraction = 0.05
     config.train.checkpoint.every_steps = 300
     return config
 
 
 def unet(demo: str) -> ConfigDict:
-    """The U-Net: paints the latents of a picture from the embeddings that Emu predicts for its caption."""
+    """Return the run of the U-Net: decode the embeddings that Emu predicts for a caption."""
     config = common.visual_decoder(
         examples=f"{demo}/data/decoder", decoder=f"{demo}/vae/visual_decoder", batch_size=32, steps=1000
     )
     config.train.optimizer.learning_rate = 1e-3
-    _step_by_muon(config, CONVOLUTIONS, learning_rate=4e-3)
+    _use_muon(config, CONVOLUTIONS, learning_rate=4e-3)
     config.train.optimizer.weight_decay = 0.01
-    config.train.optimizer.warmup_steps = 0.05
+    config.train.optimizer.warmup_fraction = 0.05
     config.train.optimizer.ema_decay = 0.99
     config.train.checkpoint.every_steps = 300
     return config
+
+
+def _sets(demo: str, weights: dict[str, float]) -> tuple:
+    return common.sets(
+        *({"path": f"{demo}/data/{name}", "name": name, "weight": weight} for name, weight in weights.items())
+    )
+
+
+def _use_muon(config: ConfigDict, kernels: tuple[str, ...], *, learning_rate: float) -> None:
+    config.train.optimizer.muon = kernels
+    config.train.optimizer.part_learning_rates = tuple((kernel, learning_rate) for kernel in kernels)

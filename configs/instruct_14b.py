@@ -1,10 +1,10 @@
-"""Emu-I: instruction tuning with LoRA on the decoder's attention, the rest frozen, the loss on the answers.
+"""Instruction tuning (Emu-I): LoRA on the decoder's attention, everything else frozen, text loss on the answers.
 
     python -m emu_jax train --config=configs/instruct_14b.py --workdir=gs://BUCKET/emu_i \
         --config.train.warm_start=MODEL_DIR
 
-MODEL_DIR is a pretrained Emu. Rank, alpha, dropout and what trains are the release's; learning rate, steps, batch and
-the shares of the sets are not published: those here are Emu2-Chat's.
+MODEL_DIR is a pretrained Emu. LoRA, trainable parameters and data sets are those of the release; the learning rate,
+steps, batch size and mixture weights are not published.
 """
 
 from ml_collections import ConfigDict
@@ -13,24 +13,46 @@ from configs import common
 
 
 def get_config() -> ConfigDict:
-    """The run."""
-    config = common.paper(vocab_size=common.LLAMA_VOCAB + 2)  # [USER] and [ASSISTANT]
-    config.model.lora = ConfigDict({"rank": 16, "alpha": 16.0, "dropout": 0.05})
+    """Return the run."""
+    config = common.base(
+        "emu_14b",
+        steps=8000,  # not published; Emu2-Chat's
+        batch_size=64,  # not published; packed rows
+        length=1024,  # not published
+        max_images=16,  # not published
+    )
     config.stage = common.INSTRUCT
     config.instruct = True
+    config.model.lora = ConfigDict({"rank": 16, "alpha": 16.0, "dropout": 0.05})
     config.pretrain.trainable = (r"lora",)
-    config.pretrain.regression_coefficient = 0.0
-    config.data.sets = common.sets(
+    config.pretrain.regression_weight = 0.0
+    config.model.decoder.vocab_size = common.LLAMA_VOCAB + 2  # [USER] and [ASSISTANT]
+    config.model.dtype = "bfloat16"  # not published; parameters and moments are float32
+    config.model.vision.remat = config.model.decoder.remat = config.model.causal_former.remat = "full"
+    config.tokenizer = "data/llama/tokenizer.model"
+
+    config.data.sets = common.sets(  # equal weights; not published
         {"path": "data/sharegpt"},
         {"path": "data/alpaca"},
         {"path": "data/llava"},
         {"path": "data/videochat"},
         {"path": "data/video_chatgpt"},
     )
-    config.data.batch.batch_size = 64
     config.data.system_message = "release"
-    config.train.steps = 8000
-    config.train.optimizer.part_learning_rates = ()
-    config.train.optimizer.learning_rate = 1e-5
-    config.train.optimizer.warmup_steps = 100.0
+    config.data.frames = 8
+    config.data.max_images_per_document = 8
+    config.data.workers = 8
+
+    optimizer = config.train.optimizer
+    optimizer.learning_rate = 1e-5  # not published; Emu2-Chat's
+    optimizer.warmup_steps = 100  # not published; Emu2-Chat's
+    optimizer.schedule = "cosine"  # not published
+    optimizer.b1, optimizer.b2, optimizer.eps = 0.9, 0.98, 1e-6  # of the pretraining
+    optimizer.weight_decay = 0.05  # of the pretraining
+    optimizer.clip_norm = 5.0  # not published; Emu2's
+
+    config.train.mesh.data, config.train.mesh.fsdp = -1, 128  # see pretrain_14b.py
+    config.chips = common.chips()
+    config.train.checkpoint.every_steps = 500
+    config.train.checkpoint.keep_every_steps = 2500
     return config

@@ -1,15 +1,17 @@
-"""Emu's visual decoder (Sun et al., ICLR 2024): the U-Net of Stable Diffusion v1.5 learns to paint Emu's embeddings.
+"""Emu's visual decoder (Sun et al., ICLR 2024): train the U-Net of Stable Diffusion v1.5 to decode Emu's embeddings.
 
     python -m emu_jax train --config=configs/visual_decoder.py --workdir=gs://BUCKET/decoder
     python -m emu_jax train --config=configs/visual_decoder.py:encoded --workdir=...
     python -m emu_jax train --config=configs/visual_decoder.py:stored --workdir=...
 
-In every step the frozen Emu predicts the embeddings of each picture from its caption (as in the paper), or with
-`encoded` embeds the picture itself (Emu2's autoencoding), and the frozen autoencoder makes its latents. `stored` reads
-both as `prepare-decoder-data` wrote them once, and gives the same run:
+In each step, the frozen autoencoder encodes an image to latents. The frozen Emu predicts the image's embeddings from
+its caption, as in the paper (`predicted`), or encodes the image itself, as in Emu2 (`encoded`). With `stored`, both are
+read from the output of `prepare-decoder-data`, which gives the same run:
 
     for SET in laion_coco laion_aesthetics; do python -m emu_jax prepare-decoder-data --checkpoint=models/emu \
         --decoder=models/stable-diffusion-v1-5 --sets data/$SET --output=data/decoder/$SET; done
+
+Values without a comment are the paper's.
 """
 
 from ml_collections import ConfigDict
@@ -20,27 +22,33 @@ SETS = {"laion_coco": 7.0, "laion_aesthetics": 2.0}
 
 
 def get_config(inputs: str = "predicted") -> ConfigDict:
-    """The run with its inputs: predicted, encoded or stored."""
+    """Return the run, with inputs that are predicted, encoded or stored."""
     if inputs == "stored":
         source = {"examples": tuple({"path": f"data/decoder/{name}", "weight": w} for name, w in SETS.items())}
     else:
         sets = tuple({"path": f"data/{name}", "weight": weight} for name, weight in SETS.items())
-        source = {"computed": {"emu": "models/emu", "sets": sets, "condition": inputs}}
+        source = {"computed": {"emu": "models/emu", "sets": sets, "condition": inputs, "max_caption_length": 150}}
     config = common.visual_decoder(
         decoder="models/stable-diffusion-v1-5",
         batch_size=1600,  # 50 on each of 32 GPUs
         steps=15_000,
         **source,
     )
+    config.training.condition_dropout = 0.1
     config.training.dtype = "bfloat16"  # not published; parameters and moments are float32
     config.training.remat = "full"
-    config.train.optimizer.learning_rate = 1e-4
-    config.train.optimizer.warmup_steps = 5_000
-    config.train.optimizer.schedule = "piecewise"
-    config.train.optimizer.boundaries = (10_000, 14_000)
-    config.train.optimizer.values = (0.5, 0.1)
-    config.train.optimizer.b2 = 0.999
-    config.train.optimizer.weight_decay = 1e-2
+
+    optimizer = config.train.optimizer
+    optimizer.learning_rate = 1e-4
+    optimizer.warmup_steps = 5_000
+    optimizer.schedule = "piecewise"
+    optimizer.boundaries = (10_000, 14_000)
+    optimizer.values = (0.5, 0.1)
+    optimizer.b1, optimizer.b2 = 0.9, 0.999
+    optimizer.eps = 1e-6  # not published
+    optimizer.weight_decay = 1e-2
+    optimizer.clip_norm = 1.0  # not published
+
     config.train.checkpoint.every_steps = 1_000
-    # Neither published nor used: an average of the weights (train.optimizer.ema_decay) and training.min_snr_gamma.
+    # The paper mentions neither an average of the weights (train.optimizer.ema_decay) nor training.min_snr_gamma.
     return config

@@ -12,13 +12,48 @@ from emu_jax.errors import UserError
 
 T = TypeVar("T")
 
-# Renamed and removed fields of saved configs: dataclass -> old name -> new name. None drops the old field. A function
-# maps the old value to the new fields and their values, where the value changes too.
+
+def _removed(value: Any) -> Callable[[Any], dict[str, Any]]:
+    """Accept a removed field only with the value that is always used now."""
+
+    def check(saved: Any) -> dict[str, Any]:
+        if saved != value:
+            raise UserError(f"was removed: its value is always {value!r} now, not {saved!r}")
+        return {}
+
+    return check
+
+
+def _warmup(steps: float | int | None) -> dict[str, Any]:
+    """Split a number of warm-up steps, or below 1 a fraction of all steps, into two fields."""
+    is_fraction = steps is not None and 0 < steps < 1
+    return {"warmup_fraction": steps} if is_fraction else {"warmup_steps": None if steps is None else int(steps)}
+
+
+# Renamed and removed fields of saved configs: dataclass -> old name -> new name. A function maps the old value to the
+# new fields and their values, where the value changes too, or raises UserError; None drops the old field.
 RENAMED: dict[str, dict[str, str | Callable[[Any], dict[str, Any]] | None]] = {
     "VisionConfig": {"kept": "saved_activations"},
     "CausalFormerConfig": {"kept": "saved_activations"},
     "DecoderConfig": {"kept": "saved_activations"},
-    "OptimizerConfig": {"final_share": "final_fraction", "cooldown_share": "cooldown_fraction"},
+    "OptimizerConfig": {
+        "final_share": "final_fraction",
+        "cooldown_share": "cooldown_fraction",
+        "warmup_steps": _warmup,
+    },
+    "CheckpointConfig": {"asynchronous": _removed(True)},
+    "TrainConfig": {
+        "collapse_variance": _removed(0.02),
+        "collapse_rank": _removed(1.5),
+        "run_ahead": _removed(2),
+    },
+    "PretrainConfig": {"regression_coefficient": "regression_weight", "text_coefficient": _removed(1.0)},
+    "VAERunConfig": {"pictures": "images"},
+    "VAETrainingConfig": {
+        "divergence_coefficient": "divergence_weight",
+        "absolute_coefficient": _removed(1.0),
+        "squared_coefficient": _removed(1.0),
+    },
 }
 
 
@@ -68,7 +103,10 @@ def _current_names(cls_name: str, values: dict[str, Any], path: str) -> dict[str
         if old not in values:
             continue
         value = values.pop(old)
-        renamed = new(value) if callable(new) else {} if new is None else {new: value}
+        try:
+            renamed = new(value) if callable(new) else {} if new is None else {new: value}
+        except UserError as error:
+            raise UserError(f"{path}.{old} {error}.") from None
         for name in renamed:
             if name in values:
                 raise UserError(f"{path}.{old} is the old name of {name}; {path} must not set both.")

@@ -15,12 +15,20 @@ from ml_collections import ConfigDict
 from emu_jax import config as config_module
 from emu_jax.config import RENAMED, from_config_dict, to_dict
 from emu_jax.errors import UserError
-from emu_jax.training.jobs import VAERun, VisualDecoderRun
-from emu_jax.training.run import RunConfig
+from emu_jax.training.config import OptimizerConfig
+from emu_jax.training.runs.emu import EmuRunConfig
+from emu_jax.training.runs.vae import VAERunConfig
+from emu_jax.training.runs.visual_decoder import VisualDecoderRunConfig
+from emu_jax.training.stages.pretrain import PretrainConfig
 
 # The config.json of four runs, written before the fields of `RENAMED` got their new names.
 OLD_CONFIGS = Path(__file__).parent / "golden" / "configs_before_renames.json"
-RUNS = {"captions": RunConfig, "pretrain_14b": RunConfig, "vae": VAERun, "unet": VisualDecoderRun}
+RUNS = {
+    "captions": EmuRunConfig,
+    "pretrain_14b": EmuRunConfig,
+    "vae": VAERunConfig,
+    "unet": VisualDecoderRunConfig,
+}
 
 
 class Order(enum.Enum):
@@ -148,11 +156,29 @@ def test_configs_saved_before_the_renames_load(name: str) -> None:
 
 def test_values_under_old_names_arrive_under_the_new_ones() -> None:
     old = json.loads(OLD_CONFIGS.read_text())
-    model = from_config_dict(RunConfig, old["pretrain_14b"]).model
+    model = from_config_dict(EmuRunConfig, old["pretrain_14b"]).model
     assert model.decoder.saved_activations == tuple(old["pretrain_14b"]["model"]["decoder"]["kept"]) != ()
-    optimizer = from_config_dict(RunConfig, old["captions"]).train.optimizer
+    optimizer = from_config_dict(EmuRunConfig, old["captions"]).train.optimizer
     assert optimizer.final_fraction == old["captions"]["train"]["optimizer"]["final_share"] == 0.125
     assert optimizer.cooldown_fraction == old["captions"]["train"]["optimizer"]["cooldown_share"] == 0.375
+
+
+def test_warmup_steps_below_one_was_a_fraction() -> None:
+    read = lambda value: from_config_dict(OptimizerConfig, {"warmup_steps": value})
+    assert read(0.25) == OptimizerConfig(warmup_fraction=0.25)
+    assert read(100.0) == read(100) == OptimizerConfig(warmup_steps=100)
+    assert read(0.0) == OptimizerConfig(warmup_steps=0)
+    assert read(None) == OptimizerConfig()
+    new = OptimizerConfig(warmup_fraction=0.5)
+    assert from_config_dict(OptimizerConfig, to_dict(new)) == new
+
+
+def test_a_removed_field_loads_only_with_the_value_that_is_fixed_now() -> None:
+    assert from_config_dict(PretrainConfig, {"text_coefficient": 1.0}) == PretrainConfig()
+    with pytest.raises(
+        UserError, match=r"config\.text_coefficient was removed: its value is always 1\.0 now, not 0\.5"
+    ):
+        from_config_dict(PretrainConfig, {"text_coefficient": 0.5})
 
 
 def test_every_new_name_is_a_field() -> None:

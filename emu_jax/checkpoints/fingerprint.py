@@ -1,27 +1,37 @@
-"""A number for each array that changes with any one bit of it, so that a step damaged on disk is told from a good one.
+"""Compute a number for each array that changes with any single bit, to detect checkpoints that are damaged on disk.
 
-It is the sum of the array's bits taken as unsigned integers, modulo 2^32: exact, and the same on every mesh.
+The fingerprint is the sum of the array's bits as unsigned integers, modulo 2^32. It is exact and independent of the
+sharding.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 Fingerprints = dict[str, tuple[str, int]]
 
 
 def fingerprints(tree: Any) -> Fingerprints:
-    """Dtype and fingerprint of every array, by path. All processes that hold shards of them must call this together."""
+    """Return the dtype and the fingerprint of every array, by path.
+
+    Arrays that are sharded over several processes are summed by one program, which all processes must call together.
+    One program for each array would leave many collectives in flight at once, which deadlocks when a process has
+    several devices.
+    """
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    sums = jax.device_get({name: _sum(leaf) for name, leaf in leaves.items()})
-    return {name: (str(leaf.dtype), int(sums[name])) for name, leaf in leaves.items()}
+    sums = {name: _sum_on_host(leaf) for name, leaf in leaves.items() if _is_on_host(leaf)}
+    for names in _by_devices({name: leaf for name, leaf in leaves.items() if name not in sums}):
+        values = np.asarray(sum_on_devices([leaves[name] for name in names]))
+        sums |= dict(zip(names, map(int, values), strict=True))
+    return {name: (str(leaf.dtype), sums[name]) for name, leaf in leaves.items()}
 
 
 def differing(found: Fingerprints, saved: Mapping[str, Any]) -> list[str]:
-    """The paths whose array is not the one that was saved; one read in another dtype cannot be told."""
+    """Return the paths whose array is not the saved one. Arrays that were read in another dtype are not compared."""
     return [
         name
         for name, (dtype, value) in found.items()
@@ -29,18 +39,34 @@ def differing(found: Fingerprints, saved: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _sum(leaf: jax.Array) -> jax.Array | np.uint32:
-    """On the devices; by NumPy where they are this host's CPU, which needs no program for each shape."""
-    if leaf.is_fully_addressable and all(device.platform == "cpu" for device in leaf.devices()):
-        host = np.asarray(leaf)
-        return np.sum(host.view(_unsigned(leaf.dtype)) if _is_float(leaf.dtype) else host, dtype=np.uint32)
-    return _sum_on_devices(leaf)
+def sum_on_devices(arrays: Sequence[jax.Array]) -> jax.Array:
+    """Return the fingerprints of arrays on the same devices as one replicated uint32 `[n]`, by one program."""
+    meshes = [array.sharding.mesh for array in arrays if isinstance(array.sharding, NamedSharding)]
+    replicated = NamedSharding(meshes[0], PartitionSpec()) if meshes else None
+    return jax.jit(_sum_all, out_shardings=replicated)(list(arrays))
 
 
-@jax.jit
-def _sum_on_devices(leaf: jax.Array) -> jax.Array:
-    bits = jax.lax.bitcast_convert_type(leaf, _unsigned(leaf.dtype)) if _is_float(leaf.dtype) else leaf
-    return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
+def _sum_all(arrays: list[jax.Array]) -> jax.Array:
+    bits = [jax.lax.bitcast_convert_type(x, _unsigned(x.dtype)) if _is_float(x.dtype) else x for x in arrays]
+    return jnp.stack([jnp.sum(x.astype(jnp.uint32), dtype=jnp.uint32) for x in bits])
+
+
+def _sum_on_host(array: jax.Array) -> int:
+    """Sum with NumPy, which compiles nothing."""
+    host = np.asarray(array)
+    return int(np.sum(host.view(_unsigned(array.dtype)) if _is_float(array.dtype) else host, dtype=np.uint32))
+
+
+def _is_on_host(array: jax.Array) -> bool:
+    return array.is_fully_addressable and all(device.platform == "cpu" for device in array.devices())
+
+
+def _by_devices(leaves: Mapping[str, jax.Array]) -> list[list[str]]:
+    """Group the names of arrays by their devices, in the same order on every process."""
+    groups: dict[frozenset, list[str]] = {}
+    for name, leaf in leaves.items():
+        groups.setdefault(frozenset(leaf.sharding.device_set), []).append(name)
+    return list(groups.values())
 
 
 def _is_float(dtype: np.dtype) -> bool:

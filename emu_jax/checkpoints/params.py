@@ -113,13 +113,22 @@ def warm_start(directory: str | epath.Path, like: Tree, *, vocab_size: int | Non
     structs = {n: jax.ShapeDtypeStruct(saved[n].shape, own[n].dtype, sharding=own[n].sharding) for n in fitted}
     restored = _restore(path, traverse_util.unflatten_dict(structs, sep="/"), partial=True)
     taken = traverse_util.flatten_dict(restored, sep="/")
-    for name, axis in tables.items():
-        grown = _grow(taken[name], axis=axis, known=known, vocab_size=vocab_size, rows=own[name].shape[axis])
-        taken[name] = jax.device_put(grown, own[name].sharding)
+    if tables:
+        taken |= _grow_tables(taken, own, axes=tables, known=known, vocab_size=vocab_size)
     return traverse_util.unflatten_dict(taken, sep="/"), report
 
 
-_grow = jax.jit(grow, static_argnames=("axis", "known", "vocab_size", "rows"))
+def _grow_tables(taken: Tree, own: Tree, *, axes: dict[str, int], known: int, vocab_size: int) -> Tree:
+    """Return the vocabulary tables in the shapes and shardings of `own`, by one program for all of them."""
+
+    def grow_all(tables: Tree) -> Tree:
+        return {
+            name: grow(table, axis=axes[name], known=known, vocab_size=vocab_size, rows=own[name].shape[axes[name]])
+            for name, table in tables.items()
+        }
+
+    shardings = {name: own[name].sharding for name in axes}
+    return jax.jit(grow_all, out_shardings=shardings)({name: taken[name] for name in axes})
 
 
 def place_parameters(parts: Tree, like: Tree) -> Tree:

@@ -1,7 +1,7 @@
 """The commands of `python -m emu_jax`: each module here that has a `main(argv)` is one.
 
-`prepare_data.py` is the command `prepare-data`; the first line of its docstring is its line in the list. Modules are
-read, not imported, to make that list, so that `--help` answers at once.
+`prepare_data.py` is the command `prepare-data`; the first line of its docstring is its line in the list of commands.
+This list is made from the source of the modules without importing them, so that `--help` answers immediately.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from emu_jax.errors import UserError
 
 
 def commands() -> dict[str, str]:
-    """Command name -> its one line of help, by name."""
+    """Return the name of each command and its line of help, sorted by name."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -26,7 +26,7 @@ def commands() -> dict[str, str]:
 
 
 def overview() -> str:
-    """What `python -m emu_jax --help` prints."""
+    """Return the output of `python -m emu_jax --help`."""
     table = commands()
     width = max(map(len, table), default=0)
     lines = [f"  {name:<{width}}  {line}" for name, line in table.items()]
@@ -37,13 +37,13 @@ def overview() -> str:
             "commands:",
             *lines,
             "",
-            "`python -m emu_jax COMMAND --help` tells what a command takes.",
+            "`python -m emu_jax COMMAND --help` lists the options of a command.",
         ]
     )
 
 
 def load(name: str) -> types.ModuleType:
-    """Imports the module of the command `name`; it has `main(argv: list[str]) -> None`.
+    """Import the module of the command `name`; it has `main(argv: list[str]) -> None`.
 
     Raises:
       UserError: there is no such command; the nearest one is named.

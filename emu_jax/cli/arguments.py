@@ -1,25 +1,32 @@
-"""The argument parser of all commands: mistakes become one clear line instead of a page of usage."""
+"""The argument parser of all commands: a mistake gives one clear line instead of a page of usage.
+
+A command parses its arguments before it imports anything heavy, so that `--help` and mistakes answer immediately:
+
+    def main(argv: list[str]) -> None:
+        parser = ArgumentParser(__name__, __doc__)
+        parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
+        arguments = parser.parse_args(argv)
+
+        with heavy_imports():
+            from emu_jax.generation.api import load
+"""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from emu_jax.errors import UserError
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with the house's manners; the command's module gives its name and description.
-
-        parser = ArgumentParser(__name__, __doc__)
-        parser.add_argument("--output", type=Path, required=True)
-        arguments = parser.parse_args(argv)
-
-    `--help` prints the whole docstring as it is laid out, so examples belong there.
-    """
+    """argparse with the conventions of the commands. `--help` prints the docstring of the module as it is written."""
 
     def __init__(self, module: str, doc: str | None, **keywords: Any) -> None:
-        """Args: `__name__` and `__doc__` of the command's module, then what `argparse.ArgumentParser` takes."""
+        """Take the name and help from `__name__` and `__doc__` of the command's module."""
         self.command = module.rpartition(".")[2].replace("_", "-")
         super().__init__(
             prog=f"python -m emu_jax {self.command}",
@@ -30,4 +37,57 @@ class ArgumentParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (`{self.prog} --help` tells what it takes)")
+        """Raise UserError with the message of argparse."""
+        raise UserError(f"{message} (see `{self.prog} --help`)")
+
+    def add_config_argument(self) -> None:
+        """Add --config, for a command that reads the config of a training run; parse with `parse_config_args`."""
+        self.add_argument(
+            "--config",
+            required=True,
+            metavar="FILE[:ARGUMENT]",
+            help="config file of a run, such as configs/tiny.py; --config.FIELD=VALUE sets one of its fields",
+        )
+
+    def add_model_arguments(self) -> None:
+        """Add --checkpoint, --tokenizer and --dtype, for a command that loads an Emu."""
+        self.add_argument(
+            "--checkpoint", required=True, metavar="DIR", help="model directory, or the workdir of a training run"
+        )
+        self.add_argument("--tokenizer", metavar="FILE", help="SentencePiece model (default: DIR/tokenizer.model)")
+        self.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute dtype (default: as saved)")
+
+    def parse_config_args(self, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Parse `argv`; also return the words that set config fields, such as --config.train.steps=2000.
+
+        Raises:
+          UserError: a word that is neither an argument of this command nor sets a config field.
+        """
+        arguments, rest = self.parse_known_args(argv)
+        takes_value = False
+        for word in rest:
+            if re.match(r"--?(no)?config\.", word):
+                takes_value = "=" not in word
+            elif takes_value and not word.startswith("-"):
+                takes_value = False
+            elif word.startswith("-"):
+                name = word.split("=")[0]
+                close = difflib.get_close_matches(name, self._option_string_actions, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                self.error(f"unknown argument {name}{hint}")
+            else:
+                self.error(f"unexpected argument {word!r}; set config fields as in --config.train.steps=2000")
+        return arguments, rest
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Return an argparse type: an integer that is not below `minimum`."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"must be at least {minimum}, not {value}")
+        return value
+
+    parse.__name__ = "integer"  # argparse names the type in its error for other text
+    return parse

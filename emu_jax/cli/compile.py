@@ -14,41 +14,47 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from emu_jax.cli.arguments import ArgumentParser
-from emu_jax.cli.config_file import read_config
-from emu_jax.compile_analysis.program import GenerationShape
-from emu_jax.compile_analysis.programs import PROGRAMS
-from emu_jax.compile_analysis.report import compile_report, format_report
-from emu_jax.compile_analysis.topologies import parse_topology
+from emu_jax.cli.arguments import ArgumentParser, at_least
+from emu_jax.cli.imports import heavy_imports
 from emu_jax.errors import UserError
-from emu_jax.io.files import write_json, write_text
-from emu_jax.sharding.mesh import parse_mesh
+
+PROGRAMS = ("train", "prefill", "decode", "images", "sampling")
 
 
 def main(argv: list[str]) -> None:
+    """Run the command."""
     parser = ArgumentParser(__name__, __doc__)
+    parser.add_config_argument()
     parser.add_argument("--topology", required=True, help="TPU slice, such as v5p:4x4x4")
-    parser.add_argument("--slices", type=int, default=1, help="number of slices, connected by the data center network")
+    parser.add_argument(
+        "--slices", type=at_least(1), default=1, help="number of slices, connected by the data center network"
+    )
     parser.add_argument("--mesh", help="mesh, such as data:1,fsdp:64,tensor:1; default: the config's")
-    parser.add_argument("--program", choices=sorted(PROGRAMS), default="train", help="program to compile")
-    parser.add_argument(
-        "--rows", type=int, default=GenerationShape.rows, help="generation: prompts or images per batch"
-    )
-    parser.add_argument("--prompt", type=int, default=GenerationShape.prompt, help="generation: positions per prompt")
-    parser.add_argument(
-        "--new-tokens", type=int, default=GenerationShape.new_tokens, help="generation: cache slots after the prompt"
-    )
-    parser.add_argument("--steps", type=int, default=GenerationShape.steps, help="sampling: sampler steps")
+    parser.add_argument("--program", choices=PROGRAMS, default="train", help="program to compile (default: train)")
+    for flag, default, text in (
+        ("--rows", 8, "generation: prompts or images per batch"),
+        ("--prompt", 512, "generation: positions per prompt"),
+        ("--new-tokens", 128, "generation: cache slots after the prompt"),
+        ("--steps", 50, "sampling: sampler steps"),
+    ):
+        parser.add_argument(flag, type=at_least(1), default=default, help=f"{text} (default: {default})")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     parser.add_argument("--dump-hlo", type=Path, help="write the optimized program to this file")
-    arguments, config_words = parser.parse_known_args(argv)
-    for name in ("rows", "prompt", "new_tokens", "steps"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(arguments, name)}.")
+    arguments, overrides = parser.parse_config_args(argv)
+
+    with heavy_imports():
+        from emu_jax.cli.config_file import read_config
+        from emu_jax.compile_analysis import programs
+        from emu_jax.compile_analysis.program import GenerationShape
+        from emu_jax.compile_analysis.report import HOW_TO_FIT, compile_report, format_report
+        from emu_jax.compile_analysis.topologies import parse_topology
+        from emu_jax.io.files import write_json, write_text
+        from emu_jax.sharding.mesh import parse_mesh
+
     topology = parse_topology(arguments.topology, slices=arguments.slices)
     mesh = None if arguments.mesh is None else parse_mesh(arguments.mesh)
     shape = GenerationShape(arguments.rows, arguments.prompt, arguments.new_tokens, arguments.steps)
-    program = PROGRAMS[arguments.program](read_config(config_words), shape)
+    program = programs.PROGRAMS[arguments.program](read_config(arguments.config, overrides), shape)
     print(f"compiling {program.name} for {topology}; a 14B step takes minutes", flush=True)
     report = compile_report(program, topology, mesh=mesh)
     print(format_report(report))
@@ -58,3 +64,5 @@ def main(argv: list[str]) -> None:
     if arguments.dump_hlo is not None:
         write_text(arguments.dump_hlo, report.text)
         print(f"wrote {arguments.dump_hlo}")
+    if not report.memory.fits:
+        raise UserError(f"{program.name} does not fit on {topology}. {HOW_TO_FIT}")

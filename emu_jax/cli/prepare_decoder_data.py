@@ -1,10 +1,11 @@
-"""Turns captioned pictures into what the visual decoder is trained on: conditions from an Emu, latents from a VAE.
+"""Convert captioned images to training examples of the visual decoder: conditions of an Emu, latents of a VAE.
 
     python -m emu_jax prepare-decoder-data --checkpoint=runs/emu --decoder=sd_v1_5 --sets data/laion_coco \\
         --output=data/decoder
 
-The sets are what `prepare-data` wrote. The stage `visual_decoder` then reads OUTPUT (`examples` in its config), and
-neither the Emu nor the autoencoder runs while the U-Net trains; a run that computes both in each step is the same run.
+The sets are folders that `prepare-data` wrote. The stage `visual_decoder` reads OUTPUT (`examples` in its config), so
+that neither the Emu nor the autoencoder runs while the U-Net trains. A run that computes both in each step gives the
+same result.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.cli.progress import count_progress
 from emu_jax.convert.visual_decoder import load_visual_decoder
-from emu_jax.data.loader.decoder_examples import Condition
+from emu_jax.data.loader.visual_decoder_examples import Condition
 from emu_jax.errors import UserError
 from emu_jax.generation.api import load
 from emu_jax.generation.decoder_examples import prepare_examples
@@ -30,11 +31,11 @@ def main(argv: list[str]) -> None:
         "--condition",
         choices=[c.value for c in Condition],
         default=Condition.PREDICTED.value,
-        help="what Emu generates from the caption (the paper), or its encoder's embeddings of the picture",
+        help="predicted: embeddings that Emu generates from the caption (the paper); encoded: of the image",
     )
-    parser.add_argument("--image-size", type=int, help="pixels a side of the pictures (default: as the U-Net's)")
-    parser.add_argument("--max-caption-length", type=int, default=150, help="characters; longer ones are left out")
-    parser.add_argument("--limit", type=int, help="at most so many documents of each set")
+    parser.add_argument("--image-size", type=int, help="pixels per side of the images (default: the size of the U-Net)")
+    parser.add_argument("--max-caption-length", type=int, default=150, help="characters; longer captions are skipped")
+    parser.add_argument("--limit", type=int, help="maximum number of documents of each set")
     parser.add_argument("--batch-size", type=int, default=128)
     a = parser.parse_args(argv)
 

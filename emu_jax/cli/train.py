@@ -1,84 +1,85 @@
-"""Trains a model as a config file says; the same command goes on with a run that was stopped.
+"""Train the model of a config file; the same command resumes a run that was stopped.
 
     python -m emu_jax train --config=configs/tiny.py --workdir=runs/tiny
     python -m emu_jax train --config=configs/tiny.py --workdir=runs/tiny --config.train.steps=2000 \\
         --config.train.optimizer.learning_rate=1e-3
 
-Any field of the config can be set on the command line. WORKDIR takes config.json, tokenizer.model,
-checkpoints/STEP/{params, optimizer, data, config}, metrics.jsonl, tensorboard/, report.html and rejects/, the documents
-that could not be used; --profile writes an XLA profile of steps 10 to 13 there. The stages `vae` and `visual_decoder`
-leave their result in WORKDIR/visual_decoder, a folder that diffusers opens. SIGTERM and Ctrl-C finish the step, save
-and exit with 0. On several hosts give the same command on each, with a --workdir that all reach, as gs://BUCKET/RUN
-(docs/cloud_tpu.md).
+WORKDIR receives config.json, tokenizer.model, checkpoints/STEP/{params, optimizer, data, config}, metrics.jsonl,
+tensorboard/, report.html, and rejects/ with a list of the documents that could not be read. The stages `vae` and
+`visual_decoder` also write WORKDIR/visual_decoder, a folder that diffusers opens.
+
+SIGTERM and Ctrl-C finish the current step, save a checkpoint and exit with code 0. On several hosts, start the same
+command on each of them, with a --workdir that all of them can reach, such as gs://BUCKET/RUN (docs/cloud_tpu.md).
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
-import jax
+from emu_jax.cli.arguments import ArgumentParser
+from emu_jax.cli.imports import heavy_imports
 
-from emu_jax.checkpoints.model_directory import carry_unused
-from emu_jax.cli.config_file import read_flags
-from emu_jax.config import to_dict
-from emu_jax.demo.report import write_run_report
-from emu_jax.errors import UserError
-from emu_jax.io.mirror import Mirror, is_remote
-from emu_jax.training.jobs import Job, read_job
-from emu_jax.training.log import METRICS_FILE
-from emu_jax.training.loop import CHECKPOINTS, train
-from emu_jax.training.processes import start_processes
+FIELDS = """
+Any field of the config can be set with --config.FIELD=VALUE. Often used fields:
+  train.steps, train.warm_start, train.accumulation, train.log_every, train.evaluate_every
+  train.optimizer.learning_rate, train.optimizer.warmup_fraction, train.optimizer.schedule
+  train.mesh.data, train.mesh.fsdp, train.mesh.tensor       sizes of the device mesh; -1 is the rest
+  train.checkpoint.every_steps, train.checkpoint.keep
+  data.batch.batch_size, data.sets[0].path, data.workers    stages of an Emu
+  pretrain.trainable, pretrain.detach_regression            stages of an Emu
+WORKDIR/config.json lists all fields with their values. An error names the field nearest to a misspelled one.
+"""
 
 
 def main(argv: list[str]) -> None:
-    if not argv or "--help" in argv or "-h" in argv:
-        print(__doc__)
-        return
-    config, place = read_flags(argv)
+    """Run the command."""
+    parser = ArgumentParser(__name__, __doc__, epilog=FIELDS)
+    parser.add_config_argument()
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run, or gs://BUCKET/RUN")
+    parser.add_argument(
+        "--profile", action="store_true", help="write an XLA profile of steps 10 to 13 to WORKDIR/profile"
+    )
+    arguments, overrides = parser.parse_config_args(argv)
+
+    with heavy_imports():
+        import jax
+
+        from emu_jax.cli.config_file import read_config
+        from emu_jax.config import to_dict
+        from emu_jax.io.mirror import Mirror, is_remote
+        from emu_jax.reporting.training_run import write_run_report
+        from emu_jax.training.log import METRICS_FILE, read_metrics
+        from emu_jax.training.loop import CHECKPOINTS, train
+        from emu_jax.training.processes import start_processes
+        from emu_jax.training.runs.registry import open_run
+
+    config = read_config(arguments.config, overrides)
+    if arguments.profile:
+        config.train.profile = True
     start_processes()
-    mirror = Mirror(place, fetch=[METRICS_FILE]) if is_remote(place) else None
-    workdir = Path(place) if mirror is None else mirror.local
+    target = arguments.workdir.rstrip("/")
+    mirror = Mirror(target, fetch=[METRICS_FILE]) if is_remote(target) else None
+    workdir = Path(target).absolute() if mirror is None else mirror.local
     if "data" in config and not config.data.rejects:
         config.data.rejects = str(workdir / "rejects")
-    job = read_job(config)
-    keep_config(job, workdir)
+    run = open_run(config)
+    run.write_config(workdir)
     result = train(
-        job.train,
-        stage=job.stage,
-        data=job.data,
+        run.train,
+        stage=run.stage,
+        data=run.data,
         workdir=workdir,
-        checkpoints=f"{place.rstrip('/')}/{CHECKPOINTS}",
-        run_config=to_dict(job.config),
-        start=job.start,
+        checkpoints=workdir / CHECKPOINTS if mirror is None else f"{target}/{CHECKPOINTS}",
+        run_config=to_dict(run.config),
+        initialize=run.initialize,
         sinks=[] if mirror is None else [mirror],
     )
-    lead = jax.process_index() == 0
-    if lead:
-        print(f"report: {write_run_report(workdir, config=to_dict(job.config))}")
+    is_main_process = jax.process_index() == 0
+    if is_main_process:
+        print(f"report: {write_run_report(workdir, read_metrics(workdir), config=to_dict(run.config))}")
     if result.stopped_by is None:
-        job.finish(workdir, result)
-    if mirror is not None and lead:
+        run.finish(workdir, result)
+    if mirror is not None and is_main_process:
         mirror.push()
-    # On every process: tools/tpu/worker.sh tells the end from a stop by it.
+    # Printed by every process: tools/tpu/worker.sh reads this line to distinguish the end of a run from a stop.
     print(f"finished step {result.step}" if result.stopped_by is None else f"stopped at step {result.step}", flush=True)
-
-
-def keep_config(job: Job, workdir: Path) -> None:
-    """WORKDIR/config.json and WORKDIR/tokenizer.model, so that the workdir explains itself."""
-    if jax.process_index() != 0:
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        temporary = workdir / "config.json.tmp"
-        temporary.write_text(json.dumps(to_dict(job.config), indent=2) + "\n")
-        temporary.rename(workdir / "config.json")
-        target = workdir / "tokenizer.model"
-        if job.tokenizer is not None and not (target.exists() and target.samefile(job.tokenizer)):
-            shutil.copyfile(job.tokenizer, workdir / "tokenizer.model.tmp")
-            (workdir / "tokenizer.model.tmp").rename(target)
-        if job.train.warm_start is not None:
-            carry_unused(Path(job.train.warm_start), workdir)
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written ({error.strerror}).") from None

@@ -30,7 +30,7 @@ from emu_jax.models.llama import empty_cache
 from emu_jax.sharding import axes
 from emu_jax.sharding.mesh import MeshConfig
 from emu_jax.training.flops import forward_flops
-from emu_jax.training.run import RunConfig, make_stage
+from emu_jax.training.runs.emu import EmuRunConfig, make_stage
 
 
 def prefill_program(config: Any, shape: GenerationShape) -> Program:
@@ -135,23 +135,23 @@ def sampling_program(config: Any, shape: GenerationShape) -> Program:
     )
 
 
-def _generation_mesh(run: RunConfig) -> MeshConfig:
+def _generation_mesh(run: EmuRunConfig) -> MeshConfig:
     """Return tensor parallelism over up to eight chips that divide the heads, and data parallelism over the rest."""
     return MeshConfig(data=-1, fsdp=1, tensor=math.gcd(run.model.decoder.num_heads, 8))
 
 
-def _emu_arguments(emu: Emu, run: RunConfig, shape: GenerationShape, mesh: Mesh) -> tuple[Any, PromptBatch]:
+def _emu_arguments(emu: Emu, run: EmuRunConfig, shape: GenerationShape, mesh: Mesh) -> tuple[Any, PromptBatch]:
     """Return abstract parameters and prompts with one image per row."""
     return _emu_params(emu, run, mesh), shard_rows(_prompts(run, shape), mesh)
 
 
-def _emu_params(emu: Emu, run: RunConfig, mesh: Mesh) -> Any:
+def _emu_params(emu: Emu, run: EmuRunConfig, mesh: Mesh) -> Any:
     stage = make_stage(run, image_token_id=emu.image_token_id)
     boxed = jax.eval_shape(lambda: stage.init(jax.random.key(0)))
     return abstract_params(boxed, mesh, jnp.dtype(run.model.dtype))
 
 
-def _prompts(run: RunConfig, shape: GenerationShape) -> PromptBatch:
+def _prompts(run: EmuRunConfig, shape: GenerationShape) -> PromptBatch:
     queries, width = run.model.causal_former.num_image_tokens, run.model.decoder.width
     return jax.eval_shape(
         lambda: PromptBatch(

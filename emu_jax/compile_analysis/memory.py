@@ -30,8 +30,9 @@ class Memory:
     Attributes:
       arguments: inputs of the program.
       outputs: results, except those that reuse the memory of donated arguments.
-      temporaries: peak of the temporaries.
+      temporaries: all temporaries. Some versions of libtpu (0.0.50) add up temporaries that reuse the same memory.
       code: the program.
+      peak: arguments, outputs and temporaries that exist at the same time, at most.
       limit: memory of the chip.
     """
 
@@ -39,10 +40,17 @@ class Memory:
     outputs: int
     temporaries: int
     code: int
+    peak: int
     limit: float
 
     @property
     def total(self) -> int:
+        """Memory that the program needs. The compiler refuses programs above the limit, so this is below it."""
+        return min(self.peak + self.code, self.allocated)
+
+    @property
+    def allocated(self) -> int:
+        """Sum of the reported parts; more than `total` if the compiler counts reused memory more than once."""
         return self.arguments + self.outputs + self.temporaries + self.code
 
     @property
@@ -53,11 +61,13 @@ class Memory:
 def measure(compiled: jax.stages.Compiled, *, limit: float) -> Memory:
     """Return the memory that the compiler reports."""
     found: Any = compiled.memory_analysis()
+    outputs = found.output_size_in_bytes - found.alias_size_in_bytes
     return Memory(
         arguments=found.argument_size_in_bytes,
-        outputs=found.output_size_in_bytes - found.alias_size_in_bytes,
+        outputs=outputs,
         temporaries=found.temp_size_in_bytes,
         code=found.generated_code_size_in_bytes,
+        peak=found.peak_memory_in_bytes or found.argument_size_in_bytes + outputs + found.temp_size_in_bytes,
         limit=limit,
     )
 

@@ -12,7 +12,7 @@ from emu_jax.models.emu import Emu
 from emu_jax.sharding import axes
 from emu_jax.sharding.mesh import MeshConfig
 from emu_jax.sharding.specs import activation_spec, shardings, unbox
-from emu_jax.training.run import RunConfig, read_run_config
+from emu_jax.training.runs.emu import EmuRunConfig, read_emu_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,19 +49,19 @@ class GenerationShape:
       steps: sampler steps.
     """
 
-    rows: int = 8
-    prompt: int = 512
-    new_tokens: int = 128
-    steps: int = 50
+    rows: int
+    prompt: int
+    new_tokens: int
+    steps: int
 
 
-def read_emu(config: Any) -> tuple[RunConfig, Emu]:
+def read_emu(config: Any) -> tuple[EmuRunConfig, Emu]:
     """Return the run and the model of a training config.
 
     Raises:
       UserError: the config leaves the vocabulary size to the tokenizer.
     """
-    run = read_run_config(config)
+    run = read_emu_config(config)
     vocabulary = run.model.decoder.vocab_size
     if vocabulary == 0:
         raise UserError(

@@ -22,10 +22,12 @@ from emu_jax.errors import UserError
 from emu_jax.models.presets import emu_14b
 from emu_jax.training.compilation import compile_train_step
 from emu_jax.training.config import TrainConfig
-from emu_jax.training.jobs import JOBS, VISUAL_DECODER, VAERun, VisualDecoderRun
 from emu_jax.training.optimizer import make_optimizer
-from emu_jax.training.run import EMU_STAGES, PRETRAIN, make_stage, on_chip
-from emu_jax.training.stage import CountsFlops, Stage
+from emu_jax.training.runs.emu import EMU_STAGES, PRETRAIN, for_chip, make_stage
+from emu_jax.training.runs.registry import RUNS
+from emu_jax.training.runs.vae import VAE, VAERunConfig
+from emu_jax.training.runs.visual_decoder import VISUAL_DECODER, VisualDecoderRunConfig
+from emu_jax.training.stage import HasStepFlops, Stage
 from emu_jax.training.stages.frozen import FrozenModels
 from emu_jax.training.stages.vae import VAEStage
 from emu_jax.training.stages.visual_decoder import VisualDecoderStage
@@ -45,7 +47,7 @@ def train_program(config: Any, _shape: GenerationShape) -> Program:
         state = abstract_state(stage, optimizer, config=train.optimizer, mesh=mesh)
         return compile_train_step(train, stage=stage, state=state, mesh=mesh)
 
-    flops = stage.step_flops(tokens=tokens, images=images) if isinstance(stage, CountsFlops) else None
+    flops = stage.step_flops(tokens=tokens, images=images) if isinstance(stage, HasStepFlops) else None
     return Program(
         name="train",
         mesh=train.mesh,
@@ -75,18 +77,18 @@ def _stage(config: Any, *, device_kind: str) -> tuple[Stage, TrainConfig]:
     name = config.get("stage", PRETRAIN)
     if name in EMU_STAGES:
         run, emu = read_emu(config)
-        run = on_chip(run, device_kind=device_kind)
+        run = for_chip(run, device_kind=device_kind)
         return make_stage(run, image_token_id=emu.image_token_id), run.train
     if name == VISUAL_DECODER:
-        decoder = from_config_dict(VisualDecoderRun, config)
+        decoder = from_config_dict(VisualDecoderRunConfig, config)
         return _visual_decoder_stage(decoder), decoder.train
-    if name == "vae":
-        vae = from_config_dict(VAERun, config)
+    if name == VAE:
+        vae = from_config_dict(VAERunConfig, config)
         return VAEStage(model=vae.vae, batch_size=vae.batch_size, config=vae.training), vae.train
-    raise UserError(f"config.stage must be one of {', '.join(JOBS)}, not {name!r}.")
+    raise UserError(f"config.stage must be one of {', '.join(RUNS)}, not {name!r}.")
 
 
-def _visual_decoder_stage(run: VisualDecoderRun) -> VisualDecoderStage:
+def _visual_decoder_stage(run: VisualDecoderRunConfig) -> VisualDecoderStage:
     """Return the stage for Stable Diffusion v1.5's U-Net at Emu's width; Emu and autoencoder are the released ones."""
     emu, vae = dataclasses.replace(emu_14b(), dtype="bfloat16"), VAEConfig()
     queries, width = emu.causal_former.num_image_tokens, emu.decoder.width

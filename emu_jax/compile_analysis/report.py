@@ -70,7 +70,7 @@ class Report:
             "hbm_bytes": memory.total,
             "hbm_limit_bytes": int(memory.limit),
             "fits": memory.fits,
-            "memory": {name: getattr(memory, name) for name in ("arguments", "outputs", "temporaries", "code")},
+            "memory": {name: getattr(memory, name) for name in ("arguments", "outputs", "temporaries", "code", "peak")},
             "largest_temporaries": [dataclasses.asdict(temporary) for temporary in self.temporaries],
             "collectives": [dataclasses.asdict(use) for use in cost.collectives],
             "bytes_between_slices": cost.between_slices,
@@ -83,6 +83,13 @@ class Report:
             "images_per_second": self.program.images / cost.seconds,
             "loops_of_unknown_length": cost.unknown_loops,
         }
+
+
+HOW_TO_FIT = (
+    "Recompute more (--config.model.decoder.remat=full with fewer saved_activations, also model.vision and "
+    "model.causal_former), split the batch (--config.train.accumulation=2), use fewer rows "
+    "(--config.data.batch.batch_size), or more chips."
+)
 
 
 def versions() -> dict[str, str]:
@@ -133,8 +140,7 @@ def explain_failure(message: str, topology: Topology) -> str:
         required, available = sizes.groups()
         return (
             f"The program does not fit on {topology}: it requires {required} of {available} per {topology.chip.unit}. "
-            "Save fewer activations (model.decoder.saved_activations, model.vision.saved_activations), use fewer rows, "
-            "or more chips."
+            + HOW_TO_FIT
         )
     return f"The compiler failed for {topology}: {' '.join(message.split())[:300]}"
 
@@ -153,7 +159,12 @@ def format_report(report: Report) -> str:
         f"memory per {unit}: {_gib(memory.total)} of {_gib(memory.limit)}: "
         + (f"fits, {_gib(free)} free" if memory.fits else f"DOES NOT FIT, {_gib(-free)} too much"),
         f"  arguments {_gib(memory.arguments)}, outputs without donated {_gib(memory.outputs)}, temporaries "
-        f"{_gib(memory.temporaries)}, code {_gib(memory.code)}",
+        f"{_gib(memory.temporaries)}, code {_gib(memory.code)}; peak without code {_gib(memory.peak)}",
+        *(
+            [f"  (the parts add up to {_gib(memory.allocated)}: this libtpu counts reused temporaries more than once)"]
+            if memory.allocated > memory.limit
+            else []
+        ),
         "  largest temporaries:",
         *(
             f"  {_gib(temporary.bytes):>10}  {temporary.shape:<28} {temporary.source}"

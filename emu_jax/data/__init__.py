@@ -1,1 +1,1 @@
-"""From the sets people have to packed rows: documents, sequences, batches."""
+"""Read published data sets, lay documents out as token sequences, and pack them into batches."""

@@ -1,4 +1,4 @@
-"""The batch: what the loader yields, and the same as shapes and types."""
+"""The batch that the loader yields, and its shapes and dtypes."""
 
 import dataclasses
 
@@ -16,9 +16,9 @@ class BatchConfig:
 
     Attributes:
       batch_size: B, rows over all processes.
-      length: L, tokens in a row.
-      max_images: I, image slots in a row.
-      image_size: H = W, pixels.
+      length: L, tokens per row.
+      max_images: I, image slots per row.
+      image_size: H = W, in pixels.
     """
 
     batch_size: int
@@ -33,12 +33,12 @@ class BatchConfig:
 
 
 def batch_spec(config: BatchConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and types of a batch: tokens [B L], images [B I H W 3] and the rest.
+    """Return the shapes and dtypes of a batch: tokens [B L], images [B I H W 3] and the other arrays.
 
-    `segment_ids` are 0 on padding and 1, 2, ... for the documents of a row; `positions` restart with each document.
-    `text_loss_mask` is 1 at the places whose prediction of the next token counts, `regression_mask` at the places
-    (`[IMG]` and each `<image>`) whose prediction of the next input embedding counts. Images of a row fill slots
-    0 .. num_images - 1 in the order of the `<image>` runs in `tokens`. `source_ids` tell the set of each place.
+    `segment_ids` is 0 on padding and 1, 2, ... for the documents of a row; `positions` restarts with each document.
+    `text_loss_mask` is 1 at the positions whose next-token prediction counts, `regression_mask` at the positions
+    (`[IMG]` and each `<image>`) whose prediction of the next input embedding counts. The images of a row fill slots
+    0 .. num_images - 1 in the order of the `<image>` runs in `tokens`. `source_ids` is the data set of each position.
     """
     rows = (config.batch_size, config.length)
     images = (config.batch_size, config.max_images, config.image_size, config.image_size, 3)
@@ -55,7 +55,7 @@ def batch_spec(config: BatchConfig) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def empty_batch(config: BatchConfig, *, pad_id: int) -> Batch:
-    """A batch of padding alone, to be filled."""
+    """Return a batch that holds only padding."""
     batch = {name: np.zeros(spec.shape, spec.dtype) for name, spec in batch_spec(config).items()}
     batch["tokens"][:] = pad_id
     return batch
@@ -63,14 +63,14 @@ def empty_batch(config: BatchConfig, *, pad_id: int) -> Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Fill:
-    """How much of a batch is used: shares of its L-token rows and of its image slots."""
+    """Fractions of the token positions and of the image slots of a batch that are used."""
 
     tokens: float
     images: float
 
 
 def fill(batch: Batch) -> Fill:
-    """The shares of token places and image slots that hold a document's."""
+    """Return the fractions of token positions and image slots that belong to a document."""
     rows, slots = batch["images"].shape[:2]
     return Fill(
         tokens=float(np.mean(batch["segment_ids"] > 0)),

@@ -1,4 +1,4 @@
-"""What every source yields: one ordered list of text, images and videos."""
+"""The document, which every source yields: one ordered list of texts, images and videos."""
 
 import dataclasses
 import enum
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Layout(enum.Enum):
-    """How a document becomes a sequence (see `emu_jax.data.sequence`)."""
+    """The kind of a document, which decides its token sequence (see `emu_jax.data.sequence`)."""
 
     PAIR = "pair"
     PAGE = "page"
@@ -17,7 +17,7 @@ class Layout(enum.Enum):
 
 
 class Role(enum.Enum):
-    """Who speaks, in a chat."""
+    """The speaker of a segment in a chat."""
 
     SYSTEM = "system"
     USER = "user"
@@ -26,13 +26,15 @@ class Role(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Text:
+    """A text segment."""
+
     text: str
     role: Role | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """An encoded file (`bytes`) or pixels (`uint8 [H, W, 3]`)."""
+    """An image segment: an encoded file (`bytes`) or pixels (`uint8 [H, W, 3]`)."""
 
     data: bytes | np.ndarray
     role: Role | None = None
@@ -40,7 +42,7 @@ class Image:
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """An encoded file (`bytes`) or the frames taken from one, in time order."""
+    """A video segment: an encoded file (`bytes`) or frames in time order."""
 
     data: bytes | tuple[Image, ...]
     role: Role | None = None
@@ -51,16 +53,18 @@ Segment = Text | Image | Video
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One sample of any set.
+    """One sample of a data set.
 
     Attributes:
-      segments: text, images and videos in reading order.
-      source: the set it came from, as named in the mixture.
-      key: what finds it again in that set (a file and a place in it); named in every complaint.
-      layout: how it is laid out as a sequence.
+      segments: texts, images and videos in reading order.
+      source: name of the data set, as in the mixture.
+      key: identifier within the data set (file and position in the file); part of every message about the document.
+      layout: the kind of the document.
+      references: all reference answers of a benchmark question, for evaluation; not used in training.
     """
 
     segments: tuple[Segment, ...]
     source: str
     key: str
     layout: Layout
+    references: tuple[str, ...] = ()

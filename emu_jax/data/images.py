@@ -1,4 +1,4 @@
-"""Pixels from whatever people call an image, and the release's preprocessing of them."""
+"""Decode images to RGB pixels, and preprocess them as the release does."""
 
 import io
 import os
@@ -7,122 +7,171 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+from PIL import features
 
-from emu_jax.errors import UserError
+from emu_jax.data.bad_data import DecodeError
+from emu_jax.data.limits import DEFAULT_LIMITS, Limits
+from emu_jax.data.regular_files import read_regular_file
 from emu_jax.pixels import CLIP_MEAN, CLIP_STD
 from emu_jax.typing import Float, UInt8, typechecked
 
-# Formats read; PIL knows more (EPS starts another program, for one).
-FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"]
-MAX_SIDE = 16_384
-MAX_PIXELS = 50_000_000  # 150 MB of pixels; a bomb of a few kB unpacks to gigabytes
+_READS_AVIF = "avif" in features.modules and features.check_module("avif")
+# Accepted formats. PIL has more, but some are unsafe: EPS, for example, starts another program.
+FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *(["AVIF"] if _READS_AVIF else [])]
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # metadata that Pillow refuses above some size
+_START_OF_SCAN = b"\xff\xda"
 
 ImageLike = bytes | str | os.PathLike | np.ndarray | PIL.Image.Image
 
 
-class DecodeError(UserError):
-    """An image or video that cannot be read; the message is the reason, without the name of the file."""
+def decode(
+    image: ImageLike, *, at_least: int | None = None, limits: Limits = DEFAULT_LIMITS
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the RGB pixels of an encoded image (bytes or path), an array or a PIL image.
 
-
-def decode(image: ImageLike, *, at_least: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
-    """The pixels of an encoded image (bytes or path), an array or a PIL image, as RGB.
-
-    The camera's rotation (EXIF) is applied, transparency is laid over white, 16-bit grey scaled to 8 bits, CMYK and
-    palettes converted, and of an animation the first frame is taken.
+    EXIF rotation is applied, transparency is composited over white, 16-bit gray is scaled to 8 bits, CMYK and
+    palettes are converted, and the first frame of an animation is returned.
 
     Args:
-      at_least: pixels of a side that are enough: a JPEG is then decoded at 1/2, 1/4 or 1/8 of its size, the smallest
-        of which both sides have as many. Resized to that, photographs take less than half the time, and are off by 0.2
-        to 2.3 of 255 on average from those decoded whole (most at letters on paper): libjpeg leaves out frequencies
-        where bicubic resizing weighs neighbours.
+      at_least: number of pixels per side that suffices. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size: the
+        smallest scale at which both sides have at least this many pixels. For photographs, decoding at a reduced scale
+        and resizing takes less than half the time of a full decode, and the pixels differ by 0.2 to 2.3 of 255 on
+        average (most for scanned text): libjpeg drops frequencies where bicubic resizing averages neighbors.
 
     Raises:
-      DecodeError: not an image, a truncated one, or one of more than `MAX_SIDE` or `MAX_PIXELS` pixels.
+      DecodeError: not an image, a truncated image, or one that exceeds `limits`.
     """
     if isinstance(image, np.ndarray):
-        return _checked_array(image)
-    return np.asarray(_rgb(image, at_least=at_least))
+        return _checked_array(image, limits)
+    return np.asarray(_rgb(image, at_least=at_least, limits=limits))
 
 
 def resize(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
-    """Plain bicubic resize to `size` x `size`, the aspect not kept: what the release does."""
+    """Resize to `size` x `size` with bicubic interpolation, ignoring the aspect ratio, as the release does."""
     if image.shape[:2] == (size, size):
         return image
     return np.asarray(_bicubic(PIL.Image.fromarray(image), size))
 
 
-def preprocess(image: ImageLike, size: int, *, exact: bool = True) -> UInt8[np.ndarray, "S S 3"]:
-    """`decode` and `resize`: pixels as a batch holds them, before `normalize`.
+def preprocess(
+    image: ImageLike, size: int, *, exact: bool = True, limits: Limits = DEFAULT_LIMITS
+) -> UInt8[np.ndarray, "S S 3"]:
+    """Apply `decode` and `resize`: return the pixels as stored in a batch, before `normalize`.
 
     Args:
-      exact: the release's pixels to the bit; False decodes large JPEGs at a reduced scale (see `decode`).
+      exact: True returns exactly the release's pixels; False decodes large JPEGs at a reduced scale (see `decode`).
     """
     if isinstance(image, np.ndarray):
-        return resize(_checked_array(image), size)
-    return np.asarray(_bicubic(_rgb(image, at_least=None if exact else size), size))
+        return resize(_checked_array(image, limits), size)
+    return np.asarray(_bicubic(_rgb(image, at_least=None if exact else size, limits=limits), size))
 
 
 @typechecked
 def normalize(images: UInt8[np.ndarray, "*batch H W 3"]) -> Float[np.ndarray, "*batch H W 3"]:
-    """(pixels / 255 - mean) / std, float32: what the vision encoder takes."""
+    """Return (pixels / 255 - mean) / std in float32, the input of the vision encoder."""
     mean, std = np.asarray(CLIP_MEAN, np.float32), np.asarray(CLIP_STD, np.float32)
     return (images.astype(np.float32) / np.float32(255) - mean) / std
 
 
 def encode_png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
-    """Losslessly encoded, for storing."""
+    """Encode losslessly as PNG, for storage."""
     file = io.BytesIO()
     PIL.Image.fromarray(image).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
 def encode_jpeg(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
-    """Quality 95 in full colour resolution, for storing."""
+    """Encode as JPEG with quality 95 and full color resolution, for storage."""
     file = io.BytesIO()
     PIL.Image.fromarray(image).save(file, "JPEG", quality=95, subsampling=0)
     return file.getvalue()
 
 
-def _rgb(image: bytes | str | os.PathLike | PIL.Image.Image, *, at_least: int | None) -> PIL.Image.Image:
-    opened = image if isinstance(image, PIL.Image.Image) else _open(image)
-    _check_size(*opened.size)
-    try:
-        if at_least is not None and opened is not image:
-            opened.draft(None, (at_least, at_least))  # only JPEGs know what to do with it
-        opened.load()
-        return _to_rgb(PIL.ImageOps.exif_transpose(opened))
-    except Exception as error:  # PIL raises a dozen kinds of exception on broken files
-        raise DecodeError(f"the image cannot be decoded ({_reason(error)})") from None
+def check_size(width: int, height: int, limits: Limits) -> None:
+    """Raise DecodeError if an image or a video frame has no pixels or too many."""
+    if min(width, height) < 1:
+        raise DecodeError("the image has no pixels")
+    if max(width, height) > limits.image_side or width * height > limits.image_pixels:
+        raise DecodeError(
+            "the image has too many pixels",
+            f"{width} x {height}; at most {limits.image_side} per side and {limits.image_pixels} pixels",
+        )
 
 
-def _open(image: bytes | str | os.PathLike) -> PIL.Image.Image:
-    if isinstance(image, str | os.PathLike):
-        try:
-            data = Path(image).read_bytes()
-        except OSError as error:
-            raise DecodeError(f"{os.fspath(image)} cannot be read ({error.strerror})") from None
-    else:
-        data = bytes(image)
+def _rgb(
+    image: bytes | str | os.PathLike | PIL.Image.Image, *, at_least: int | None, limits: Limits
+) -> PIL.Image.Image:
+    if isinstance(image, PIL.Image.Image):
+        return _load(image, at_least=None, limits=limits)
+    data = bytes(image) if isinstance(image, bytes) else _read(image, limits)
     if not data:
         raise DecodeError("the image file is empty")
     try:
-        return PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+        return _load(_open_bytes(data, limits), at_least=at_least, limits=limits)
+    except DecodeError:
+        stripped = _without_metadata(data)
+        if stripped == data:
+            raise
+        return _load(_open_bytes(stripped, limits), at_least=at_least, limits=limits)
+
+
+def _load(image: PIL.Image.Image, *, at_least: int | None, limits: Limits) -> PIL.Image.Image:
+    check_size(*image.size, limits)
+    try:
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))  # has an effect on JPEGs only
+        image.load()
+        return _to_rgb(PIL.ImageOps.exif_transpose(image))
+    except Exception as error:  # PIL raises a dozen exception types on damaged files
+        raise DecodeError("the image cannot be decoded", _one_line(error)) from None
+
+
+def _read(path: str | os.PathLike, limits: Limits) -> bytes:
+    try:
+        return read_regular_file(Path(path), max_bytes=limits.file_bytes)
+    except OSError as error:
+        raise DecodeError(f"{os.fspath(path)} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise DecodeError(f"{os.fspath(path)!r} cannot be read ({error})") from None
+
+
+def _open_bytes(data: bytes, limits: Limits) -> PIL.Image.Image:
+    try:
+        opened = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
     except PIL.UnidentifiedImageError:
         raise DecodeError("the file is not an image of a known format") from None
     except PIL.Image.DecompressionBombError:
-        raise DecodeError(f"the image has more than {MAX_PIXELS} pixels") from None
+        raise DecodeError("the image has too many pixels", f"at most {limits.image_pixels}") from None
     except Exception as error:
-        raise DecodeError(f"the image cannot be opened ({_reason(error)})") from None
+        raise DecodeError("the image cannot be opened", _one_line(error)) from None
+    if opened.format in ("JPEG", "MPO", "TIFF") and (scans := data.count(_START_OF_SCAN)) > limits.image_scans:
+        raise DecodeError("the JPEG has too many scans", f"{scans}; at most {limits.image_scans}")
+    return opened
 
 
-def _reason(error: Exception) -> str:
+def _without_metadata(data: bytes) -> bytes:
+    """Return a PNG without text and color profile, which Pillow refuses if they are large; other data unchanged."""
+    if not data.startswith(_PNG_SIGNATURE):
+        return data
+    parts, position = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    while position + 8 <= len(data):
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        if data[position + 4 : position + 8] not in _PNG_TEXT:
+            parts.append(data[position:end])
+        position = end
+    return b"".join(parts)
+
+
+def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _bicubic(image: PIL.Image.Image, size: int) -> PIL.Image.Image:
-    """One dimension after the other, in the order of Pillow 13, with any Pillow.
+    """Resize one dimension at a time in the order of Pillow 13, whatever the installed version.
 
-    The values are clipped to 0..255 in between, so that the order shows: by up to five levels in a photograph.
+    Values are clipped to 0..255 between the two passes, so the order matters: by up to 5 of 255 in a photograph.
     """
     width, height = image.size
     rows_first = height > size and height - size > 2 * (width - size)
@@ -134,7 +183,7 @@ def _bicubic(image: PIL.Image.Image, size: int) -> PIL.Image.Image:
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I"):  # 16 bits; PIL's own conversion clips at 255 and leaves white
+    if image.mode.startswith("I"):  # 16 bits; PIL's own conversion clips at 255
         values = np.asarray(image).astype(np.int64)
         return PIL.Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
@@ -144,17 +193,8 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.convert("RGB")
 
 
-def _checked_array(image: np.ndarray) -> np.ndarray:
+def _checked_array(image: np.ndarray, limits: Limits) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise DecodeError(f"an image array must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
-    _check_size(image.shape[1], image.shape[0])
+    check_size(image.shape[1], image.shape[0], limits)
     return image
-
-
-def _check_size(width: int, height: int) -> None:
-    if min(width, height) < 1:
-        raise DecodeError("the image has no pixels")
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise DecodeError(
-            f"the image is {width} x {height}; at most {MAX_SIDE} on a side and {MAX_PIXELS} pixels are read"
-        )

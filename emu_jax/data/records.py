@@ -1,9 +1,9 @@
-"""Documents as records: what a prepared set stores, and reading it back without losing a bit.
+"""Convert documents to the records of a prepared set and back, without loss.
 
-A record is a `tf.train.Example` with the features of `features()`, so `tfds.data_source` reads it too; the loader
-parses it directly, ten times as fast. Segment i has kind `kinds[i]` (0 text, 1 image, 2 video), role `roles[i]`; texts
-and blobs follow in the order of the segments, a video having `frames` blobs (0: one blob, the encoded video). A blob
-with shape [0, 0, 0] is an encoded file, another one is raw uint8 pixels of that shape.
+A record is a `tf.train.Example` with the features of `features()`, so `tfds.data_source` can read it. The loader
+parses it directly, which is ten times faster. Segment i has type `kinds[i]` (0 text, 1 image, 2 video) and role
+`roles[i]`. Texts and blobs follow in the order of the segments; a video has `frames` blobs (0 means one blob, the
+encoded video). A blob with shape [0, 0, 0] is an encoded file; any other shape means raw uint8 pixels.
 """
 
 import functools
@@ -14,15 +14,15 @@ import numpy as np
 
 from emu_jax.data.document import Document, Image, Layout, Role, Segment, Text, Video
 
-_BYTES = ("key", "source", "layout", "texts", "blobs")
+_BYTES = ("key", "source", "layout", "texts", "blobs", "references")
 _TEXT, _IMAGE, _VIDEO = 0, 1, 2
 _ROLES = {None: -1, Role.SYSTEM: 0, Role.USER: 1, Role.ASSISTANT: 2}
 _ROLE_OF = {number: role for role, number in _ROLES.items()}
 
 
 def features() -> dict[str, Any]:
-    """The TFDS features of a record."""
-    import tensorflow_datasets as tfds  # slow to import, and only writers need it
+    """Return the TFDS features of a record."""
+    import tensorflow_datasets as tfds  # slow to import, and needed only for writing
 
     integers = tfds.features.Sequence(tfds.features.Scalar(np.int32))
     return {
@@ -33,13 +33,14 @@ def features() -> dict[str, Any]:
         "roles": integers,
         "frames": integers,
         "texts": tfds.features.Sequence(tfds.features.Text()),
+        "references": tfds.features.Sequence(tfds.features.Text()),
         "blobs": tfds.features.Sequence(tfds.features.Text()),
         "shapes": tfds.features.Tensor(shape=(None, 3), dtype=np.int32),
     }
 
 
 def to_example(document: Document) -> dict[str, Any]:
-    """The document as the values of `features()`."""
+    """Return the document as values of `features()`."""
     kinds: list[int] = []
     roles: list[int] = []
     frames: list[int] = []
@@ -76,13 +77,14 @@ def to_example(document: Document) -> dict[str, Any]:
         "roles": roles,
         "frames": frames,
         "texts": texts,
+        "references": [text.encode() for text in document.references],
         "blobs": blobs,
         "shapes": np.asarray(shapes, np.int32).reshape(-1, 3),
     }
 
 
 def serialize(document: Document) -> bytes:
-    """The document as one record, in the form that TFDS gives it too."""
+    """Return the document as one record, in the format that TFDS writes."""
     example = _example_class()()
     for name, value in to_example(document).items():
         feature = example.features.feature[name]
@@ -94,7 +96,7 @@ def serialize(document: Document) -> bytes:
 
 
 def from_record(record: bytes) -> Document:
-    """The document of one stored record (the bytes of an ArrayRecord)."""
+    """Return the document of one stored record (the bytes of an ArrayRecord)."""
     fields = _example_class().FromString(record).features.feature
     texts = iter(fields["texts"].bytes_list.value)
     roles = fields["roles"].int64_list.value
@@ -102,7 +104,7 @@ def from_record(record: bytes) -> Document:
     shapes = np.asarray(fields["shapes"].int64_list.value, np.int64).reshape(-1, 3).tolist()
     blobs = zip(fields["blobs"].bytes_list.value, shapes, strict=True)
 
-    def take() -> bytes | np.ndarray:
+    def next_blob() -> bytes | np.ndarray:
         blob, shape = next(blobs)
         return np.frombuffer(blob, np.uint8).reshape(shape) if shape[0] else blob
 
@@ -112,27 +114,28 @@ def from_record(record: bytes) -> Document:
         if kind == _TEXT:
             segments.append(Text(next(texts).decode(), role))
         elif kind == _IMAGE:
-            segments.append(Image(take(), role))
+            segments.append(Image(next_blob(), role))
         else:
             count = next(frames)
-            data = tuple(Image(take()) for _ in range(count)) if count else take()
+            data = tuple(Image(next_blob()) for _ in range(count)) if count else next_blob()
             segments.append(Video(data, role))  # type: ignore[arg-type]
     return Document(
         segments=tuple(segments),
         source=fields["source"].bytes_list.value[0].decode(),
         key=fields["key"].bytes_list.value[0].decode(),
         layout=Layout(fields["layout"].bytes_list.value[0].decode()),
+        references=tuple(text.decode() for text in fields["references"].bytes_list.value),  # older records have none
     )
 
 
-_importing = threading.Lock()
+_import_lock = threading.Lock()
 
 
 @functools.cache
 def _example_class():
-    # `import emu_jax.data` stays quick. TFDS imports its own parts when they are first asked for, and a loader's
-    # threads that all begin with it at once wait for each other for ever.
-    with _importing:
+    # Imported here so that `import emu_jax.data` stays fast. TFDS imports its modules lazily, and loader threads that
+    # trigger the import at the same time deadlock without the lock.
+    with _import_lock:
         from tensorflow_datasets.proto import tf_example_pb2
 
     return tf_example_pb2.Example

@@ -1,10 +1,10 @@
 """SentencePiece text tokens and the special tokens of Emu.
 
-The special tokens take the ids after the n pieces of the model (n = 32000 for LLaMA), so that the rows of the release
-and ours mean the same:
+The special tokens have the ids after the n pieces of the SentencePiece model (n = 32000 for LLaMA), the same ids as in
+the release:
 
     n        n+1    n+2     n+3      n+4     n+5
-    [PAD]    [IMG]  [/IMG]  <image>  [USER]  [ASSISTANT]        the last two only for an instruction-tuned model
+    [PAD]    [IMG]  [/IMG]  <image>  [USER]  [ASSISTANT]        the last two only in an instruction-tuned model
 """
 
 import functools
@@ -17,18 +17,19 @@ from pathlib import Path
 import sentencepiece
 
 from emu_jax.errors import UserError
+from emu_jax.io.files import write_bytes
 
 PAD, BOI, EOI, IMAGE_TOKEN, USER, ASSISTANT = "[PAD]", "[IMG]", "[/IMG]", "<image>", "[USER]", "[ASSISTANT]"
 
 
 class Tokenizer:
-    """Text to ids and back.
+    """Convert text to token ids and back.
 
     Attributes:
       unk_id, bos_id, eos_id: ids of `<unk> <s> </s>`.
       pad_id, boi_id, eoi_id, image_token_id: ids of `[PAD] [IMG] [/IMG] <image>`.
       user_id, assistant_id: ids of `[USER]` and `[ASSISTANT]`, None unless `instruct`.
-      vocab_size: ids that exist: n + 4, or n + 6 with `instruct`.
+      vocab_size: number of ids: n + 4, or n + 6 with `instruct`.
     """
 
     def __init__(self, model: bytes, *, instruct: bool = False):
@@ -58,12 +59,12 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike, *, instruct: bool = False) -> "Tokenizer":
-        """Reads a SentencePiece `.model` file. Raises UserError where there is none."""
+        """Read a SentencePiece `.model` file. Raises UserError if it cannot be read."""
         try:
             model = Path(path).read_bytes()
         except OSError as error:
             raise UserError(
-                f"No tokenizer model at {path} ({error.strerror}); give a SentencePiece .model file."
+                f"No tokenizer model at {path} ({error.strerror}); name a SentencePiece .model file."
             ) from None
         try:
             return cls(model, instruct=instruct)
@@ -71,21 +72,19 @@ class Tokenizer:
             raise UserError(f"{path}: {error}") from None
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the SentencePiece model, as `load` reads it."""
-        temporary = Path(f"{path}.tmp")
-        temporary.write_bytes(self._model)
-        temporary.replace(path)
+        """Write the SentencePiece model file that `load` reads."""
+        write_bytes(path, self._model)
 
-    def __reduce__(self):  # worker processes get a copy
+    def __reduce__(self):  # pickled for worker processes
         return functools.partial(Tokenizer, instruct=self.instruct), (self._model,)
 
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
-        """Ids of `text`, without `<s>`.
+        """Return the ids of `text`, without `<s>`.
 
-        With `special_tokens`, the text is split at `[IMG]`, `</s>` and the like, white space beside them goes, and each
-        piece between is encoded by itself, so with its own leading "▁": the rule of the slow LLaMA tokenizer of Hugging
-        Face that the released model was trained with. Otherwise such strings are text like any other; so use it only on
-        text that is not a stranger's.
+        With `special_tokens`, the text is split at `[IMG]`, `</s>` and the other special tokens, white space next to
+        them is removed, and each piece between them is encoded separately, with its own leading "▁". This is the rule
+        of Hugging Face's slow LLaMA tokenizer, with which the released model was trained. Without it, such strings are
+        ordinary text; use `special_tokens` only on trusted text.
 
         With the LLaMA model:
           encode("a cat")                                      -> [263, 6635]
@@ -109,18 +108,18 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`; special tokens, and ids past the vocabulary, leave no trace.
+        """Return the text of `ids`; special tokens and ids outside the vocabulary are skipped.
 
-        Up to two leading spaces go: the one SentencePiece adds, and one more that Hugging Face takes.
+        Up to two leading spaces are removed: the one that SentencePiece adds, and one more as in Hugging Face.
         """
-        kept = [int(i) for i in ids if 0 <= i < self.pad_id and i not in self._special_ids]
-        pieces = [self._pieces.id_to_piece(i) for i in kept]
+        text_ids = [int(i) for i in ids if 0 <= i < self.pad_id and i not in self._special_ids]
+        pieces = [self._pieces.id_to_piece(i) for i in text_ids]
         if pieces and pieces[0].startswith("▁"):
             pieces[0] = pieces[0][1:]
         return self._pieces.decode_pieces([piece for piece in pieces if piece])
 
     def piece(self, token: int) -> str:
-        """How one id is written: "▁cat", "<0x0A>", "[IMG]"."""
+        """Return the written form of one id: "▁cat", "<0x0A>", "[IMG]"."""
         names = {number: name for name, number in self._special.items()}
         return names[token] if token in names else self._pieces.id_to_piece(token)
 
@@ -131,10 +130,10 @@ class Tokenizer:
 
 
 def fitting_tokenizer(path: Path, *, vocab_size: int) -> Tokenizer:
-    """The tokenizer with the special tokens of a model with `vocab_size` ids: of pretraining, or of a tuned one.
+    """Load the tokenizer of a model with `vocab_size` ids, with the special tokens of a pretrained or a tuned model.
 
     Raises:
-      UserError: it can be neither.
+      UserError: neither set of special tokens results in `vocab_size` ids.
     """
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocab_size == vocab_size:
@@ -143,16 +142,17 @@ def fitting_tokenizer(path: Path, *, vocab_size: int) -> Tokenizer:
     if tuned.vocab_size == vocab_size:
         return tuned
     raise UserError(
-        f"The tokenizer {path} makes {tokenizer.vocab_size} ids ({tuned.vocab_size} for an instruction-tuned model), "
-        f"but the model has {vocab_size}; name the model's own with --tokenizer (or tokenizer=)."
+        f"The tokenizer {path} has {tokenizer.vocab_size} ids ({tuned.vocab_size} for an instruction-tuned model), "
+        f"but the model has {vocab_size}; pass the model's tokenizer with --tokenizer (or tokenizer=)."
     )
 
 
 def train_tokenizer(lines: Iterable[str], path: str | os.PathLike, *, vocab_size: int) -> Tokenizer:
-    """Trains a byte-pair model with LLaMA's settings on `lines`, writes it to `path` and gives it back.
+    """Train a byte-pair model with LLaMA's settings on `lines`, write it to `path` and return it.
 
-    `vocab_size` counts the pieces (the special tokens come on top); where the text has too little variety for so many,
-    the model is as large as the text allows. Needs at least 3 control pieces, 256 bytes and the characters of the text.
+    `vocab_size` counts the pieces without Emu's special tokens; if the text has too little variety for that many, the
+    vocabulary is as large as the text allows. It holds at least 3 control pieces, 256 bytes and all characters of the
+    text.
     """
     texts = [line for line in lines if line.strip()]
     if not texts:
@@ -160,10 +160,10 @@ def train_tokenizer(lines: Iterable[str], path: str | os.PathLike, *, vocab_size
     try:
         model = _train(texts, vocab_size=vocab_size)
     except RuntimeError as error:
-        attainable = re.search(r"<= (\d+)", str(error))  # SentencePiece's "Please set it to a value <= 353"
-        if attainable is None:
+        possible = re.search(r"<= (\d+)", str(error))  # SentencePiece's "Please set it to a value <= 353"
+        if possible is None:
             raise UserError(f"No tokenizer of {vocab_size} pieces can be trained on this text: {error}") from None
-        model = _train(texts, vocab_size=int(attainable.group(1)))
+        model = _train(texts, vocab_size=int(possible.group(1)))
     tokenizer = Tokenizer(model)
     tokenizer.save(path)
     return tokenizer

@@ -1,1 +1,1 @@
-"""The demo: the synthetic shapes world, its tasks and its report."""
+"""The demo: the synthetic shapes world, its tasks, its report and the phases of its command."""

@@ -1,15 +1,14 @@
-"""The demo's first two phases: the drawn world in its real formats, and the same as the loader reads it."""
+"""The data of the demo: the synthetic world in the formats of the real sets, and the commands that prepare it."""
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from emu_jax.cli.progress import count_progress
-from emu_jax.data.prepare.prepare import PrepareConfig, Store, prepare
-from emu_jax.data.sources import ReadOptions
 from emu_jax.data.tokenizer import train_tokenizer
 from emu_jax.demo.world.corpus import corpus
 from emu_jax.demo.world.world import WorldSizes, write_world
@@ -21,7 +20,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a set of the world lies on disk: the reader, the files it is given, the folder of its media."""
+    """The layout of a set: the source of `prepare-data`, the pattern of its files, and the folder of its media."""
 
     source: str
     files: str
@@ -40,33 +39,34 @@ SETS = {
 }
 
 
-def draw_world(workdir: Path, sizes: WorldSizes) -> None:
-    """Writes WORKDIR/world and, trained on its text, WORKDIR/tokenizer.model."""
-    with count_progress("shards") as progress:
-        write_world(
-            workdir / "world",
-            seed=SEED,
-            sizes=sizes,
-            image_size=IMAGE_SIZE,
-            progress=lambda name, done, total: progress(done, total),
-        )
+def write_data(workdir: Path, sizes: WorldSizes, *, progress: Callable[[int, int], None]) -> None:
+    """Write WORKDIR/world, and WORKDIR/tokenizer.model, which is trained on the text of the world.
+
+    `progress(shards done, shards in total)` is called after every shard.
+    """
+    write_world(
+        workdir / "world",
+        seed=SEED,
+        sizes=sizes,
+        image_size=IMAGE_SIZE,
+        progress=lambda name, done, total: progress(done, total),
+    )
     lines = corpus(np.random.default_rng(SEED), TOKENIZER_LINES)
     train_tokenizer(lines, workdir / "tokenizer.model", vocab_size=VOCAB_SIZE)
 
 
-def prepare_sets(workdir: Path) -> None:
-    """Reads every set of WORKDIR/world with the readers of the real ones and writes it to WORKDIR/data."""
-    with count_progress("sets") as progress:
-        for done, (name, layout) in enumerate(SETS.items()):
-            progress(done, len(SETS))
-            world = workdir / "world" / name
-            config = PrepareConfig(
-                source=layout.source,
-                name=name,
-                image_size=IMAGE_SIZE,
-                store=Store.RAW,
-                frames=NUM_FRAMES,
-                options=ReadOptions(media=world / layout.media if layout.media else None),
-            )
-            prepare(sorted(world.glob(layout.files)), workdir / "data" / name, config=config)
-        progress(len(SETS), len(SETS))
+def prepare_commands(workdir: Path) -> Iterator[list[str]]:
+    """Yield for each set of WORKDIR/world the command that prepares it to WORKDIR/data."""
+    for name, layout in SETS.items():
+        folder = workdir / "world" / name
+        yield [
+            "prepare-data",
+            f"--source={layout.source}",
+            f"--name={name}",
+            f"--input={glob.escape(str(folder))}/{layout.files}",
+            *([f"--media={folder / layout.media}"] if layout.media else []),
+            f"--output={workdir / 'data' / name}",
+            f"--image-size={IMAGE_SIZE}",
+            "--store=raw",
+            f"--frames={NUM_FRAMES}",
+        ]

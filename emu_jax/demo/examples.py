@@ -1,4 +1,4 @@
-"""What the tasks of the drawn world share: settings, fresh scenes with their pictures, scores by group, samples."""
+"""Common parts of the synthetic world's tasks: settings, rendered scenes, scores by group, samples."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from emu_jax.demo.scores import Scores, share
+from emu_jax.demo.scores import Scores, mean_score
 from emu_jax.demo.world.grammar import ATTRIBUTES
 from emu_jax.demo.world.rendering import render
 from emu_jax.demo.world.scenes import (
     BACKGROUNDS,
     COLORS,
-    PLACES,
+    LOCATIONS,
     QUADRANTS,
     SHAPES,
     SIZES,
@@ -23,23 +23,24 @@ from emu_jax.demo.world.scenes import (
 )
 from emu_jax.errors import UserError
 
-_STREAM = 0x7E57  # the generators of the world's training files are seeded with other sequences
-OPTIONS = {"shape": SHAPES, "color": COLORS, "size": SIZES, "place": PLACES, "background": BACKGROUNDS}
+_STREAM = 0x7E57  # differs from the seeds of the training files
+_SEED_NAMES = {"videos": "films", "classifier": "pixel reader"}  # earlier task names, so that the scenes stay the same
+OPTIONS = {"shape": SHAPES, "color": COLORS, "size": SIZES, "location": LOCATIONS, "background": BACKGROUNDS}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the drawn world is evaluated.
+    """Settings of an evaluation on the synthetic world.
 
     Attributes:
-      num_scenes: scenes of each score that is text.
-      num_images: scenes of each score that wants pictures painted, which takes longer.
-      image_size: pixels a side, as the model reads them.
-      num_frames: frames that stand for a film.
-      batch_size: prompts at a time.
-      num_beams: of the answers.
-      max_new_tokens: of the answers; three objects take about 60 tokens.
-      num_samples: kept of each task, to be shown.
+      num_scenes: scenes per score of text answers.
+      num_images: scenes per score of generated images, which take longer.
+      image_size: pixels per side of the model's input.
+      num_frames: frames per video.
+      batch_size: prompts per batch.
+      num_beams: beams for text answers.
+      max_new_tokens: of text answers; a caption of three objects has about 60 tokens.
+      num_samples: samples per task for the report.
     """
 
     num_scenes: int = 256
@@ -56,15 +57,17 @@ class Settings:
         for name in ("num_scenes", "num_images", "num_frames", "batch_size", "num_beams", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.seed < 0:
+            raise UserError(f"seed must be at least 0, not {self.seed}.")
 
     def rng(self, task: str) -> np.random.Generator:
-        """The generator of a task's scenes; each task has its own, whichever others run."""
-        return np.random.default_rng([_STREAM, self.seed, *task.encode()])
+        """Return the generator of a task's scenes, which does not depend on the other tasks of the evaluation."""
+        return np.random.default_rng([_STREAM, self.seed, *_SEED_NAMES.get(task, task).encode()])
 
 
 @dataclass(frozen=True)
-class Pictured:
-    """A scene and one drawing of it."""
+class RenderedScene:
+    """A scene and one rendering of it."""
 
     scene: Scene
     image: np.ndarray
@@ -72,64 +75,67 @@ class Pictured:
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt with its answer, for the eye.
+    """A prompt with its answer, for the report.
 
     Attributes:
-      shown: pictures of the prompt.
-      said: text of the prompt.
-      answer: text, or a picture.
-      wanted: a right answer in words.
-      right: None where nothing is judged.
-      note: what the pixel reader sees in a picture that was made.
+      images: images of the prompt.
+      prompt: text of the prompt.
+      answer: text, or an image.
+      expected: a correct answer as text.
+      correct: None if the answer is not graded.
+      detected: the classifier's description of a generated image.
     """
 
-    shown: tuple[np.ndarray, ...]
-    said: str
+    images: tuple[np.ndarray, ...]
+    prompt: str
     answer: str | np.ndarray
-    wanted: str
-    right: bool | None
-    note: str = ""
+    expected: str
+    correct: bool | None
+    detected: str = ""
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """`samples` by the section of the page that shows them."""
+    """Scores of a task, and samples by section of the report."""
 
     scores: Scores
     samples: dict[str, list[Sample]] = field(default_factory=dict)
 
 
-def pictured(
+def sample_scenes(
     rng: np.random.Generator, settings: Settings, *, count: int, num_objects: int | None = None
-) -> list[Pictured]:
-    """`count` scenes of the test split (half of them with a held-out object), each drawn once."""
+) -> list[RenderedScene]:
+    """Return `count` rendered scenes of the test split; half of them have a held-out object."""
     scenes = [sample_scene(rng, split=Split.TEST, num_objects=num_objects) for _ in range(count)]
-    return [Pictured(scene, render(scene, rng, size=settings.image_size)) for scene in scenes]
+    return [RenderedScene(scene, render(scene, rng, size=settings.image_size)) for scene in scenes]
 
 
 def by_split(name: str, hits: Sequence[float], scenes: Sequence[Scene], *, chance: float | None = None) -> Scores:
-    """`name` over all scenes, and apart for those of combinations seen in training and those with a held-out one."""
+    """Return the score over all scenes, and separately over those without and with a held-out object."""
     groups = {
         name: list(hits),
         f"{name}_seen": [hit for hit, scene in zip(hits, scenes, strict=True) if not has_held_out(scene)],
         f"{name}_held_out": [hit for hit, scene in zip(hits, scenes, strict=True) if has_held_out(scene)],
     }
-    return {key: share(values, chance=chance) for key, values in groups.items() if values}
+    return {key: mean_score(values, chance=chance) for key, values in groups.items() if values}
 
 
 def by_attribute(name: str, results: Iterable[Mapping[str, float]], *, chances: Mapping[str, float]) -> Scores:
-    """`name/shape`, `name/color`, ... of results that hold a share of each attribute."""
+    """Return `name/shape`, `name/color`, ... from results that hold a score in 0..1 per attribute."""
     rows = list(results)
-    return {f"{name}/{kind}": share([row[kind] for row in rows], chance=chances[kind]) for kind in ATTRIBUTES}
+    return {
+        f"{name}/{attribute}": mean_score([row[attribute] for row in rows], chance=chances[attribute])
+        for attribute in ATTRIBUTES
+    }
 
 
 def attribute_chances() -> dict[str, float]:
-    """How often a blind guess of each attribute of a lone object is right."""
-    return {kind: 1 / len(options) for kind, options in OPTIONS.items()}
+    """Return the probability that a random guess of each attribute of a single object is correct."""
+    return {attribute: 1 / len(options) for attribute, options in OPTIONS.items()}
 
 
 def count_scenes(num_objects: int) -> int:
-    """How many scenes of so many objects there are, their order aside: a blind caption is right once in as many."""
-    places = PLACES if num_objects == 1 else QUADRANTS
-    kinds = math.perm(len(COLORS) * len(SHAPES), num_objects) * len(SIZES) ** num_objects
-    return math.comb(len(places), num_objects) * kinds * len(BACKGROUNDS)
+    """Return the number of different scenes of so many objects, ignoring their order."""
+    locations = LOCATIONS if num_objects == 1 else QUADRANTS
+    appearances = math.perm(len(COLORS) * len(SHAPES), num_objects) * len(SIZES) ** num_objects
+    return math.comb(len(locations), num_objects) * appearances * len(BACKGROUNDS)

@@ -1,4 +1,4 @@
-"""What an evaluation asks of an Emu and of what paints its pictures, and a model that has learnt nothing."""
+"""The interfaces that an evaluation requires of a model and of an image generator, and an untrained baseline."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,43 +17,43 @@ from emu_jax.sharding.specs import unbox
 from emu_jax.typing import Float, UInt8, typechecked
 
 
-class Reader(Protocol):
-    """The part of an `EmuPipeline` that evaluations use."""
+class EmuModel(Protocol):
+    """The part of an `EmuPipeline` that the tasks use."""
 
     tokenizer: Tokenizer
 
-    def generate_text_batch(self, prompts: Sequence[Prompt], **options: Any) -> list[str]:
-        """What each prompt goes on with; options as in `generation.sampling.TextOptions`."""
+    def generate_text_batch(self, prompts: Sequence[Prompt], **options: Any) -> Any:
+        """Return the text after each prompt; options are those of `generation.options.TextOptions`."""
         ...
 
     def generate_embeddings_batch(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """The N embeddings of the picture that follows each prompt, float32 [n, N, D]."""
+        """Return the N embeddings of the image after each prompt, float32 [n, N, D]."""
         ...
 
     def visual_embeddings(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """The N embeddings of each picture, float32 [n, N, D]."""
+        """Return the N embeddings of each image, float32 [n, N, D]."""
         ...
 
 
 class ImageGenerator(Protocol):
-    """Turns embeddings into pictures."""
+    """Decodes embeddings to images."""
 
-    def paint(self, embeddings: np.ndarray) -> np.ndarray:
-        """float32 [n, N, D] -> uint8 [n, H, W, 3]."""
+    def generate(self, embeddings: np.ndarray) -> np.ndarray:
+        """Return uint8 [n, H, W, 3] for float32 [n, N, D]."""
         ...
 
 
 @dataclass(frozen=True)
 class Models:
-    """What is evaluated; without a painter no pictures are."""
+    """The evaluated models; without an image generator the image tasks are left out."""
 
-    emu: Reader
-    painter: ImageGenerator | None = None
+    emu: EmuModel
+    image_generator: ImageGenerator | None = None
 
 
 @dataclass(frozen=True)
 class DiffusionImageGenerator:
-    """An Emu's visual decoder and how it samples; each call makes `batch_size` pictures, so one program serves all."""
+    """The visual decoder of an Emu. Every call decodes `batch_size` images, so it compiles once."""
 
     emu: EmuPipeline
     sampler: str = "dpm-solver++"
@@ -63,44 +63,46 @@ class DiffusionImageGenerator:
     batch_size: int = 32
 
     @typechecked
-    def paint(self, embeddings: Float[np.ndarray, "n Q D"]) -> UInt8[np.ndarray, "n H W 3"]:
-        """The pictures; each batch has noise of its own."""
+    def generate(self, embeddings: Float[np.ndarray, "n Q D"]) -> UInt8[np.ndarray, "n H W 3"]:
+        """Return an image per row of embeddings; every batch has different noise."""
         batches = iter(range(len(embeddings)))
 
         def one_batch(rows: Sequence[np.ndarray]) -> np.ndarray:
-            made = self.emu.decode_embeddings(
+            generated = self.emu.decode_embeddings(
                 np.stack(rows),
                 sampler=self.sampler,
                 steps=self.steps,
                 guidance_scale=self.guidance_scale,
                 seed=self.seed + next(batches),
             )
-            return np.stack([np.asarray(picture) for picture in made])
+            return np.stack([np.asarray(image) for image in generated])
 
         return in_batches(one_batch, list(embeddings), size=self.batch_size)
 
 
 def untrained_like(emu: EmuPipeline, *, seed: int = 0) -> EmuPipeline:
-    """An Emu of the same sizes (and tokenizer) with new parameters, its visual decoder too where `emu` has one."""
+    """Return an Emu with the config and tokenizer of `emu` and random parameters; also its visual decoder, if any."""
     vision, length = emu.config.vision, emu.config.causal_former.num_image_tokens
     model = Emu(emu.config, image_token_id=emu.tokenizer.image_token_id)
     images = jnp.zeros((1, 1, vision.image_size, vision.image_size, 3))
     init = jax.jit(lambda key: unbox(model.init(key, jnp.zeros((1, length), jnp.int32), images)["params"]))
     decoder = None
-    # Any draw will do, and with this generator the many small initializers compile three times as fast.
+    # The random numbers only need to be reproducible; with this generator the initializers compile three times faster.
     with jax.default_prng_impl("unsafe_rbg"):
         params = init(jax.random.key(seed))
         if emu.has_visual_decoder:
-            known = emu.visual_decoder
-            decoder = VisualDecoder.create(known.unet.config, known.vae.config, schedule=known.schedule, seed=seed)
+            trained = emu.visual_decoder
+            decoder = VisualDecoder.create(
+                trained.unet.config, trained.vae.config, schedule=trained.schedule, seed=seed
+            )
     return EmuPipeline(emu.config, params, tokenizer=emu.tokenizer, visual_decoder=decoder)
 
 
 def in_batches(function: Callable[[Sequence[Any]], Any], items: Sequence[Any], *, size: int) -> np.ndarray:
-    """`function` of `size` items at a time, the last batch filled up with its last item so that all look the same."""
+    """Return the results of `function` on `size` items at a time; the last batch is padded with its last item."""
     results = []
     for start in range(0, len(items), size):
         batch = list(items[start : start + size])
-        filled = batch + batch[-1:] * (size - len(batch))
-        results.append(np.asarray(function(filled))[: len(batch)])
+        padded = batch + batch[-1:] * (size - len(batch))
+        results.append(np.asarray(function(padded))[: len(batch)])
     return np.concatenate(results)

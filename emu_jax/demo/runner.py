@@ -1,34 +1,32 @@
-"""Runs the tasks of an evaluation, beside an untrained model and chance; what becomes metrics.json and a table."""
+"""Run the tasks of the synthetic world on a model and on an untrained one, and format the scores."""
 
 import dataclasses
-import json
-import os
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from emu_jax.demo.evaluation import drawn_world
 from emu_jax.demo.examples import Sample, Settings
-from emu_jax.demo.models import Models
+from emu_jax.demo.models import DiffusionImageGenerator, Models, untrained_like
 from emu_jax.demo.scores import Scores, grouped
+from emu_jax.demo.tasks import world_tasks
+from emu_jax.generation.pipeline import EmuPipeline
 
-Progress = Callable[[str, int, int], None]  # (task, tasks done, tasks in all), before each task and at the end
+Progress = Callable[[str, int, int], None]  # (task, tasks done, number of tasks), before each task and at the end
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that was found.
+    """The results of an evaluation.
 
     Attributes:
-      untrained: scores of the untrained model; empty where none was given.
-      samples: by section of the page.
-      seconds: by task, the untrained model's under "untrained".
+      untrained: scores of the untrained model; empty without one.
+      samples: by section of the report.
+      seconds: by task; those of the untrained model are summed under "untrained".
     """
 
     settings: Settings
@@ -38,11 +36,11 @@ class Evaluation:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, Any]:
-        """What metrics.json holds: every score as a number, groups of them as dictionaries.
+        """Return the content of metrics.json: every score as a number, groups of scores as dictionaries.
 
-        Under `num_scenes` the same names tell the scenes behind each; `untrained` is built alike (with its own
-        `num_scenes`); `chance` has the scores for which guessing has a meaning. `seconds_total` and `peak_rss_gb` are
-        of this evaluation and this process.
+        `num_scenes` has the number of scenes of each score under the same names. `untrained` has the same layout, with
+        its own `num_scenes`. `chance` holds the scores for which guessing has a meaning. `seconds_total` and
+        `peak_rss_gb` are those of this evaluation and this process.
         """
         chances = {name: score.chance for name, score in self.scores.items() if score.chance is not None}
         return _numbers(self.scores) | {
@@ -50,7 +48,7 @@ class Evaluation:
             "chance": grouped(chances),
             "seconds": {name: round(seconds, 2) for name, seconds in self.seconds.items()},
             "seconds_total": round(sum(self.seconds.values()), 2),
-            "peak_rss_gb": round(peak_rss_gb(), 3),
+            "peak_rss_gb": round(peak_memory_gb(), 3),
             "settings": dataclasses.asdict(self.settings),
         }
 
@@ -60,23 +58,19 @@ def evaluate(
     *,
     settings: Settings,
     untrained: Models | None = None,
-    untrained_settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Runs every task of the drawn world on `models`, and on `untrained` where given.
-
-    `untrained_settings` may ask fewer scenes of the model that knows nothing (default: a quarter, and no beams).
-    """
+    """Run every task on `models`, and with a quarter of the scenes and no beams on `untrained`."""
     runs = [(models, settings, True)]
     if untrained is not None:
-        runs.append((untrained, untrained_settings or _quarter(settings), False))
+        runs.append((untrained, _quarter(settings), False))
     tasks = [
         (name if trained else f"{name} (untrained)", task, trained)
-        for run, how, trained in runs
-        for name, task in drawn_world(run.emu, run.painter, how, judge=trained).items()
+        for run, run_settings, trained in runs
+        for name, task in world_tasks(run, run_settings, grade_classifier=trained).items()
     ]
-    scores: Scores = {}
-    others: Scores = {}
+    trained_scores: Scores = {}
+    untrained_scores: Scores = {}
     samples: dict[str, list[Sample]] = {}
     seconds: dict[str, float] = {}
     for done, (name, task, trained) in enumerate(tasks):
@@ -87,18 +81,40 @@ def evaluate(
         key = name if trained else "untrained"
         seconds[key] = seconds.get(key, 0.0) + time.monotonic() - started
         if trained:
-            scores |= result.scores
+            trained_scores |= result.scores
             samples |= result.samples
         else:
-            others |= result.scores
+            untrained_scores |= result.scores
     if progress is not None:
         progress("done", len(tasks), len(tasks))
-    return Evaluation(settings, scores, others, samples, seconds)
+    return Evaluation(settings, trained_scores, untrained_scores, samples, seconds)
+
+
+def evaluate_pipeline(
+    emu: EmuPipeline, settings: Settings, *, sampling: Mapping[str, Any], progress: Progress | None = None
+) -> Evaluation:
+    """Evaluate a loaded model and an untrained one of the same config.
+
+    Args:
+      settings: its image size is replaced by that of the model, its batch size is at most the number of scenes.
+      sampling: fields of `DiffusionImageGenerator`: sampler, steps, guidance_scale, seed.
+    """
+    settings = dataclasses.replace(
+        settings,
+        image_size=emu.config.vision.image_size,
+        batch_size=min(settings.batch_size, settings.num_scenes),
+    )
+    sampling = {"batch_size": min(DiffusionImageGenerator.batch_size, settings.num_images), **sampling}
+    trained, untrained = (
+        Models(one, DiffusionImageGenerator(one, **sampling) if one.has_visual_decoder else None)
+        for one in (emu, untrained_like(emu, seed=settings.seed))
+    )
+    return evaluate(trained, settings=settings, untrained=untrained, progress=progress)
 
 
 def score_table(evaluation: Evaluation) -> Table:
-    """The scores as a table for the terminal."""
-    table = Table(title="The drawn world, scenes never seen", title_justify="left")
+    """Return the scores as a table for the terminal."""
+    table = Table(title="Synthetic shapes world, scenes not seen in training", title_justify="left")
     table.add_column("score")
     for title in ("trained", "untrained", "chance", "scenes"):
         table.add_column(title, justify="right")
@@ -106,16 +122,16 @@ def score_table(evaluation: Evaluation) -> Table:
         other = evaluation.untrained.get(name)
         table.add_row(
             name,
-            shown(name, score.value),
-            "" if other is None else shown(name, other.value),
-            "" if score.chance is None else shown(name, score.chance),
+            format_score(name, score.value),
+            "" if other is None else format_score(name, other.value),
+            "" if score.chance is None else format_score(name, score.chance),
             str(score.count),
         )
     return table
 
 
-def shown(name: str, value: float) -> str:
-    """A score as people read it: shares as per cent, measures of embeddings as numbers."""
+def format_score(name: str, value: float) -> str:
+    """Return a score as text: accuracies in per cent, measures of embeddings as numbers."""
     if name.startswith("visual_embedding"):
         return f"{value:.3g}"
     if 0 < value < 1e-4:
@@ -123,18 +139,10 @@ def shown(name: str, value: float) -> str:
     return f"{value:.1%}" if value >= 0.01 or value == 0 else f"{value:.2%}"
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
-def peak_rss_gb() -> float:
-    """The most memory that this process has held, in 10^9 bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+def peak_memory_gb(*, children: bool = False) -> float:
+    """Return the peak resident memory of this process, or of its largest finished child, in 10^9 bytes."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF)
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def _numbers(scores: Scores) -> dict[str, Any]:

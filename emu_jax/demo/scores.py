@@ -1,4 +1,4 @@
-"""Scores: a mean over scenes, how many scenes, and what one who does not look would reach."""
+"""Scores: a mean over scenes, the number of scenes, and the score of random guessing."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,24 +7,24 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Score:
-    """`chance` is None where guessing has no meaning, as for a variance."""
+    """A mean over `count` scenes. `chance` is None where guessing has no meaning, as for a variance."""
 
     value: float
     count: int
     chance: float | None = None
 
 
-Scores = dict[str, Score]  # a "/" in a name puts it into a group: "caption_attributes/shape"
+Scores = dict[str, Score]  # "/" in a name separates its group: "caption_attributes/shape"
 
 
-def share(hits: Iterable[float], *, chance: float | None = None) -> Score:
-    """The mean of `hits` (0 or 1, or parts of 1); there must be some."""
-    values = [float(hit) for hit in hits]
-    return Score(sum(values) / len(values), len(values), chance)
+def mean_score(values: Iterable[float], *, chance: float | None = None) -> Score:
+    """Return the mean of at least one value in 0..1."""
+    numbers = [float(value) for value in values]
+    return Score(sum(numbers) / len(numbers), len(numbers), chance)
 
 
 def grouped(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"a": 1, "b/c": 2, "b/d": 3}` -> `{"a": 1, "b": {"c": 2, "d": 3}}`."""
+    """Return names with "/" as nested dicts: `{"a": 1, "b/c": 2, "b/d": 3}` -> `{"a": 1, "b": {"c": 2, "d": 3}}`."""
     tree: dict[str, Any] = {}
     for name, value in values.items():
         group, _, leaf = name.rpartition("/")

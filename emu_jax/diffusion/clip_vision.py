@@ -52,16 +52,19 @@ class ClipVisionConfig:
 
 
 class ClipBlock(nn.Module):
-    """`x + attention(norm(x))`, then `x + mlp(norm(x))`."""
+    """`x + attention(norm(x))`, then `x + mlp(norm(x))`; `mask` is that of the text tower, None for images.
 
-    config: ClipVisionConfig
+    `config` is that of either tower: they have the same names.
+    """
+
+    config: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, _per_layer: None, _shared: None) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, _per_layer: None, mask: jax.Array | None) -> tuple[jax.Array, None]:
         config = self.config
         heads, eps = config.num_attention_heads, config.layer_norm_eps
         attention = Attention(heads, config.hidden_size // heads, qkv_bias=True, out_bias=True, name="attention")
-        x += attention(LayerNorm(eps, name="attention_norm")(x))[0]
+        x += attention(LayerNorm(eps, name="attention_norm")(x), mask=mask)[0]
         mlp = Mlp(config.intermediate_size, _ACTIVATIONS[config.hidden_act], use_bias=True, name="mlp")
         return x + mlp(LayerNorm(eps, name="mlp_norm")(x)), None
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from emu_jax.data.document import Document
 from emu_jax.data.images import preprocess
-from emu_jax.data.loader.decoder_examples import Condition, WeightedSet, endless, rows_of_process
-from emu_jax.data.loader.prepared import PreparedSet
+from emu_jax.data.loader.prepared_set import PreparedSet
+from emu_jax.data.loader.visual_decoder_examples import Condition, WeightedSet, endless, rows_per_process
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.generation.decoder_examples import as_text, caption_and_image
@@ -20,7 +20,7 @@ _LOOKED_AT = 1000  # documents before it is said that a set holds no pairs
 
 @dataclasses.dataclass(frozen=True)
 class CaptionedImages:
-    """Batches of `pictures` uint8 `[B S S 3]` for the autoencoder, and beside them what the condition is made of.
+    """Batches of `target_images` uint8 `[B S S 3]` for the autoencoder, and beside them what the condition is made of.
 
     For `Condition.PREDICTED` the prompts that end in `[IMG]`, left-padded: `prompt_tokens[B L]` int32 and
     `prompt_is_token[B L]`; for `Condition.ENCODED` the pictures once more as the vision encoder takes them,
@@ -28,7 +28,7 @@ class CaptionedImages:
 
     Attributes:
       sets: folders of image-text pairs, from prepare-data.
-      picture_size: S, pixels.
+      target_size: S, pixels.
       image_size: V, pixels.
       prompt_length: L, tokens; pairs with a longer prompt are left out.
       max_caption_length: characters; pairs with a longer caption are left out.
@@ -37,7 +37,7 @@ class CaptionedImages:
     sets: tuple[WeightedSet, ...]
     tokenizer: Tokenizer
     condition: Condition
-    picture_size: int
+    target_size: int
     image_size: int
     prompt_length: int
     max_caption_length: int
@@ -50,7 +50,7 @@ class CaptionedImages:
         Raises:
           UserError: a set that is not there or holds no pairs, or a batch that does not divide among the processes.
         """
-        rows = rows_of_process(batch_size, process_count)
+        rows = rows_per_process(batch_size, process_count)
         opened = [PreparedSet(one.path) for one in self.sets]
         for one in opened:
             self._check(one)
@@ -70,7 +70,7 @@ class CaptionedImages:
         if pair is None:
             return None
         caption, picture = pair
-        row = {"pictures": preprocess(picture, self.picture_size)}
+        row = {"target_images": preprocess(picture, self.target_size)}
         if self.condition is Condition.ENCODED:
             return row | {"images": preprocess(picture, self.image_size)}
         prompt = build_prompt(

@@ -1,11 +1,12 @@
-"""Prompts of a conversation, token for token as instruction tuning lays chats out (`data.sequence`, CHAT)."""
+"""Prompts of a conversation, with the same tokens as chats in instruction tuning (`data.chat_layout`)."""
 
 import dataclasses
 from collections.abc import Iterable
+from pathlib import Path
 
+from emu_jax.data.chat_layout import SYSTEM_IMAGE, SYSTEM_VIDEO, TokenSpan, open_turn, system_tokens, turn_tokens
 from emu_jax.data.document import Role
-from emu_jax.data.sequence import SYSTEM_IMAGE, SYSTEM_VIDEO
-from emu_jax.data.tokenizer import ASSISTANT, USER, Tokenizer
+from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.generation.prompt import Part, Tokens, is_file_name
 
 __all__ = ["SYSTEM_IMAGE", "SYSTEM_VIDEO", "Turn", "chat_prompt"]
@@ -13,61 +14,21 @@ __all__ = ["SYSTEM_IMAGE", "SYSTEM_VIDEO", "Turn", "chat_prompt"]
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """What one side said: texts, images and videos in order."""
+    """The texts, images and videos of one speaker, in order."""
 
     role: Role
     parts: tuple[Part, ...]
 
 
 def chat_prompt(turns: Iterable[Turn], *, tokenizer: Tokenizer, system: str = "") -> list[Part]:
-    """`system [USER]: ... [ASSISTANT]: ... </s> [USER]: ... [ASSISTANT]:`, ready for an answer.
+    """Return `system [USER]: ... [ASSISTANT]: ... </s> [USER]: ... [ASSISTANT]:`, ready for an answer.
 
-    A tokenizer without `[USER]` and `[ASSISTANT]` gets them as plain text. Of all texts only the two released system
-    messages may hold special tokens.
+    A tokenizer without `[USER]` and `[ASSISTANT]` encodes them as plain text. Of all texts, only the two released
+    system messages may contain special tokens.
     """
-    prompt: list[Part] = []
-    if system:
-        special = system in (SYSTEM_IMAGE, SYSTEM_VIDEO)
-        prompt.append(Tokens(tuple(tokenizer.encode(system.strip(), special_tokens=special))))
+    spans: list[TokenSpan | Part] = [*system_tokens(system, tokenizer=tokenizer)]
     for turn in turns:
-        prompt += _turn(turn, tokenizer)
-        if turn.role is Role.ASSISTANT:
-            prompt.append(Tokens((tokenizer.eos_id,)))
-    return prompt + _opening(Role.ASSISTANT, "", tokenizer)
-
-
-def _turn(turn: Turn, tokenizer: Tokenizer) -> list[Part]:
-    laid: list[Part] = []
-    texts: list[str] = []
-    opened = False
-
-    def flush() -> None:
-        nonlocal opened
-        text = " ".join(texts)
-        texts.clear()
-        if not opened:
-            laid.extend(_opening(turn.role, text, tokenizer))
-        elif text:
-            laid.append(Tokens(tuple(tokenizer.encode(text))))
-        opened = True
-
-    for part in turn.parts:
-        if isinstance(part, str) and not is_file_name(part):
-            texts += [part.strip()] if part.strip() else []
-            continue
-        if texts or not opened:
-            flush()
-        laid.append(part)
-    if texts or not opened:
-        flush()
-    return laid
-
-
-def _opening(role: Role, text: str, tokenizer: Tokenizer) -> list[Part]:
-    special = tokenizer.user_id if role is Role.USER else tokenizer.assistant_id
-    opening = ":" if special is not None else f"{USER if role is Role.USER else ASSISTANT}:"
-    opening_ids = tokenizer.encode(opening)
-    ids = tokenizer.encode(f"{opening} {text}") if text else opening_ids
-    if ids[: len(opening_ids)] != opening_ids:  # the opening melted into the text
-        ids = opening_ids + tokenizer.encode(text)
-    return [Tokens((*([] if special is None else [special]), *ids))]
+        parts = [Path(p.strip()) if isinstance(p, str) and is_file_name(p) else p for p in turn.parts]
+        spans += turn_tokens(turn.role, parts, tokenizer=tokenizer)
+    spans += open_turn(Role.ASSISTANT, tokenizer=tokenizer)
+    return [Tokens(tuple(span.ids)) if isinstance(span, TokenSpan) else span for span in spans]

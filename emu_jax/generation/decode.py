@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from emu_jax.layers.positions import rotary_tables
 from emu_jax.models.emu import Emu
 from emu_jax.models.llama import LlamaBlock, empty_cache
 from emu_jax.models.outputs import KVCache
+from emu_jax.typing import Array, Bool, Float, Int
 
 _MOST_APART = 16  # layers; the 14B has 40
 
@@ -61,7 +62,7 @@ def make_step(model: Emu, params: Any, cache: KVCache) -> tuple[Step, KVCache]:
     blocks = [jax.tree.map(lambda stack, i=i: stack[i], params["decoder"]["blocks"]) for i in range(layers)]
     apart: Any = lambda stack: tuple(stack[i] for i in range(layers))
     cache = dataclasses.replace(cache, key=apart(cache.key), value=apart(cache.value))
-    return functools.partial(_unrolled_step, model, params["decoder"]["final_norm"], blocks), cache
+    return functools.partial(unrolled_step, model, params["decoder"]["final_norm"], blocks), cache
 
 
 def repeat_rows(cache: KVCache, count: int) -> KVCache:
@@ -96,26 +97,50 @@ def _stacked_step(model: Emu, params: Any, embedding: jax.Array, cache: KVCache)
     return hidden[:, 0], cache
 
 
-def _unrolled_step(
-    model: Emu, final_norm: Any, blocks: list[Any], embedding: jax.Array, cache: KVCache
+def unrolled_step(
+    model: Emu, final_norm: Any, blocks: Sequence[Any], embedding: jax.Array, cache: KVCache
 ) -> tuple[jax.Array, KVCache]:
-    """What `Emu.extend` does with one token, the layers one after the other."""
-    config, decoder = model.config, model.config.decoder
-    dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+    """Do what `Emu.extend` does with one token, the layers one after the other."""
     batch = embedding.shape[0]
     valid = jax.lax.dynamic_update_slice_in_dim(cache.valid, jnp.ones((batch, 1), bool), cache.index, axis=1)
-    rotary = rotary_tables(cache.positions[:, None], head_dim=decoder.head_dim, theta=decoder.rope_theta)
-    mask = cached_causal_mask(valid, cache.index, 1)
-    block = LlamaBlock(decoder, lora=config.lora, deterministic=True, **dtypes)
-    x, layers = embedding[:, None], []
-    for weights, key, value in zip(blocks, cache.key, cache.value, strict=True):
-        layer = LayerCache(key=key, value=value, index=cache.index)
-        x, layer = block.apply({"params": weights}, x, layer, (rotary, mask))
-        layers.append(layer)
-    hidden = RMSNorm(eps=decoder.norm_eps, **dtypes).apply({"params": final_norm}, x)
-    apart: Any = {name: tuple(getattr(layer, name) for layer in layers) for name in ("key", "value")}
-    cache = KVCache(**apart, valid=valid, index=cache.index + 1, positions=cache.positions + 1)
+    caches = tuple(LayerCache(key, value, cache.index) for key, value in zip(cache.key, cache.value, strict=True))
+    hidden, caches = run_layers(
+        model,
+        final_norm,
+        blocks,
+        embedding[:, None],
+        caches,
+        positions=cache.positions[:, None],
+        mask=cached_causal_mask(valid, cache.index, 1),
+    )
+    per_layer: Any = {name: tuple(getattr(layer, name) for layer in caches) for name in ("key", "value")}
+    cache = KVCache(**per_layer, valid=valid, index=cache.index + 1, positions=cache.positions + 1)
     return hidden[:, 0], cache
+
+
+def run_layers(
+    model: Emu,
+    final_norm: Any,
+    blocks: Sequence[Any],
+    x: Float[Array, "B T D"],
+    caches: Sequence[LayerCache],
+    *,
+    positions: Int[Array, "B T"],
+    mask: Bool[Array, "#B T S"],
+) -> tuple[Float[Array, "B T D"], tuple[LayerCache, ...]]:
+    """Return the decoder's states after its final norm, and each layer's cache with this call's keys and values.
+
+    `final_norm` and `blocks` (one tree per layer) are the decoder's parameters.
+    """
+    config, decoder = model.config, model.config.decoder
+    dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+    rotary = rotary_tables(positions, head_dim=decoder.head_dim, theta=decoder.rope_theta)
+    block = LlamaBlock(decoder, lora=config.lora, deterministic=True, **dtypes)
+    filled = []
+    for weights, cache in zip(blocks, caches, strict=True):
+        x, cache = block.apply({"params": weights}, x, cache, (rotary, mask))
+        filled.append(cache)
+    return RMSNorm(eps=decoder.norm_eps, **dtypes).apply({"params": final_norm}, x), tuple(filled)
 
 
 def embed_tokens(model: Emu, params: Any, tokens: jax.Array) -> jax.Array:

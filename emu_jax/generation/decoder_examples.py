@@ -8,8 +8,8 @@ import numpy as np
 
 from emu_jax.data.document import Document, Image, Layout, Text
 from emu_jax.data.images import preprocess
-from emu_jax.data.loader.decoder_examples import Condition, Example, write_examples
-from emu_jax.data.loader.prepared import PreparedSet
+from emu_jax.data.loader.prepared_set import PreparedSet
+from emu_jax.data.loader.visual_decoder_examples import Condition, Example, write_examples
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.diffusion.decoder import VisualDecoder
 from emu_jax.generation.buckets import power_of_two

@@ -30,6 +30,10 @@ class Tokens:
     ids: tuple[int, ...]
 
 
+class PlainText(str):
+    """Text that is never taken as a file's name: for what others than the user of this machine have typed."""
+
+
 Part = str | os.PathLike | PIL.Image.Image | np.ndarray | jax.Array | Tokens
 
 
@@ -162,6 +166,8 @@ def load_images(part: Part, image_size: int) -> list[np.ndarray]:
 def is_file_name(text: str) -> bool:
     """Whether a string in a prompt is meant as a file: it ends like one and either is there or is a single word."""
     stripped = text.strip()
+    if isinstance(text, PlainText):
+        return False
     if "\n" in stripped or Path(stripped).suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
         return False
     return " " not in stripped or Path(stripped).is_file()

@@ -1,1 +1,1 @@
-"""Write self-contained HTML pages and charts."""
+"""Self-contained HTML pages: style, charts, and the report of a training run."""

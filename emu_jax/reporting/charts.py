@@ -1,22 +1,24 @@
-"""Curves as inline SVG: no library, no script, colours from the page's style so that they follow light and dark."""
+"""Line charts as inline SVG: no library, no script; the page's style gives colors for light and dark mode."""
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from emu_jax.reporting.numbers import number
+from emu_jax.reporting.page import escape
+
 _WIDTH, _HEIGHT = 440, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 30
-_POINTS = 240  # drawn of each line; more are averaged
-_COLORS = 8  # .line-0 ... .line-7 in the page's style
-_LOG_FROM = 10.0  # values that span less than this factor need no logarithmic scale
+_MAX_POINTS = 240  # per line; more points are averaged
+_NUM_COLORS = 8  # .line-0 ... .line-7 in the page's style
+_MIN_LOG_SPAN = 10.0  # a smaller ratio of the largest to the smallest value needs no logarithmic scale
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: `values` at `steps`; None or NaN where nothing was measured."""
+    """A line: `values` at `steps`; None or NaN marks a missing value."""
 
     name: str
     steps: Sequence[float]
@@ -26,61 +28,66 @@ class Line:
 def line_chart(
     title: str, lines: Sequence[Line], *, marks: Sequence[tuple[float, str]] = (), logarithmic: bool = False
 ) -> str:
-    """A `<figure>` with the curves, their last values in the legend, and dashed marks (step, what happened).
+    """Return a `<figure>` with the lines, their last values in the legend, and dashed vertical marks.
 
-    `logarithmic` is followed where all values are positive and span much. Empty where no line has a value.
+    Args:
+      marks: (step, event) of each mark; the event is its tooltip.
+      logarithmic: use a logarithmic axis if all values are positive and span a factor of ten.
+
+    Returns:
+      HTML; an empty text if no line has a value.
     """
     drawn = [(line, *_finite(line)) for line in lines]
     drawn = [(line, x, y) for line, x, y in drawn if len(x)]
     if not drawn:
         return ""
     low, high = min(y.min() for _, _, y in drawn), max(y.max() for _, _, y in drawn)
-    logarithmic = bool(logarithmic and low > 0 and high / low > _LOG_FROM)
+    logarithmic = bool(logarithmic and low > 0 and high / low > _MIN_LOG_SPAN)
     ticks = log_ticks(low, high) if logarithmic else nice_ticks(low, high)
     scale = np.log10 if logarithmic else np.asarray
     bottom, top = float(scale(min(low, ticks[0]))), float(scale(max(high, ticks[-1])))
     first, last = min(x.min() for _, x, _ in drawn), max(x.max() for _, x, _ in drawn)
 
-    def across(x: np.ndarray | float) -> np.ndarray:
+    def to_x(x: np.ndarray | float) -> np.ndarray:
         return _LEFT + (np.asarray(x) - first) / max(last - first, 1e-9) * (_WIDTH - _LEFT - _RIGHT)
 
-    def up(y: np.ndarray | float) -> np.ndarray:
+    def to_y(y: np.ndarray | float) -> np.ndarray:
         return _HEIGHT - _BOTTOM - (scale(y) - bottom) / max(top - bottom, 1e-12) * (_HEIGHT - _TOP - _BOTTOM)
 
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}">']
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">']
     for tick in ticks:
-        y = float(up(tick))
+        y = float(to_y(tick))
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
     for tick in nice_ticks(first, last):
         if first <= tick <= last:
-            x = float(across(tick))
+            x = float(to_x(tick))
             parts.append(f'<text class="tick" x="{x:.1f}" y="{_HEIGHT - 9}" text-anchor="middle">{number(tick)}</text>')
-    for step, what in marks:
-        x = float(across(min(max(step, first), last)))
+    for step, event in marks:
+        x = float(to_x(min(max(step, first), last)))
         parts.append(
             f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}">'
-            f"<title>{html.escape(what)}</title></line>"
+            f"<title>{escape(event)}</title></line>"
         )
     legend = []
     for i, (line, steps, values) in enumerate(drawn):
-        kind = f"line-{i % _COLORS}"
+        css_class = f"line-{i % _NUM_COLORS}"
         if len(steps) == 1:
-            center = f'cx="{float(across(steps[0])):.1f}" cy="{float(up(values[0])):.1f}"'
-            parts.append(f'<circle class="{kind}" {center} r="2.5"/>')
+            center = f'cx="{float(to_x(steps[0])):.1f}" cy="{float(to_y(values[0])):.1f}"'
+            parts.append(f'<circle class="{css_class}" {center} r="2.5"/>')
         else:
-            points = " ".join(f"{px:.1f},{py:.1f}" for px, py in zip(across(steps), up(values), strict=True))
-            parts.append(f'<polyline class="{kind}" points="{points}"/>')
-        legend.append(f'<li class="{kind}">{html.escape(line.name)} <b>{number(_last(line))}</b></li>')
+            points = " ".join(f"{px:.1f},{py:.1f}" for px, py in zip(to_x(steps), to_y(values), strict=True))
+            parts.append(f'<polyline class="{css_class}" points="{points}"/>')
+        legend.append(f'<li class="{css_class}">{escape(line.name)} <b>{number(_last(line))}</b></li>')
     scale_note = " <small>log scale</small>" if logarithmic else ""
     return (
-        f'<figure class="chart"><figcaption>{html.escape(title)}{scale_note}</figcaption>'
+        f'<figure class="chart"><figcaption>{escape(title)}{scale_note}</figcaption>'
         f'{"".join(parts)}</svg><ul class="legend">{"".join(legend)}</ul></figure>'
     )
 
 
 def nice_ticks(low: float, high: float, *, count: int = 4) -> list[float]:
-    """About `count` round numbers from at most `low` to at least `high`.
+    """Return about `count` round numbers from at most `low` to at least `high`.
 
     nice_ticks(0.13, 2.6) -> [0.0, 1.0, 2.0, 3.0]
     """
@@ -93,7 +100,7 @@ def nice_ticks(low: float, high: float, *, count: int = 4) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten around [low, high], every second or third of them where they are many.
+    """Return powers of ten that span [low, high]; every second or third one if there are many.
 
     log_ticks(0.003, 2) -> [0.001, 0.01, 0.1, 1.0, 10.0]
     """
@@ -102,27 +109,14 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [10.0**power for power in range(first, last + stride, stride)]
 
 
-def number(value: float) -> str:
-    """Short, as on an axis: 12500 -> "12.5k", 0.0003 -> "3e-4"."""
-    size = abs(value)
-    if size >= 1e6:
-        return f"{value / 1e6:.3g}M"
-    if size >= 1e4:
-        return f"{value / 1e3:.3g}k"
-    if size and size < 1e-3:
-        mantissa, power = f"{value:.1e}".split("e")
-        return f"{float(mantissa):g}e{int(power)}"
-    return f"{value:.4g}" if size >= 1000 else f"{value:.3g}"
-
-
 def _finite(line: Line) -> tuple[np.ndarray, np.ndarray]:
-    """The points there are, averaged down to `_POINTS`."""
+    """Return the finite points (x, y), averaged to at most `_MAX_POINTS`."""
     x = np.asarray(line.steps, float)
     y = np.asarray([math.nan if value is None else value for value in line.values], float)
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
-    if len(x) <= _POINTS:
+    if len(x) <= _MAX_POINTS:
         return x, y
-    groups = np.array_split(np.arange(len(x)), _POINTS)
+    groups = np.array_split(np.arange(len(x)), _MAX_POINTS)
     return np.array([x[g].mean() for g in groups]), np.array([y[g].mean() for g in groups])
 
 

@@ -85,7 +85,7 @@ def _optima(result: FitResult, axes: Axes, which: int, label: str) -> None:
         lines = np.array(
             [[predict(one, budget)[which] for budget in budgets] for one in fit.samples if one is not None]
         )
-        if len(lines):
+        if len(lines) and np.isfinite(lines).any():
             tail = 50 * (1 - result.options.level)
             low, high = np.nanpercentile(lines, [tail, 100 - tail], axis=0)
             axes.fill_between(budgets, low, high, color=COLORS[name], alpha=0.12, lw=0)

@@ -14,7 +14,7 @@ from emu_jax.errors import UserError
 from emu_jax.typing import Float
 
 COLUMNS = ("params", "tokens", "loss", "budget")
-SAME_BUDGET = 0.02  # budgets closer than this fraction are one IsoFLOP curve
+SAME_BUDGET = 0.1  # neighbors closer than this, in ln C, are one IsoFLOP curve: padding differs from run to run
 HELD_OUT_TOLERANCE = 1e-9
 
 

@@ -1,34 +1,37 @@
-"""The loud warning when the visual embeddings stop telling images apart (DESIGN, Collapse)."""
+"""Detect when the visual embeddings become nearly the same for all images.
+
+Trained from scratch with both losses from the first step, a causal former can make its embeddings constant: the
+regression loss falls to zero, the model never learns captions, and the total loss still looks healthy.
+"""
 
 from collections.abc import Mapping
 
+MIN_VARIANCE_RATIO = 0.02  # of the highest variance logged so far; a healthy run stays well above
+MIN_EFFECTIVE_RANK = 1.5
 
-class CollapseWatch:
-    """Compares the monitors of `losses.collapse_monitors` with the best that the run has shown."""
 
-    def __init__(self, *, variance_ratio: float, least_rank: float) -> None:
-        self._variance_share, self._least_rank = variance_ratio, least_rank
+class CollapseMonitor:
+    """Compare the metrics of `losses.collapse_monitors` with the best values of the run so far."""
+
+    def __init__(self) -> None:
         self._best_variance = 0.0
-        self._warned = False
+        self._collapsed = False
 
     def check(self, metrics: Mapping[str, float]) -> str | None:
-        """The warning, once for each fall; None while all is well or nothing is measured."""
+        """Return a warning on the first call that finds a collapse; None on later calls, or without a collapse."""
         variance = metrics.get("visual_embedding_variance")
         rank = metrics.get("visual_embedding_rank")
         cosine = metrics.get("visual_embedding_cosine", float("nan"))
         if variance is None or rank is None or variance != variance:
             return None
         self._best_variance = max(self._best_variance, variance)
-        fallen = variance < self._variance_share * self._best_variance or rank < self._least_rank
-        if not fallen:
-            self._warned = False
+        reported = self._collapsed
+        self._collapsed = variance < MIN_VARIANCE_RATIO * self._best_variance or rank < MIN_EFFECTIVE_RANK
+        if reported or not self._collapsed:
             return None
-        if self._warned:
-            return None
-        self._warned = True
         return (
             f"COLLAPSE: the visual embeddings hardly depend on the image (variance {variance:.2g}, best so far "
             f"{self._best_variance:.2g}; effective rank {rank:.2f}; cosine {cosine:.4f}). The regression loss falls "
-            "for nothing and captions stop learning. Train captions first (stage caption_warmup), then both losses "
-            "with the vision side frozen, or set detach_regression or normalize_targets."
+            "without learning anything, and captions stop improving. Train captions first (stage caption_warmup), then "
+            "both losses with the vision side frozen; or set pretrain.detach_regression or pretrain.normalize_targets."
         )

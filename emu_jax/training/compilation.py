@@ -1,4 +1,4 @@
-"""The train step from its config to a compiled program: what `train` runs, and what `compile` studies without a pod."""
+"""Compile the train step of a config: for `train`, and for `compile`, which studies it without TPUs."""
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -14,35 +14,40 @@ from emu_jax.training.step import make_train_step
 
 
 def compile_train_step(config: TrainConfig, *, stage: Stage, state: TrainState, mesh: Mesh) -> jax.stages.Compiled:
-    """Compiles the step ahead of its first call: it is traced once, and a second shape would be an error.
+    """Compile the step before its first call. It is traced once; a batch of another shape is an error.
 
     Args:
       config: length, optimizer, microbatches and compiler options of the run.
-      stage: what is trained.
-      state: arrays, or shapes that carry their shardings.
-      mesh: the one that `jax.set_mesh` was given.
+      stage: stage to train.
+      state: arrays, or shapes with shardings.
+      mesh: current mesh, set by `jax.set_mesh`.
 
     Raises:
-      UserError: the rows of a batch do not divide into the microbatches, or the compiler knows no such option.
+      UserError: the batch size is not a multiple of the number of microbatches, or XLA does not know an option.
     """
     spec = stage.batch_spec()
     rows = next(iter(spec.values())).shape[0]
     if rows % config.accumulation:
-        raise UserError(f"The batch of {rows} rows does not divide into {config.accumulation} microbatches.")
-    placed = batch_shardings(spec, mesh=mesh)
-    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed[name]) for name, x in spec.items()}
+        raise UserError(
+            f"The batch size {rows} is not a multiple of train.accumulation, which is {config.accumulation}."
+        )
+    sharded = batch_shardings(spec, mesh=mesh)
+    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharded[name]) for name, x in spec.items()}
     step = make_train_step(stage, config=config.optimizer, steps=config.steps, accumulation=config.accumulation)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     replicated = NamedSharding(mesh, PartitionSpec())
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
     lowered = jitted.lower(state, batch)
-    words = {"true": True, "false": False}  # XLA reads "True" alone
-    told = (*GATHERED_KERNELS, *config.compiler_options) if on_tpu() else config.compiler_options
-    pairs = (option.split("=", 1) for option in told)
-    options = {name: words.get(value, value) for name, value in pairs}
     try:
-        return lowered.compile(compiler_options=options)
+        return lowered.compile(compiler_options=_compiler_options(config))
     except jax.errors.JaxRuntimeError as error:
         if "compile option" not in str(error):
             raise
         raise UserError(f"train.compiler_options: {error}") from None
+
+
+def _compiler_options(config: TrainConfig) -> dict[str, str | bool]:
+    options = (*GATHERED_KERNELS, *config.compiler_options) if on_tpu() else config.compiler_options
+    booleans = {"true": True, "false": False}  # as text, XLA accepts only "True" and "False"
+    pairs = (option.split("=", 1) for option in options)
+    return {name: booleans.get(value, value) for name, value in pairs}

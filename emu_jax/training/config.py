@@ -1,4 +1,4 @@
-"""What a run is told about its optimizer, its length and its habits."""
+"""Configuration of a training run: its length, optimizer, checkpoints and logs."""
 
 import dataclasses
 import enum
@@ -8,39 +8,41 @@ from emu_jax.sharding.mesh import MeshConfig
 
 
 class Schedule(enum.Enum):
-    """Shape of the learning rate after the warm-up; every one peaks at 1 and multiplies each part's own peak."""
+    """Shape of the learning rate after the warm-up. Each shape is 1 at its peak and multiplies the peak rates."""
 
-    COSINE = "cosine"  # down to `final_fraction` along half a cosine
+    COSINE = "cosine"  # half a cosine down to `final_fraction`
     CONSTANT = "constant"
-    WSD = "wsd"  # constant, then linearly to `final_fraction` over the last `cooldown_fraction` of the steps
-    PIECEWISE = "piecewise"  # constant between `boundaries`, at the shares of `values`
+    WSD = "wsd"  # warmup-stable-decay: constant, then linear to `final_fraction` over the last `cooldown_fraction`
+    PIECEWISE = "piecewise"  # constant between `boundaries`, with the factors in `values`
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a peak learning rate per part, and Muon where it is asked for.
+    """AdamW with peak learning rates per part of the model, and Muon for selected kernels.
 
     Attributes:
-      learning_rate: peak of every parameter that no pattern of `part_learning_rates` matches.
-      part_learning_rates: (regex on the "/"-joined path, peak); the first that matches a path counts.
+      learning_rate: peak rate of each parameter that no pattern of `part_learning_rates` matches.
+      part_learning_rates: (regex on the "/"-joined path, peak rate) pairs; the first match counts.
       schedule: shape of the learning rate after the warm-up.
-      warmup_steps: steps of linear warm-up; below 1 it is a share of all steps.
-      cooldown_fraction: share of the steps over which WSD falls.
-      final_fraction: what is left of the peak at the end of COSINE and WSD.
-      boundaries: steps at which PIECEWISE changes; `values` are the shares of the peak from each of them on.
-      values: as many as `boundaries`. Before the first boundary the share is 1.
-      muon: regexes on paths of kernels that Muon steps instead of Adam (`training/muon.py`); default: none.
-      weight_decay: decoupled; on the parameters that `no_decay` does not match.
-      no_decay: regexes on paths. Default: norms, biases, embeddings, and learned positions and queries.
-      clip_norm: global norm of the gradient of all that trains is cut to this; None leaves it.
-      moment_dtype: dtype in which the moments are kept; None means each parameter's own.
-      ema_decay: decay of an exponential moving average of the trainable parameters; None keeps none.
+      warmup_fraction: fraction of all steps used for linear warm-up.
+      warmup_steps: number of warm-up steps; if set, it replaces `warmup_fraction`.
+      cooldown_fraction: fraction of all steps over which WSD decays.
+      final_fraction: learning rate at the end of COSINE and WSD, as a fraction of the peak.
+      boundaries: steps at which PIECEWISE changes.
+      values: factors of the peak rate, one from each boundary on; the factor before the first boundary is 1.
+      muon: regexes on the paths of the kernels that Muon updates instead of Adam (`training/muon.py`).
+      weight_decay: decoupled weight decay, on the parameters that `no_decay` does not match.
+      no_decay: regexes on paths. Default: norms, biases, embeddings, learned positions and queries.
+      clip_norm: maximum global norm of the gradient of all trainable parameters; None disables clipping.
+      moment_dtype: dtype of the optimizer's moments; None uses the dtype of each parameter.
+      ema_decay: decay of an exponential moving average of the trainable parameters; None computes no average.
     """
 
     learning_rate: float = 1e-4
     part_learning_rates: tuple[tuple[str, float], ...] = ()
     schedule: Schedule = Schedule.COSINE
-    warmup_steps: float = 0.02
+    warmup_fraction: float = 0.02
+    warmup_steps: int | None = None
     cooldown_fraction: float = 0.2
     final_fraction: float = 0.0
     boundaries: tuple[int, ...] = ()
@@ -56,29 +58,37 @@ class OptimizerConfig:
     ema_decay: float | None = None
 
     def __post_init__(self) -> None:
+        if not 0 <= self.warmup_fraction < 1:
+            raise UserError(
+                f"optimizer.warmup_fraction must be at least 0 and below 1, not {self.warmup_fraction}; "
+                "set optimizer.warmup_steps to give a number of steps."
+            )
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            raise UserError(f"optimizer.warmup_steps must be at least 0, not {self.warmup_steps}.")
         if len(self.boundaries) != len(self.values):
             raise UserError(
-                f"optimizer.boundaries ({len(self.boundaries)}) and optimizer.values ({len(self.values)}) must pair up."
+                f"optimizer.boundaries has {len(self.boundaries)} entries and optimizer.values has {len(self.values)}; "
+                "they must have the same number."
             )
         if self.schedule is Schedule.PIECEWISE and not self.boundaries:
-            raise UserError("optimizer.schedule = 'piecewise' wants optimizer.boundaries and optimizer.values.")
+            raise UserError("optimizer.schedule = 'piecewise' requires optimizer.boundaries and optimizer.values.")
         if self.moment_dtype not in (None, "float32", "bfloat16"):
             raise UserError(f"optimizer.moment_dtype must be float32, bfloat16 or None, not {self.moment_dtype!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When a run is saved and what is kept.
+    """When a run saves checkpoints, and which ones it keeps.
 
     Attributes:
-      every_steps: period; the end of the run and a stop by signal save too. 0 saves at those alone.
-      keep: how many of the newest steps stay.
-      keep_every_steps: a step that is a multiple of this stays for good; None keeps none so.
-      keep_steps: these steps are saved and stay for good, such as the starts of other runs' cooldowns.
-      keep_every_hours: one step in so many hours stays for good; None keeps none so.
-      best_metric: name of a logged metric whose `keep_best` best steps stay as well.
-      best_is_lowest: whether the lowest value of `best_metric` is the best.
-      asynchronous: write in the background while training goes on.
+      every_steps: steps between two checkpoints. The end of a run and a stop by signal also save; 0 saves only then.
+      keep: number of newest checkpoints to keep.
+      keep_every_steps: keep each step that is a multiple of this; None for no such rule.
+      keep_steps: save these steps too, and keep them, such as where the cooldowns of other runs branch off.
+      keep_every_hours: keep one checkpoint per this many hours; None for no such rule.
+      best_metric: name of a logged metric, such as "loss" or "eval/loss"; keep the steps with its best values.
+      keep_best: number of best steps to keep.
+      best_is_lowest: True if lower values of `best_metric` are better.
     """
 
     every_steps: int = 1000
@@ -89,28 +99,27 @@ class CheckpointConfig:
     best_metric: str | None = None
     keep_best: int = 1
     best_is_lowest: bool = True
-    asynchronous: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One run of the loop.
+    """One call of the training loop.
 
     Attributes:
-      steps: optimizer steps in all, counted from the beginning of the run (not from a resume).
-      accumulation: microbatches a step; the batch that the data yields is cut into so many.
-      seed: of parameters and dropout.
-      warm_start: a model directory, or one step of another run, whose parameters this run begins with.
-      log_every: steps between two log lines; metrics in a line are means over those steps.
-      evaluate_every: steps between two calls of the evaluations; 0 calls them at the end alone.
-      max_skipped_in_row: so many steps in a row with a non-finite gradient stop the run.
-      collapse_variance: the run warns when the visual embeddings' variance over the batch falls below this share of
-        the highest logged so far; a healthy run stays far above.
-      collapse_rank: it warns as well when their effective rank falls below this.
-      run_ahead: steps that may be on their way to the device before the oldest has finished.
-      profile: write an XLA profile of steps 10 to 13 of this process under WORKDIR/profile.
-      compiler_options: of XLA for the train step, as in "xla_tpu_rwb_fusion=false"; the last of a name counts.
-      wandb: project on Weights & Biases that the metrics go to as well; None for none.
+      steps: total number of optimizer steps, counted from the start of the run (not from a resume).
+      accumulation: number of microbatches per step; each batch is split into this many.
+      seed: seed of parameters, dropout and data order.
+      mesh: sizes of the device mesh.
+      optimizer: optimizer and learning rates.
+      checkpoint: saving of checkpoints.
+      warm_start: model directory, or one checkpoint step of another run, whose parameters initialize this run.
+      log_every: steps between two log lines; the metrics of a line are means over these steps.
+      evaluate_every: steps between two evaluations; 0 evaluates only at the end.
+      max_skipped_in_row: number of consecutive steps with a non-finite gradient after which the run stops.
+      profile: write an XLA profile of a few steps to WORKDIR/profile.
+      compiler_options: XLA options of the train step, such as "xla_tpu_rwb_fusion=false"; the last value of a name
+        counts.
+      wandb: Weights & Biases project that also receives the metrics; None for no such copy.
     """
 
     steps: int
@@ -123,17 +132,16 @@ class TrainConfig:
     log_every: int = 50
     evaluate_every: int = 0
     max_skipped_in_row: int = 10
-    collapse_variance: float = 0.02
-    collapse_rank: float = 1.5
-    run_ahead: int = 2
     profile: bool = False
     compiler_options: tuple[str, ...] = ()
     wandb: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "accumulation", "log_every", "max_skipped_in_row", "run_ahead"):
+        for name in ("steps", "accumulation", "log_every", "max_skipped_in_row"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} must be at least 1, not {getattr(self, name)}.")
         for option in self.compiler_options:
             if not all(option.partition("=")):
-                raise UserError(f"train.compiler_options are as in 'xla_tpu_rwb_fusion=false', not {option!r}.")
+                raise UserError(
+                    f"train.compiler_options must have the form 'xla_tpu_rwb_fusion=false', not {option!r}."
+                )

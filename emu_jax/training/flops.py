@@ -1,8 +1,8 @@
-"""How much useful arithmetic a step holds, counted from the model's sizes, and the share of the peak that it reaches.
+"""Count the useful floating-point operations of a step from the model's sizes.
 
-A multiply-add is two operations; padding of rows, empty image slots and recomputation are not useful. The backward pass
-of a part costs twice its forward pass where the part's parameters train, once where only the gradient of its inputs is
-wanted, and nothing where neither is.
+A multiply-add counts as two operations. Padding of rows, empty image slots and rematerialization are not useful work.
+The backward pass of a part costs twice its forward pass if its parameters are trained, once if only the gradient of its
+inputs is needed, and nothing otherwise.
 """
 
 import dataclasses
@@ -12,8 +12,7 @@ from emu_jax.models.config import CausalFormerConfig, DecoderConfig, EmuConfig, 
 
 @dataclasses.dataclass(frozen=True)
 class ForwardFlops:
-    """Operations of one forward pass, by part: a token place costs `decoder` and `heads`, an image `vision` and
-    `causal_former`."""
+    """Operations of one forward pass: `decoder` and `heads` per token, `vision` and `causal_former` per image."""
 
     decoder: float
     heads: float
@@ -22,11 +21,11 @@ class ForwardFlops:
 
 
 def forward_flops(config: EmuConfig, *, context: float) -> ForwardFlops:
-    """Counts one place of a row and one image.
+    """Count the operations for one token and one image.
 
     Args:
-      config: sizes.
-      context: how many places a place attends to on average: half a document's length.
+      config: sizes of the model.
+      context: mean number of tokens that a token attends to, which is half the length of a document.
     """
     decoder = config.decoder
     return ForwardFlops(
@@ -51,8 +50,9 @@ def _vision(c: VisionConfig) -> float:
 
 def _causal_former(c: CausalFormerConfig, vision: VisionConfig, *, width_out: int) -> float:
     inner = c.num_heads * c.head_dim
-    own = 2 * c.width * (4 * inner + 2 * inner + 2 * c.mlp_dim)  # self-attention, cross-attention's q and out, MLP
+    # Per query: self-attention, the query and output projections of cross-attention, MLP.
+    projections = 2 * c.width * (4 * inner + 2 * inner + 2 * c.mlp_dim)
     attention = 4 * inner * (c.num_image_tokens / 2 + vision.num_tokens)
-    read = 2 * vision.num_tokens * vision.width * 2 * inner  # cross-attention's keys and values
-    layers = c.num_layers * (c.num_image_tokens * (own + attention) + read)
+    cross_keys_values = 2 * vision.num_tokens * vision.width * 2 * inner
+    layers = c.num_layers * (c.num_image_tokens * (projections + attention) + cross_keys_values)
     return layers + 2 * c.num_image_tokens * c.width * width_out

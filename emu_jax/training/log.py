@@ -1,4 +1,4 @@
-"""Where a run tells how it goes: WORKDIR/metrics.jsonl, TensorBoard, and the console."""
+"""Log the progress of a run: WORKDIR/metrics.jsonl, TensorBoard and the console."""
 
 import json
 import math
@@ -12,43 +12,48 @@ from typing import Protocol, TextIO
 
 from tensorboardX import SummaryWriter
 
+from emu_jax.io.files import file_errors, write_text
+from emu_jax.reporting.numbers import duration
+
 METRICS_FILE = "metrics.jsonl"
 
 
 class Sink(Protocol):
-    """Where metrics go besides; what it takes is as MetricsLog has it."""
+    """Another receiver of the metrics, with the methods of MetricsLog."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One record."""
+        """Receive one record."""
 
     def warn(self, step: int, warning: str) -> None:
-        """One warning."""
+        """Receive one warning."""
 
     def close(self) -> None:
-        """Called once, at the end."""
+        """Finish; called once at the end."""
 
 
 class MetricsLog:
-    """Writes each record as one line of JSON and as TensorBoard scalars; only process 0 makes one."""
+    """Write each record as one line of JSON and as TensorBoard scalars; only process 0 makes one."""
 
     def __init__(self, workdir: str | Path, *, step: int, sinks: Sequence[Sink] = ()) -> None:
-        """Opens the logs of a run that is at `step`; what an earlier try logged past it is dropped."""
+        """Open the logs of a run at `step`. Later records, of an earlier attempt that went further, are removed.
+
+        Raises:
+          UserError: the workdir cannot be written.
+        """
         self._sinks = tuple(sinks)
-        self._path = Path(workdir) / METRICS_FILE
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [record for record in read_metrics(workdir) if record["step"] <= step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(temporary, self._path)
-        self._file: TextIO = self._path.open("a")
-        self._tensorboard = SummaryWriter(
-            str(Path(workdir) / "tensorboard"), purge_step=step + 1 if step else None, max_queue=1000
-        )
+        path = Path(workdir) / METRICS_FILE
+        earlier = [record for record in read_metrics(workdir) if record["step"] <= step]
+        write_text(path, "".join(json.dumps(record) + "\n" for record in earlier))
+        with file_errors("write", path):
+            self._file: TextIO = path.open("a")
+            self._tensorboard = SummaryWriter(
+                str(Path(workdir) / "tensorboard"), purge_step=step + 1 if step else None, max_queue=1000
+            )
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends one record; a value that is not finite becomes null in JSON."""
+        """Append one record; a value that is not finite becomes null in JSON."""
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._line({"step": step, "time": round(time.time(), 3), **finite})
+        self._append({"step": step, "time": round(time.time(), 3), **finite})
         for name, value in finite.items():
             if value is not None:
                 self._tensorboard.add_scalar(name, value, step)
@@ -56,26 +61,26 @@ class MetricsLog:
             sink.write(step, metrics)
 
     def warn(self, step: int, warning: str) -> None:
-        """Records a warning with its step."""
-        self._line({"step": step, "time": round(time.time(), 3), "warning": warning})
+        """Append a warning with its step."""
+        self._append({"step": step, "time": round(time.time(), 3), "warning": warning})
         self._tensorboard.add_text("warning", warning, step)
         for sink in self._sinks:
             sink.warn(step, warning)
 
     def close(self) -> None:
-        """Flushes and closes all."""
+        """Flush and close all logs."""
         self._file.close()
         self._tensorboard.close()
         for sink in self._sinks:
             sink.close()
 
-    def _line(self, record: Mapping[str, object]) -> None:
+    def _append(self, record: Mapping[str, object]) -> None:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
 
 def read_metrics(workdir: str | Path) -> list[dict]:
-    """The records of WORKDIR/metrics.jsonl; a last line cut off by a kill is left out."""
+    """Return the records of WORKDIR/metrics.jsonl, without a last line that was truncated by a kill."""
     path = Path(workdir) / METRICS_FILE
     records = []
     for line in path.read_text().splitlines() if path.exists() else ():
@@ -87,11 +92,11 @@ def read_metrics(workdir: str | Path) -> list[dict]:
 
 
 class Console:
-    """Lines that renew themselves on a terminal, new ones for each log elsewhere; silent on processes other than 0."""
+    """Progress lines on stderr: updated in place on a terminal, appended elsewhere; silent if not `enabled`."""
 
     def __init__(self, title: str, *, steps: int, enabled: bool = True) -> None:
         self._title, self._steps, self._enabled = title, steps, enabled
-        self._live = enabled and sys.stderr.isatty()
+        self._in_place = enabled and sys.stderr.isatty()
         self._open_lines = 0
 
     def __enter__(self) -> "Console":
@@ -103,11 +108,11 @@ class Console:
         self._end_line()
 
     def progress(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The progress lines, in place of the last ones on a terminal."""
+        """Write the progress lines; on a terminal they replace the previous ones."""
         if not self._enabled:
             return
         lines = progress_lines(self._title, step, self._steps, metrics)
-        if self._live:
+        if self._in_place:
             width = os.get_terminal_size(sys.stderr.fileno()).columns
             up = f"\x1b[{self._open_lines - 1}A" if self._open_lines > 1 else ""
             sys.stderr.write("\r" + up + "\n".join(f"\x1b[2K{line[: width - 1]}" for line in lines))
@@ -116,11 +121,11 @@ class Console:
             sys.stderr.write("\n".join(lines) + "\n")
         sys.stderr.flush()
 
-    def say(self, message: str) -> None:
-        """A message on a line of its own."""
+    def message(self, text: str) -> None:
+        """Write a message on a new line."""
         if self._enabled:
             self._end_line()
-            sys.stderr.write(f"{self._title}: {message}\n")
+            sys.stderr.write(f"{self._title}: {text}\n")
             sys.stderr.flush()
 
     def _end_line(self) -> None:
@@ -130,26 +135,24 @@ class Console:
 
 
 def progress_lines(title: str, step: int, steps: int, metrics: Mapping[str, float]) -> list[str]:
-    """How a run goes: its speed, then the losses of each set, norms of each part and monitors where there are any.
+    """Format losses and speed, then the losses per data set, norms per part and monitors that `metrics` has.
 
-    "filled": the shares of token places and of image slots that are no padding.
+    "filled" gives the fractions of tokens and of image slots that are not padding.
 
-    pretrain 1200/4000 30%  loss 1.234  text 0.9  41k tokens/s  filled 97%/99%  MFU 41%  data 2%  3m10s left
-      text: laion 0.8, mmc4 1.1
-      gradient 1.3: decoder 1.2, vision_encoder 0.4  update 0.01: decoder 0.01, vision_encoder 0.002
-      embeddings: variance 0.52, cosine 0.31, rank 17
+        pretrain 1200/4000 30%  loss 1.25  text 0.75  regression 0.5  41.2k tokens/s  filled 97%/99%  MFU 41.2%
+          text: laion 0.8, mmc4 1.1  regression: laion 0.4, mmc4 0.6
+          gradient 1.3: decoder 1.2, vision_encoder 0.5  update: decoder 0.01, vision_encoder 0.002
+          embeddings: variance 0.52, cosine 0.31, rank 17
     """
     lines = [_speed_line(title, step, steps, metrics)]
     per_set = {loss: group for loss in ("text", "regression") if (group := _group(metrics, f"loss/{loss}/"))}
     lines.append("  ".join(f"{loss}: {_listed(group)}" for loss, group in per_set.items()))
-    norms = {kind: _group(metrics, f"{kind}_norm/") for kind in ("gradient", "update")}
-    lines.append(
-        "  ".join(
-            f"{kind}{' ' + _short(metrics[f'{kind}_norm']) if f'{kind}_norm' in metrics else ''}: {_listed(group)}"
-            for kind, group in norms.items()
-            if group
-        )
-    )
+    norms = []
+    if gradient := _group(metrics, "gradient_norm/"):
+        norms.append(f"gradient {_short(metrics['gradient_norm'])}: {_listed(gradient)}")
+    if update := _group(metrics, "update_norm/"):
+        norms.append(f"update: {_listed(update)}")
+    lines.append("  ".join(norms))
     monitors = _group(metrics, "visual_embedding_")
     lines.append(f"embeddings: {_listed(monitors)}" if monitors else "")
     return [lines[0], *(f"  {line}" for line in lines[1:] if line)]
@@ -173,10 +176,10 @@ def _speed_line(title: str, step: int, steps: int, metrics: Mapping[str, float])
     elif "model_tflops_per_second" in metrics:
         parts.append(f"{_short(metrics['model_tflops_per_second'] * 1e12)}FLOP/s")
     if "data_wait" in metrics:
-        parts.append(f"data {metrics['data_wait']:.0%}")
-    for name, place in (("device_memory_gb", "device"), ("host_memory_gb", "host")):
+        parts.append(f"data wait {metrics['data_wait']:.0%}")
+    for name, memory in (("device_memory_gb", "device"), ("host_memory_gb", "host")):
         if name in metrics:
-            parts.append(f"{place} {metrics[name]:.1f} GB")
+            parts.append(f"{memory} {metrics[name]:.1f} GB")
     if metrics.get("skipped"):
         parts.append(f"skipped {metrics['skipped']:.1%}")
     if "seconds_left" in metrics and step < steps:
@@ -185,23 +188,13 @@ def _speed_line(title: str, step: int, steps: int, metrics: Mapping[str, float])
 
 
 def _group(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
-    """The metrics of a prefix, those left out that nothing was counted for."""
+    """Return the finite metrics whose names start with `prefix`, without it."""
     found = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _listed(group: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {_short(value)}" for name, value in group.items())
-
-
-def duration(seconds: float) -> str:
-    """3750 -> "1h02m"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
 def _short(value: float) -> str:

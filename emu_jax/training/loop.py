@@ -1,6 +1,6 @@
-"""The one training loop: for every stage, on a laptop and on a pod.
+"""The training loop: one for all stages, on a laptop and on a pod.
 
-What a step does is in step.py, what is saved in checkpoints/, what is shown in log.py; here they are put together.
+step.py computes a step, checkpoints/ saves the state and log.py reports the metrics; this file connects them.
 """
 
 import dataclasses
@@ -17,38 +17,49 @@ from emu_jax.checkpoints.manager import Checkpoints
 from emu_jax.checkpoints.params import place_parameters, warm_start
 from emu_jax.config import to_dict
 from emu_jax.errors import UserError
+from emu_jax.reporting.numbers import duration
 from emu_jax.sharding.mesh import make_mesh
-from emu_jax.training.collapse import CollapseWatch
+from emu_jax.training.collapse import CollapseMonitor
 from emu_jax.training.compilation import compile_train_step
 from emu_jax.training.config import TrainConfig
-from emu_jax.training.log import Console, MetricsLog, Sink, duration
+from emu_jax.training.log import Console, MetricsLog, Sink
 from emu_jax.training.metrics import Accumulator, Metrics
 from emu_jax.training.optimizer import make_optimizer
 from emu_jax.training.partition import Tree, merge
 from emu_jax.training.prefetch import Data, Prefetcher
 from emu_jax.training.profile import Profiler
 from emu_jax.training.signals import StopSignal
-from emu_jax.training.stage import ReadsText, Stage
+from emu_jax.training.stage import HasVocabulary, Stage
 from emu_jax.training.state import TrainState, abstract_state, create_state, describe
 from emu_jax.training.throughput import Throughput
 from emu_jax.training.weights_and_biases import WandbRun
 
 CHECKPOINTS = "checkpoints"
+MAX_STEPS_IN_FLIGHT = 2  # steps dispatched to the device before the loop waits for the oldest
 
-DataFactory = Callable[[list[Any]], Data]
-Start = Callable[[], tuple[Any, str]]  # -> (parameters, or some parts of them; where they are from)
-Evaluation = Callable[[int, Any], dict[str, float]]  # (step, params) -> metrics, logged under "eval/"
+
+@dataclasses.dataclass(frozen=True)
+class InitialParameters:
+    """Parameters that a run starts with, and a line for the log that names their source."""
+
+    params: Any
+    description: str
+
+
+DataFactory = Callable[[list[Any]], Data]  # from the data states of all processes that saved; [] at the start of a run
+Initialize = Callable[[], InitialParameters]
+Evaluation = Callable[[int, Any], dict[str, float]]  # (step, params) -> metrics, logged as "eval/NAME"
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """How a run ended.
+    """State at the end of a run.
 
     Attributes:
-      params: the parameters, on the run's mesh.
-      ema: the moving average of the trainable ones, or None.
-      step: the step they are of; below `config.steps` when the run was stopped.
-      stopped_by: "SIGTERM" or "SIGINT", or None when the run came to its end.
+      params: parameters, on the run's mesh.
+      ema: moving average of the trainable parameters, or None.
+      step: number of steps done; less than `config.steps` if the run was stopped.
+      stopped_by: "SIGTERM" or "SIGINT"; None if all steps are done.
     """
 
     params: Any
@@ -65,122 +76,127 @@ def train(
     workdir: str | Path,
     checkpoints: str | Path | None = None,
     run_config: dict[str, Any] | None = None,
-    start: Start | None = None,
+    initialize: Initialize | None = None,
     evaluations: Sequence[Evaluation] = (),
     sinks: Sequence[Sink] = (),
     title: str | None = None,
     quiet: bool = False,
 ) -> TrainResult:
-    """Trains `stage` on `data` up to `config.steps`, from the newest checkpoint in `workdir` where there is one.
+    """Train `stage` on `data` for `config.steps` steps, starting from the newest checkpoint of the run if there is one.
 
     Args:
-      config: of the run.
-      stage: what is trained.
+      config: settings of the loop.
+      stage: model and losses.
       data: iterator of this process's rows of each global batch; or a function that makes it from the data states of
-        all processes that saved (none at the start of a run), which can go on with another number of processes.
-      workdir: takes metrics.jsonl, tensorboard/ and checkpoints/.
-      checkpoints: takes the checkpoints instead of WORKDIR/checkpoints; may be `gs://...`.
-      run_config: the whole configuration, kept with every checkpoint; default: `config`.
-      start: called where there is no checkpoint; its parameters take the place of new ones (before `warm_start`).
+        all processes that saved them, so that a run can resume with another number of processes.
+      workdir: folder for metrics.jsonl, tensorboard/ and checkpoints/.
+      checkpoints: folder for the checkpoints instead of WORKDIR/checkpoints; may be `gs://...`.
+      run_config: complete configuration, saved with each checkpoint; default: `config`.
+      initialize: called if there is no checkpoint; its parameters replace new ones, and take precedence over those of
+        `config.warm_start`.
       evaluations: called every `config.evaluate_every` steps and at the end.
-      sinks: take the metrics besides the log, on process 0.
-      title: begins the progress line; default: the stage's name.
-      quiet: nothing on the console.
+      sinks: other receivers of the metrics, on process 0.
+      title: start of each progress line; default: the name of the stage.
+      quiet: print nothing to the console.
 
     Raises:
-      UserError: bad configuration, data or directory; a gradient that stays non-finite; a failed save.
+      UserError: invalid configuration, data or folder; gradients that stay non-finite; a checkpoint that cannot be
+        saved.
     """
     mesh = make_mesh(config.mesh)
-    lead = jax.process_index() == 0
-    opened = open_checkpoints(config, checkpoints or Path(workdir) / CHECKPOINTS)
-    console = Console(title or stage.name, steps=config.steps, enabled=lead and not quiet)
+    is_main_process = jax.process_index() == 0
+    manager = open_checkpoints(config, checkpoints or Path(workdir) / CHECKPOINTS)
+    console = Console(title or stage.name, steps=config.steps, enabled=is_main_process and not quiet)
     try:
         with jax.set_mesh(mesh), console, StopSignal() as stop:
-            state, data = _start(config, stage, data, opened, mesh, console, start)
-            kept = run_config or to_dict(config)
-            wandb = [WandbRun(workdir, project=config.wandb, config=kept)] if config.wandb and lead else []
-            log = MetricsLog(workdir, step=int(state.step), sinks=[*wandb, *sinks]) if lead else None
-            profiler = Profiler(workdir, enabled=config.profile and lead)
-            run = _Run(config, stage, opened, console, log, stop, kept, evaluations, mesh, profiler)
+            state, data = _initial_state(config, stage, data, manager, mesh, console, initialize)
+            saved_config = run_config or to_dict(config)
+            log = None
+            if is_main_process:
+                wandb = [WandbRun(workdir, project=config.wandb, config=saved_config)] if config.wandb else []
+                log = MetricsLog(workdir, step=int(state.step), sinks=[*wandb, *sinks])
+            profiler = Profiler(workdir, enabled=config.profile and is_main_process)
+            loop = _Loop(config, stage, manager, console, log, stop, saved_config, evaluations, mesh, profiler)
             try:
-                return run.steps(state, data)
+                return loop.run(state, data)
             finally:
                 if log is not None:
                     log.close()
     finally:
-        opened.close()
+        manager.close()
 
 
 def open_checkpoints(config: TrainConfig, directory: str | Path) -> Checkpoints:
-    """The checkpoints in `directory`, under the habits of the run's config."""
-    habits = dataclasses.asdict(config.checkpoint)
-    del habits["every_steps"]
-    return Checkpoints(directory, **habits)
+    """Open the checkpoints in `directory` with the settings of the run."""
+    settings = dataclasses.asdict(config.checkpoint)
+    del settings["every_steps"]
+    return Checkpoints(directory, **settings)
 
 
-def _start(
+def _initial_state(
     config: TrainConfig,
     stage: Stage,
     data: Data | DataFactory,
     checkpoints: Checkpoints,
     mesh: Mesh,
     console: Console,
-    start: Start | None,
+    initialize: Initialize | None,
 ) -> tuple[TrainState, Data]:
-    """The newest checkpoint's state, data included; else a new one, warm where the config says so."""
+    """Restore the newest checkpoint with its data state; without one, create a new state."""
     optimizer = make_optimizer(config.optimizer, steps=config.steps)
     abstract = abstract_state(stage, optimizer, config=config.optimizer, mesh=mesh)
     for line in describe(abstract, mesh=mesh):
-        console.say(line)
+        console.message(line)
     params, rest = to_items(abstract)
     restored = checkpoints.restore_newest(params=params, optimizer=rest)
     if restored is not None:
         for warning in restored.warnings:
-            console.say(f"WARNING: {warning}")
-        console.say(f"going on from checkpoint {restored.step}")
-        return from_items(restored.params, restored.optimizer), _placed(data, restored.data)
-    given: Tree = {}
-    if start is not None:
-        parts, source = start()
-        given = place_parameters(parts, abstract.params)
-        console.say(source)
+            console.message(f"WARNING: {warning}")
+        console.message(f"resuming from checkpoint {restored.step}")
+        return from_items(restored.params, restored.optimizer), _data_at(data, restored.data)
+    initial: Tree = {}
+    if initialize is not None:
+        given = initialize()
+        initial = place_parameters(given.params, abstract.params)
+        console.message(given.description)
     if config.warm_start is not None:
-        vocab_size = stage.vocab_size if isinstance(stage, ReadsText) else None
-        taken, report = warm_start(config.warm_start, abstract.params, vocab_size=vocab_size)
-        given = merge(taken, given)
-        console.say(f"parameters from {config.warm_start}\n{report.summary()}")
-    state = create_state(stage, optimizer, config=config.optimizer, mesh=mesh, seed=config.seed, given=given)
-    return state, _placed(data, [])
+        vocab_size = stage.vocab_size if isinstance(stage, HasVocabulary) else None
+        loaded, report = warm_start(config.warm_start, abstract.params, vocab_size=vocab_size)
+        initial = merge(loaded, initial)
+        console.message(f"parameters from {config.warm_start}\n{report.summary()}")
+    state = create_state(stage, optimizer, config=config.optimizer, mesh=mesh, seed=config.seed, initial=initial)
+    return state, _data_at(data, [])
 
 
-def _placed(data: Data | DataFactory, states: list[Any]) -> Data:
-    """The data where `states` left it."""
+def _data_at(data: Data | DataFactory, states: list[Any]) -> Data:
+    """Return the data at the position given by the states of all processes that saved; [] is the start."""
     if not isinstance(data, Data):
         return data(states)
     if len(states) == jax.process_count():
         data.set_state(states[jax.process_index()])
     elif states:
         raise UserError(
-            f"The checkpoint's data state is of {len(states)} processes and there are {jax.process_count()} now; this "
-            "data cannot be divided anew: go on with as many processes, or begin another run with train.warm_start."
+            f"The checkpoint was saved by {len(states)} processes and there are {jax.process_count()} now. This data "
+            "cannot be divided among another number of processes: resume with the same number, or start another run "
+            "with train.warm_start."
         )
     return data
 
 
 def to_items(state: TrainState) -> tuple[Any, dict[str, Any]]:
-    """(params, all the rest): the two array items of a checkpoint."""
+    """Split the state into the two array items of a checkpoint: the parameters, and all other fields."""
     rest = {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "params"}
     return state.params, {name: value for name, value in rest.items() if value is not None}
 
 
 def from_items(params: Any, rest: dict[str, Any]) -> TrainState:
-    """The inverse of `to_items`."""
+    """Invert `to_items`."""
     return TrainState(params=params, ema=rest.get("ema"), **{k: v for k, v in rest.items() if k != "ema"})
 
 
 @dataclasses.dataclass
-class _Run:
-    """One call of `train`, once there is a state."""
+class _Loop:
+    """One call of `train`, with everything but its state."""
 
     config: TrainConfig
     stage: Stage
@@ -193,95 +209,95 @@ class _Run:
     mesh: Mesh
     profiler: Profiler
 
-    def steps(self, state: TrainState, data: Data) -> TrainResult:
-        """Steps from where `state` is to the end, or to a signal."""
+    def run(self, state: TrainState, data: Data) -> TrainResult:
+        """Do all steps that are left, or those until a signal."""
         config = self.config
-        step, data_state, last_metrics = int(state.step), data.get_state(), {}
+        step, data_state = int(state.step), data.get_state()
+        logged: dict[str, float] = {}  # metrics of the last log line
+        evaluated: dict[str, float] = {}  # metrics of the evaluations after the last step
         if step >= config.steps:
-            self.console.say(f"nothing to do: checkpoint {step} is the last of {config.steps} steps")
+            self.console.message(f"nothing to do: checkpoint {step} is the last of {config.steps} steps")
             return TrainResult(state.params, state.ema, step, None)
 
         train_step = self._compile(state)
-        watch = CollapseWatch(variance_ratio=config.collapse_variance, least_rank=config.collapse_rank)
+        monitor = CollapseMonitor()
         accumulated, in_flight = Accumulator(), deque[Metrics]()
-        # A run on eight fake CPU devices stood still once with two steps in flight, all cores busy elsewhere, and never
-        # again when it was tried. XLA means to allow it (its CPU client starts one program with collectives at a time,
-        # on a thread a device); but such devices are for tests, where nothing is gained by running ahead.
-        several_cpus = jax.default_backend() == "cpu" and jax.local_device_count() > 1
-        run_ahead = 0 if several_cpus else config.run_ahead
+        # With two steps in flight, a run on eight simulated CPU devices on busy cores hung once and never again. XLA is
+        # meant to support this: its CPU client runs one program with collectives at a time, one thread per device. But
+        # such devices are only for tests, which gain nothing from steps in flight.
+        simulated = jax.default_backend() == "cpu" and jax.local_device_count() > 1
+        max_in_flight = 0 if simulated else MAX_STEPS_IN_FLIGHT
         throughput = Throughput(self.stage, steps=config.steps)
         prefetcher = Prefetcher(data, spec=self.stage.batch_spec(), mesh=self.mesh)
         try:
             while step < config.steps and not self.stop.stops_after(step):
                 with throughput.waiting():
-                    batch, data_state = next(prefetcher)
+                    prefetched = next(prefetcher)
+                data_state = prefetched.state
                 self.profiler.before_step()
-                state, metrics = train_step(state, batch)
+                state, metrics = train_step(state, prefetched.batch)
                 self.profiler.after_step(metrics)
-                del batch
+                del prefetched
                 step += 1
+                evaluated = {}
                 accumulated.add(metrics)
                 in_flight.append(metrics)
-                if len(in_flight) > run_ahead:
-                    self._check_finite(in_flight.popleft(), step - run_ahead)
+                if len(in_flight) > max_in_flight:
+                    self._check_finite(in_flight.popleft(), step - max_in_flight)
                 throughput.step_done(step, first_metrics=metrics)
-                logs = step % config.log_every == 0 or step == config.steps
-                if logs:
-                    last_metrics = accumulated.result()
-                    last_metrics |= throughput.result(step, last_metrics)
-                    self._report(step, last_metrics, watch)
+                if step % config.log_every == 0 or step == config.steps:
+                    logged = accumulated.result()
+                    logged |= throughput.result(step, logged)
+                    self._report(step, logged, monitor)
                 if config.evaluate_every and step % config.evaluate_every == 0 and step < config.steps:
-                    last_metrics |= self._evaluate(step, state, throughput)
+                    evaluated = self._evaluate(step, state, throughput)
                 if self._saves_at(step):
-                    self._save(state, data_state, last_metrics)
+                    self._save(state, data_state, logged | evaluated)
             while in_flight:
                 self._check_finite(in_flight.popleft(), step - len(in_flight))
             if self.evaluations and step == config.steps:
-                last_metrics |= self._evaluate(step, state, throughput)
-            self._save(state, data_state, last_metrics)
+                evaluated = self._evaluate(step, state, throughput)
+            self._save(state, data_state, logged | evaluated)
             self.checkpoints.wait()
         finally:
             self.profiler.close()
             prefetcher.close()
         if step < config.steps:
-            self.console.say(
-                f"stopped by {self.stop.received or 'a signal to another process'} after step {step}, which is saved; "
-                "the same command goes on from there"
+            self.console.message(
+                f"stopped by {self.stop.received or 'a signal to another process'} after step {step} and saved; run "
+                "the same command again to resume"
             )
         else:
-            self.console.say(
+            self.console.message(
                 f"done: {step} steps in {duration(throughput.seconds())}; {self.checkpoints.directory}/{step}"
             )
         stopped_by = None if step >= config.steps else self.stop.received or "SIGTERM"
         return TrainResult(state.params, state.ema, step, stopped_by)
 
     def _compile(self, state: TrainState) -> Callable[..., tuple[TrainState, Metrics]]:
-        """Compiles the step ahead of its first call: it is traced once, and a second shape would be an error."""
-        started = time.monotonic()
+        start = time.monotonic()
         compiled = compile_train_step(self.config, stage=self.stage, state=state, mesh=self.mesh)
-        self.console.say(f"compiled the step in {duration(time.monotonic() - started)}")
+        self.console.message(f"compiled the step in {duration(time.monotonic() - start)}")
         return compiled
 
     def _check_finite(self, metrics: Metrics, step: int) -> None:
-        """Waits for a step that was sent to the device a while ago, and looks whether gradients are still finite."""
+        """Wait for a step in flight; raise UserError if too many gradients in a row were not finite."""
         if metrics.value("skipped_in_row") >= self.config.max_skipped_in_row:
             self.checkpoints.wait()
-            good = self.checkpoints.newest()
+            newest = self.checkpoints.newest()
+            saved = (
+                "" if newest is None else f"The newest checkpoint is step {newest} in {self.checkpoints.directory}. "
+            )
             raise UserError(
                 f"The gradient was not finite in {self.config.max_skipped_in_row} steps in a row, up to step {step}. "
-                + (
-                    f"The last good checkpoint is step {good} in {self.checkpoints.directory}; "
-                    if good is not None
-                    else ""
-                )
-                + "lower the learning rate or the clip norm, or look at the data of these steps."
+                f"{saved}Lower the learning rate or train.optimizer.clip_norm, or check the data of these steps."
             )
 
-    def _report(self, step: int, metrics: dict[str, float], watch: CollapseWatch) -> None:
+    def _report(self, step: int, metrics: dict[str, float], monitor: CollapseMonitor) -> None:
         self.console.progress(step, metrics)
-        warning = watch.check(metrics)
+        warning = monitor.check(metrics)
         if warning is not None:
-            self.console.say(warning)
+            self.console.message(warning)
         if self.log is not None:
             self.log.write(step, metrics)
             if warning is not None:

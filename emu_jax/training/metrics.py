@@ -1,8 +1,8 @@
-"""Metrics on their way from the device to the log: one small array a step, fetched only when a line is written."""
+"""Move metrics from the device to the log: one small array per step, fetched only when a log line is written."""
 
-import dataclasses
 from collections import deque
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,38 +10,42 @@ import numpy as np
 from emu_jax.losses import Mean
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Metrics:
-    """The metrics of one step: `values` float32 [2, K] (sums, weights), `names` K of them (static)."""
+    """Metrics of one step.
+
+    Attributes:
+      values: float32 [2, K]; sums in the first row, weights in the second.
+      names: the K names (static).
+    """
 
     values: jax.Array
-    names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    names: tuple[str, ...] = flax.struct.field(pytree_node=False)
 
     def value(self, name: str) -> float:
-        """sum / weight of one metric; NaN where nothing was counted."""
+        """Return sum / weight of one metric; NaN if its weight is 0."""
         return _divide(np.asarray(self.values), self.names)[name]
 
 
 def pack(metrics: dict[str, Mean]) -> Metrics:
-    """One array out of many scalars: a fetch costs per array, not per byte."""
+    """Pack many scalars into one array: the cost of a transfer is per array, not per byte."""
     names = tuple(sorted(metrics))
     rows = [[metrics[name].sum.astype(jnp.float32) for name in names], [metrics[name].weight for name in names]]
     return Metrics(jnp.asarray(rows, jnp.float32), names)
 
 
 class Accumulator:
-    """Adds up the metrics of the steps since the last log line, without making the device wait."""
+    """Sum the metrics of the steps since the last log line, without waiting for the device."""
 
     def __init__(self) -> None:
         self._pending: deque[Metrics] = deque()
 
     def add(self, metrics: Metrics) -> None:
-        """Takes the metrics of one more step; they may not be computed yet."""
+        """Add the metrics of one more step; the device may still be computing them."""
         self._pending.append(metrics)
 
     def result(self) -> dict[str, float]:
-        """Weighted means over what was added; waits for the device, and starts anew."""
+        """Return weighted means over the added steps and reset. Waits for the device."""
         if not self._pending:
             return {}
         names = self._pending[-1].names

@@ -1,7 +1,8 @@
-"""Muon (Jordan et al. 2024) for the matrices of transformer blocks: momentum, made orthogonal.
+"""Muon (Jordan et al. 2024) for kernels: momentum, orthogonalized.
 
-Every direction of a matrix moves alike, also those in which the gradient is small. In a small Emu trained from scratch
-the shape of things is such a direction: Adam leaves it at chance for a thousand steps, Muon for two hundred.
+All directions of a matrix get updates of similar size, including those with small gradients. In a small Emu trained
+from scratch, the shape of objects is such a direction: its accuracy stays at chance for a thousand steps with Adam, and
+for two hundred with Muon.
 """
 
 from typing import Any
@@ -13,13 +14,13 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from emu_jax.training.partition import path_name
 
-_ADAM_RMS = 0.2  # of an entry of Adam's update, so that the rates of both mean the same (Liu et al. 2025)
+_ADAM_RMS = 0.2  # typical RMS of Adam's updates, so that learning rates of both are comparable (Liu et al. 2025)
 
 
 def muon(*, moment_dtype: str | None) -> optax.GradientTransformation:
-    """Directions of ascent for kernels of dense layers and convolutions; entries have a root mean square of 0.2.
+    """Return Muon's update direction for kernels of dense layers and convolutions, with an RMS of 0.2.
 
-    A kernel may be of several axes (heads apart) and stacked over layers: each layer's matrix is one by itself.
+    A kernel may have more than two axes (one per head) and may be stacked over layers; each layer is one matrix.
     """
     return optax.chain(
         scale_by_muon(mu_dtype=moment_dtype, weight_dimension_numbers=_matrices),
@@ -32,13 +33,13 @@ def _matrices(params: Any) -> Any:
 
 
 def _axes(path: Any, kernel: jax.Array) -> MuonDimensionNumbers:
-    """Which axes of the kernel at `path` are read and which written; what is left in front counts its layers."""
+    """Return the input and output axes of the kernel at `path`; the axes before them stack layers."""
     name, last = path_name(path), kernel.ndim - 1
-    if name.endswith("attention/out/kernel"):  # heads, features of a head -> width
+    if name.endswith("attention/out/kernel"):  # heads, head dim -> width
         return MuonDimensionNumbers((last - 2, last - 1), last)
     if "conv" in name.split("/")[-2]:  # height, width, channels -> channels
         return MuonDimensionNumbers(tuple(range(last)), last)
-    if name.endswith("qkv/kernel"):  # width -> heads, features of a head; three times
+    if name.endswith("qkv/kernel"):  # width -> heads, head dim; three matrices
         return MuonDimensionNumbers(last - 3, (last - 1, last))
     if name.endswith(("query/kernel", "key/kernel", "value/kernel")):
         return MuonDimensionNumbers(last - 2, (last - 1, last))
@@ -46,7 +47,8 @@ def _axes(path: Any, kernel: jax.Array) -> MuonDimensionNumbers:
 
 
 def _to_adam_rms(path: Any, update: jax.Array) -> jax.Array:
-    """An orthogonal [m, n] has a root mean square of 1 / sqrt(max(m, n))."""
-    axes = _axes(path, update)
-    read, written = (int(np.prod([update.shape[i] for i in np.atleast_1d(sides)])) for sides in axes)
-    return update * (_ADAM_RMS * max(read, written) ** 0.5)
+    """Scale an orthogonal [m, n], whose RMS is 1 / sqrt(max(m, n))."""
+    inputs, outputs = (
+        int(np.prod([update.shape[axis] for axis in np.atleast_1d(axes)])) for axes in _axes(path, update)
+    )
+    return update * (_ADAM_RMS * max(inputs, outputs) ** 0.5)

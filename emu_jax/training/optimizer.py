@@ -1,6 +1,7 @@
-"""AdamW out of optax pieces: a learning rate per part, a decay mask by path, moments in a chosen dtype, Muon by path.
+"""AdamW from optax parts: peak rates per part, weight decay by path, moments in a chosen dtype, Muon by path.
 
-Clipping is not here: the step needs the gradient's norm anyway, to find non-finite values, and clips with it.
+Clipping is not part of it: the train step computes the norm of the gradient anyway, to detect non-finite values, and
+clips with it.
 """
 
 from collections.abc import Callable
@@ -18,10 +19,16 @@ from emu_jax.training.partition import matcher, merge, path_name, split
 
 
 def make_schedule(config: OptimizerConfig, *, steps: int) -> Callable[[jax.Array], jax.Array]:
-    """Share of the peak learning rate as a function of the step (0 .. steps - 1)."""
-    warmup = int(config.warmup_steps if config.warmup_steps >= 1 else round(config.warmup_steps * steps))
+    """Return the learning rate, as a fraction of its peak, as a function of the step (0 to `steps` - 1).
+
+    Raises:
+      UserError: the warm-up takes all steps of the run.
+    """
+    warmup = round(config.warmup_fraction * steps) if config.warmup_steps is None else config.warmup_steps
     if warmup >= steps and warmup > 0:
-        raise UserError(f"optimizer.warmup_steps is {warmup}, but the run has only {steps} steps.")
+        raise UserError(
+            f"The warm-up takes {warmup} steps, but the run has only {steps}: lower optimizer.warmup_steps."
+        )
     after: optax.Schedule
     match config.schedule:
         case Schedule.COSINE:
@@ -32,17 +39,17 @@ def make_schedule(config: OptimizerConfig, *, steps: int) -> Callable[[jax.Array
             cooldown = max(round(config.cooldown_fraction * steps), 1)
             after = optax.linear_schedule(1.0, config.final_fraction, cooldown, max(steps - warmup - cooldown, 0))
         case Schedule.PIECEWISE:
-            # NumPy's: `compile` comes here without a device to put arrays on.
+            # NumPy arrays, because `compile` has no device to put JAX arrays on.
             starts, values = np.asarray(config.boundaries), np.asarray((1.0, *config.values), np.float32)
             after = lambda count: jnp.asarray(values)[jnp.sum(count + warmup >= starts)]
     if warmup == 0:
         return after
-    # The first step already moves: (step + 1) / warmup, not a step of size 0.
+    # (step + 1) / warmup, so that the first step changes the parameters.
     return lambda count: jnp.where(count < warmup, (count + 1) / warmup, after(count - warmup))
 
 
 def peak_learning_rate(config: OptimizerConfig, path: str) -> float:
-    """Peak learning rate of the parameter at `path`."""
+    """Return the peak learning rate of the parameter at `path`."""
     for pattern, peak in config.part_learning_rates:
         if matcher((pattern,))(path):
             return peak
@@ -50,16 +57,16 @@ def peak_learning_rate(config: OptimizerConfig, path: str) -> float:
 
 
 def make_optimizer(config: OptimizerConfig, *, steps: int) -> optax.GradientTransformation:
-    """The update for the trainable parameters; its state holds nothing but their moments and two counts."""
+    """Return the update of the trainable parameters; its state is their moments and two step counts."""
     schedule = make_schedule(config, steps=steps)
-    decays = matcher(config.no_decay)
+    is_exempt = matcher(config.no_decay)
 
     def add_decay(updates: Any, params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
-            lambda path, u, p: u if decays(path_name(path)) else u + config.weight_decay * p, updates, params
+            lambda path, u, p: u if is_exempt(path_name(path)) else u + config.weight_decay * p, updates, params
         )
 
-    def to_peaks(updates: Any, params: Any) -> Any:
+    def scale_by_peak(updates: Any, params: Any) -> Any:
         del params
         return jax.tree_util.tree_map_with_path(
             lambda path, u: u * -peak_learning_rate(config, path_name(path)), updates
@@ -68,13 +75,13 @@ def make_optimizer(config: OptimizerConfig, *, steps: int) -> optax.GradientTran
     return optax.chain(
         _direction(config),
         optax.stateless(add_decay),
-        optax.stateless(to_peaks),
+        optax.stateless(scale_by_peak),
         optax.scale_by_schedule(schedule),
     )
 
 
 def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Adam's, and Muon's for the parameters that it steps."""
+    """Return Adam's direction, with Muon's for the parameters that `config.muon` matches."""
     adam = _adam(config)
     if not config.muon:
         return adam
@@ -85,31 +92,31 @@ def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
         return {"muon": orthogonal.init(matrices), "adam": adam.init(rest)}
 
     def update(updates: Any, state: dict[str, Any], params: Any = None) -> tuple[Any, dict[str, Any]]:
-        del params  # neither looks at them
+        del params  # used by neither
         matrices, rest = split(updates, config.muon)
-        matrices, of_muon = orthogonal.update(matrices, state["muon"])
-        rest, of_adam = adam.update(rest, state["adam"])
-        return merge(matrices, rest), {"muon": of_muon, "adam": of_adam}
+        matrices, muon_state = orthogonal.update(matrices, state["muon"])
+        rest, adam_state = adam.update(rest, state["adam"])
+        return merge(matrices, rest), {"muon": muon_state, "adam": adam_state}
 
     return optax.GradientTransformation(init, update)
 
 
 def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
-    """`optax.scale_by_adam` that also keeps its second moment in `moment_dtype`."""
+    """Return `optax.scale_by_adam` that stores its second moment in `moment_dtype` too."""
     dtype = config.moment_dtype
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=dtype)
     if dtype is None:
         return adam
 
     def init(params: Any) -> optax.ScaleByAdamState:
-        return _with_second_moment(adam.init(params), lambda x: x.astype(dtype))
+        return _map_second_moment(adam.init(params), lambda x: x.astype(dtype))
 
     def update(updates: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple[Any, Any]:
-        updates, state = adam.update(updates, _with_second_moment(state, lambda x: x.astype(jnp.float32)), params)
-        return updates, _with_second_moment(state, lambda x: x.astype(dtype))
+        updates, state = adam.update(updates, _map_second_moment(state, lambda x: x.astype(jnp.float32)), params)
+        return updates, _map_second_moment(state, lambda x: x.astype(dtype))
 
     return optax.GradientTransformation(init, update)
 
 
-def _with_second_moment(state: Any, change: Callable[[jax.Array], jax.Array]) -> Any:
-    return state._replace(nu=jax.tree.map(change, state.nu))
+def _map_second_moment(state: Any, function: Callable[[jax.Array], jax.Array]) -> Any:
+    return state._replace(nu=jax.tree.map(function, state.nu))

@@ -1,4 +1,4 @@
-"""Parameters by their paths: which train and which are frozen, and the parts that metrics are given by."""
+"""Select parameters by their paths: trainable or frozen, and the parts that metrics are reported for."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -11,25 +11,26 @@ Tree = dict[str, Any]
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """A key path of `jax.tree_util` as in "decoder/layers/attention/query/kernel"; boxes leave no trace in it."""
+    """Return a key path of `jax.tree_util` as text, such as "decoder/blocks/attention/qkv/kernel", without boxes."""
     keys = (getattr(key, "key", getattr(key, "name", getattr(key, "idx", None))) for key in path)
     return "/".join(str(key) for key in keys)
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a/b": 1}; boxed parameters stay whole."""
+    """Flatten {"a": {"b": 1}} to {"a/b": 1}; boxed parameters stay boxed."""
     return traverse_util.flatten_dict(tree, sep="/")
 
 
 def unflatten(flat: dict[str, Any]) -> Tree:
-    """The inverse of `flatten`."""
+    """Invert `flatten`."""
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def split(params: Tree, patterns: Sequence[str]) -> tuple[Tree, Tree]:
-    """(what some pattern matches, the rest): two trees that together hold every parameter once.
+    """Split `params` into the parameters that a pattern matches, and all others.
 
-    A pattern is a regex searched in the "/"-joined path: `^decoder/` is the decoder, `lora` all that has it in a name.
+    A pattern is a regex that is searched in the "/"-joined path: `^decoder/` selects the decoder, `lora` selects
+    everything with lora in a name.
     """
     matches = matcher(patterns)
     flat = flatten(params)
@@ -39,16 +40,16 @@ def split(params: Tree, patterns: Sequence[str]) -> tuple[Tree, Tree]:
 
 
 def merge(trainable: Tree, frozen: Tree) -> Tree:
-    """The inverse of `split`."""
+    """Invert `split`."""
     return unflatten(flatten(frozen) | flatten(trainable))
 
 
 def matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
-    """Whether any of the regexes is found in a path."""
+    """Return a function of a path that is True if any of the regexes is found in it."""
     compiled = [re.compile(pattern) for pattern in patterns]
     return lambda path: any(pattern.search(path) for pattern in compiled)
 
 
 def by_part(tree: Tree) -> dict[str, list[jax.Array]]:
-    """The leaves under each top-level name: the parts of a model."""
+    """Return the leaves under each top-level name: the parts of a model."""
     return {part: jax.tree.leaves(subtree) for part, subtree in sorted(tree.items())}

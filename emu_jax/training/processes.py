@@ -1,4 +1,4 @@
-"""The processes of a run: who the others are, and how this one joins them."""
+"""Connect the processes of a run, one per host."""
 
 import importlib.util
 import os
@@ -12,44 +12,45 @@ from emu_jax.hardware import tpu_attached
 
 
 def start_processes(*, timeout: int = 300) -> None:
-    """Joins the other processes of the run where there are any; to be called before anything asks for a device.
+    """Connect this process to the others of the run, if there are others. Call it before any use of a device.
 
-    By hand: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID. A TPU machine (one host, a pod's worker, slices
-    of a queued resource or a GKE cluster) and a Slurm step tell jax by themselves. Elsewhere the process is alone.
+    Set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or let JAX detect them: on a TPU machine (one
+    host, a worker of a pod, slices of a queued resource or of a GKE cluster) or in a Slurm step. Otherwise the process
+    is the only one.
 
     Args:
-      timeout: seconds to wait for the others.
+      timeout: seconds to wait for the other processes; after that, this process exits with code 2.
 
     Raises:
-      UserError: the cluster says nothing that jax understands. Where not all come, the process ends with 2.
+      UserError: JAX cannot connect the processes with the settings of the cluster.
     """
-    count = own = None
+    count = index = None
     if "JAX_COORDINATOR_ADDRESS" in os.environ and "JAX_NUM_PROCESSES" in os.environ:
-        count, own = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
-    elif not _cluster_knows():
+        count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+    elif not _in_cluster():
         return
-    watch = threading.Timer(timeout, _give_up, (timeout,))
-    watch.daemon = True
-    watch.start()
+    timer = threading.Timer(timeout, _exit, (timeout,))
+    timer.daemon = True
+    timer.start()
     try:
-        jax.distributed.initialize(num_processes=count, process_id=own, initialization_timeout=timeout + 60)
+        jax.distributed.initialize(num_processes=count, process_id=index, initialization_timeout=timeout + 60)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"The processes of the run do not come together: {error}") from error
+        raise UserError(f"The processes of the run cannot connect: {error}") from error
     finally:
-        watch.cancel()
+        timer.cancel()
 
 
-def _give_up(timeout: float) -> None:
-    """Ends the process with a line a person can use; jax itself would abort with a stack of C++ frames."""
+def _exit(timeout: float) -> None:
+    """Exit with one clear line; JAX would abort with a C++ stack trace."""
     sys.stderr.write(
-        f"error: not all processes of the run came within {timeout:g} s. Give the same command on every worker, and "
-        "see that all reach the first one (JAX_COORDINATOR_ADDRESS, or its port 8482).\n"
+        f"error: not all processes of the run connected within {timeout:g} s. Start the same command on every worker, "
+        "and check that every worker can reach the first one (JAX_COORDINATOR_ADDRESS, or its port 8482).\n"
     )
     sys.stderr.flush()
     os._exit(2)
 
 
-def _cluster_knows() -> bool:
+def _in_cluster() -> bool:
     if os.environ.get("JAX_PLATFORMS", "").split(",")[0] == "cpu":
         return False
     if tpu_attached():

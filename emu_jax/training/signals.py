@@ -1,4 +1,4 @@
-"""Stopping with grace: SIGTERM (preemption) and Ctrl-C let the step finish and the run save itself."""
+"""Stop a run at SIGTERM (preemption) or Ctrl-C after its current step, so that it can save a checkpoint."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 
 
 class StopSignal:
-    """Within the `with`, the first SIGTERM or SIGINT is noted; a second SIGINT interrupts at once."""
+    """Context manager that records the first SIGTERM or SIGINT; a second SIGINT interrupts immediately."""
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -20,10 +20,10 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is not threading.main_thread():
             return self
-        # With several processes jax.distributed listens to SIGTERM itself, and tells the others.
+        # With several processes, jax.distributed handles SIGTERM itself and notifies the others.
         several = jax.process_count() > 1
         for number in (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._tell_all if several else self._note)
+            self._previous[number] = signal.signal(number, self._notify_all if several else self._record)
         return self
 
     def __exit__(
@@ -33,17 +33,17 @@ class StopSignal:
             signal.signal(number, handler)
 
     def stops_after(self, step: int) -> bool:
-        """Whether the run ends after `step`; several processes get the same answer for the same step."""
+        """Return True if the run must end after `step`; all processes get the same answer for the same step."""
         if jax.process_count() == 1:
             return self.received is not None
-        # Every process learns of a signal at another moment; they must agree, or some would wait for ever.
+        # Processes receive a signal at different times. They must agree on a step, or some would wait indefinitely.
         return multihost_utils.reached_preemption_sync_point(step)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if self.received == "SIGINT" and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
 
-    def _tell_all(self, number: int, frame: FrameType | None) -> None:
-        self._note(number, frame)
+    def _notify_all(self, number: int, frame: FrameType | None) -> None:
+        self._record(number, frame)
         os.kill(os.getpid(), signal.SIGTERM)

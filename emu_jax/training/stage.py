@@ -1,8 +1,9 @@
-"""The seam between the loop and what it trains."""
+"""The interface between the training loop and a training stage."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import flax.struct
 import jax
 
 from emu_jax.losses import Mean
@@ -11,47 +12,49 @@ Batch = Mapping[str, jax.Array]
 
 
 @runtime_checkable
-class CountsFlops(Protocol):
-    """A stage that knows what its steps cost; its runs tell their MFU."""
+class HasStepFlops(Protocol):
+    """A stage that counts the operations of its steps, so that its runs report their MFU."""
 
     def step_flops(self, *, tokens: float, images: float) -> float:
-        """Useful operations, forward and backward, of a step with so many token places and images in use."""
+        """Count the useful operations, forward and backward, of a step with this many tokens and images."""
 
 
 @runtime_checkable
-class Measures(Protocol):
-    """A stage whose losses depend on something of the whole batch beyond their weights, such as a variance.
+class UsesBatchStatistics(Protocol):
+    """A stage whose losses depend on a statistic of the full batch, such as a variance.
 
-    With several microbatches the step calls `measure` on each before any gradient, and `losses` of such a stage takes
-    what `combine` made of it as `measured`; with one it measures for itself (`measured` is None).
+    With several microbatches, the step calls `batch_statistics` on each of them before it computes gradients, and
+    passes the result of `combine_statistics` to `losses` as `statistics`. With one microbatch, `losses` computes the
+    statistic itself (`statistics` is None).
     """
 
     @property
-    def measures(self) -> bool:
-        """Whether the losses, as they are configured, want it."""
+    def uses_batch_statistics(self) -> bool:
+        """True if the losses need the statistic with the current configuration."""
 
-    def measure(self, params: Any, batch: "Batch", rng: jax.Array) -> Any:
-        """A tree of arrays of one microbatch; not differentiated."""
+    def batch_statistics(self, params: Any, batch: "Batch", rng: jax.Array) -> Any:
+        """Return a tree of arrays for one microbatch; it is not differentiated."""
 
-    def combine(self, measured: Any) -> Any:
-        """The whole batch's, from `measure` of every microbatch stacked along a new first axis."""
+    def combine_statistics(self, stacked: Any) -> Any:
+        """Return the statistic of the full batch from those of all microbatches, stacked along a new first axis."""
 
 
 @runtime_checkable
-class ReadsText(Protocol):
-    """A stage whose model has a vocabulary; warm starts from a model with a smaller one let it grow."""
+class HasVocabulary(Protocol):
+    """A stage whose model has a vocabulary; a warm start from a smaller vocabulary adds the new tokens."""
 
     @property
     def vocab_size(self) -> int:
-        """Ids that exist, special tokens included."""
+        """Number of token ids, including special tokens."""
 
 
-class LossOutput(NamedTuple):
-    """What one (micro)batch gave.
+@flax.struct.dataclass
+class LossOutput:
+    """Losses and metrics of one (micro)batch.
 
     Attributes:
-      sums: name of a loss term -> its sum over what it counts (differentiated).
-      metrics: name -> Mean to be logged; never differentiated.
+      sums: name of a loss term -> its sum over all predictions it counts (differentiated).
+      metrics: name -> mean to log (not differentiated).
     """
 
     sums: dict[str, jax.Array]
@@ -60,32 +63,32 @@ class LossOutput(NamedTuple):
 
 @runtime_checkable
 class Stage(Protocol):
-    """One kind of training.
+    """A model with its losses.
 
-    The total loss is sum_k loss_weights[k] * sums[k] / weights[k], each weight taken over the whole global batch
-    before any gradient: that is what makes accumulation and sharding exact.
+    The total loss is sum_k loss_weights[k] * sums[k] / loss_denominators[k]. Each denominator is computed over the full
+    global batch before any gradient, which makes gradient accumulation and sharding exact.
     """
 
     @property
     def name(self) -> str:
-        """Of the stage, for logs and configs."""
+        """Name of the stage in logs and configs."""
 
     @property
     def trainable(self) -> tuple[str, ...]:
-        """Regexes on the "/"-joined parameter paths; what none matches is frozen."""
+        """Regexes on the "/"-joined parameter paths; a parameter that none matches is frozen."""
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """The factor of each loss term; a term with factor 0 is still measured."""
+        """Weight of each loss term; a term with weight 0 is still logged."""
 
     def init(self, rng: jax.Array) -> Any:
-        """All parameters, boxed with their logical axes. Runs under `jit`, so nothing is ever whole."""
+        """Return all parameters, boxed with their logical axes. Called under `jit`: devices make only their shards."""
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of one global batch; the first axis is the batch."""
+        """Return the shapes of one global batch; the first axis is the batch."""
 
     def loss_denominators(self, batch: Batch) -> dict[str, jax.Array]:
-        """What each loss term counts in `batch`; depends on the batch alone."""
+        """Return the number of predictions that each loss term counts in `batch`; it depends on the batch only."""
 
     def losses(self, params: Any, batch: Batch, rng: jax.Array, *, deterministic: bool) -> LossOutput:
-        """Runs the model on one (micro)batch."""
+        """Run the model on one (micro)batch."""

@@ -1,4 +1,4 @@
-"""All that a run carries from step to step."""
+"""The training state: what a run carries from step to step."""
 
 import dataclasses
 import math
@@ -18,21 +18,21 @@ from emu_jax.training.config import OptimizerConfig
 from emu_jax.training.partition import Tree, flatten, split, unflatten
 from emu_jax.training.stage import Stage
 
-LARGE_REPLICATED_BYTES = 100e6  # bytes of parameters whole on every device that are worth a warning
+LARGE_REPLICATED_BYTES = 100e6  # `describe` warns about more bytes of replicated parameters than this
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Parameters and what the optimizer knows of them.
+    """Parameters and optimizer state.
 
     Attributes:
-      step: int32, steps done; also counts skipped ones, so that it says how much data was seen.
-      params: every parameter, trainable and frozen.
-      opt_state: of the trainable ones alone.
-      ema: moving average of the trainable ones, or None.
+      step: int32, number of steps done, including skipped ones: it also counts the batches that were read.
+      params: all parameters, trainable and frozen.
+      opt_state: optimizer state of the trainable parameters.
+      ema: moving average of the trainable parameters, or None.
       rng: uint32 key data; step t uses it folded with t.
-      skipped: int32, steps whose gradient was not finite.
-      skipped_in_row: int32, how many of the last steps in a row.
+      skipped: int32, number of steps with a non-finite gradient.
+      skipped_in_row: int32, number of consecutive such steps up to now.
     """
 
     step: jax.Array
@@ -45,13 +45,13 @@ class TrainState:
 
 
 def _new_state(
-    stage: Stage, optimizer: optax.GradientTransformation, config: OptimizerConfig, seed: int, given: Tree
+    stage: Stage, optimizer: optax.GradientTransformation, config: OptimizerConfig, seed: int, initial: Tree
 ) -> TrainState:
-    """The state of step 0, boxed; to be traced, never run outside `jit`."""
+    """Return the boxed state of step 0. Trace it only; outside `jit`, one device would hold everything."""
     init_rng, rng = jax.random.split(jax.random.key(seed))
     params = stage.init(init_rng)
-    given = flatten(given)
-    params = unflatten({path: _filled(leaf, given.get(path)) for path, leaf in flatten(params).items()})
+    initial = flatten(initial)
+    params = unflatten({path: _replaced(leaf, initial.get(path)) for path, leaf in flatten(params).items()})
     trainable, _ = split(params, stage.trainable)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -64,8 +64,8 @@ def _new_state(
     )
 
 
-def _filled(leaf: Any, value: jax.Array | None) -> Any:
-    """A leaf, or its box, with `value` where there is one."""
+def _replaced(leaf: Any, value: jax.Array | None) -> Any:
+    """Return a leaf (or its box) with `value` in it, or unchanged for None."""
     if value is None:
         return leaf
     return leaf.replace_boxed(value) if isinstance(leaf, nn.meta.AxisMetadata) else value
@@ -74,10 +74,10 @@ def _filled(leaf: Any, value: jax.Array | None) -> Any:
 def abstract_state(
     stage: Stage, optimizer: optax.GradientTransformation, *, config: OptimizerConfig, mesh: Mesh
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the state on `mesh`; allocates nothing.
+    """Return the shapes, dtypes and shardings of the state on `mesh`. Allocates nothing.
 
     Raises:
-      UserError: a pattern of `stage.trainable` that matches no parameter.
+      UserError: a pattern of `stage.trainable` matches no parameter.
     """
     boxed = jax.eval_shape(lambda: _new_state(stage, optimizer, config, 0, {}))
     for pattern in stage.trainable:
@@ -98,39 +98,50 @@ def create_state(
     config: OptimizerConfig,
     mesh: Mesh,
     seed: int,
-    given: Tree | None = None,
+    initial: Tree | None = None,
 ) -> TrainState:
-    """The state of step 0, each array made in its shards (never whole on one device).
+    """Return the state of step 0. Each device makes only its own shards.
 
-    Parameters in `given` (consumed) are taken as they are; the others are drawn. What is not drawn is not compiled
-    either: half a minute for a U-Net.
+    Args:
+      stage: stage to train.
+      optimizer: optimizer of its trainable parameters.
+      config: of the optimizer.
+      mesh: current mesh.
+      seed: seed of new parameters.
+      initial: parameters to use instead of new ones (donated); may be some of them. New values for these are not even
+        compiled, which saves half a minute for a U-Net.
     """
     abstract = abstract_state(stage, optimizer, config=config, mesh=mesh)
     create = jax.jit(
-        lambda given: unbox(_new_state(stage, optimizer, config, seed, given)),
+        lambda initial: unbox(_new_state(stage, optimizer, config, seed, initial)),
         out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
         donate_argnums=0,
     )
-    return create(given or {})
+    return create(initial or {})
 
 
 def describe(state: TrainState, *, mesh: Mesh) -> list[str]:
-    """What a device holds of `state` (arrays or shapes), and a warning when much of it lies whole on each."""
+    """Return a line on the memory per device, and a warning if many parameters are replicated.
+
+    Args:
+      state: arrays, or shapes with shardings.
+      mesh: mesh of these.
+    """
     leaves = flatten(state.params)
-    own, rest = bytes_per_device(state.params), bytes_per_device(dataclasses.replace(state, params=None))
+    parameters, rest = bytes_per_device(state.params), bytes_per_device(dataclasses.replace(state, params=None))
     lines = [
-        f"{sum(leaf.size for leaf in leaves.values()) / 1e6:.4g}M parameters over the mesh "
+        f"{sum(leaf.size for leaf in leaves.values()) / 1e6:.4g}M parameters on the mesh "
         + " x ".join(f"{name}:{size}" for name, size in mesh.shape.items())
-        + f"; a device holds {own / 1e9:.3g} GB of them, and {rest / 1e9:.3g} GB of what the optimizer keeps"
+        + f"; per device {parameters / 1e9:.3g} GB of parameters and {rest / 1e9:.3g} GB of optimizer state"
     ]
     sizes = {path: leaf.size * leaf.dtype.itemsize for path, leaf in leaves.items()}
-    parts = math.prod(size for name, size in mesh.shape.items() if name != DATA)
-    whole = {path: size for path, size in sizes.items() if leaves[path].sharding.is_fully_replicated}
-    if sum(whole.values()) > max(sum(sizes.values()) / parts, LARGE_REPLICATED_BYTES) and parts > 1:
-        largest = max(whole, key=lambda path: whole[path])
+    shards = math.prod(size for name, size in mesh.shape.items() if name != DATA)
+    replicated = {path: size for path, size in sizes.items() if leaves[path].sharding.is_fully_replicated}
+    if sum(replicated.values()) > max(sum(sizes.values()) / shards, LARGE_REPLICATED_BYTES) and shards > 1:
+        largest = max(replicated, key=lambda path: replicated[path])
         lines.append(
-            f"WARNING: {sum(whole.values()) / 1e9:.3g} GB of parameters lie whole on every device, above all "
-            f"{largest}: the mesh divides none of its dimensions {list(leaves[largest].shape)}. A smaller "
-            "train.mesh.fsdp, with the rest in train.mesh.data, may hold less on each."
+            f"WARNING: {sum(replicated.values()) / 1e9:.3g} GB of parameters are replicated on every device, the "
+            f"largest is {largest}: the mesh divides none of its dimensions {list(leaves[largest].shape)}. A smaller "
+            "train.mesh.fsdp and a larger train.mesh.data may use less memory per device."
         )
     return lines

@@ -1,4 +1,4 @@
-"""A copy of the metrics to Weights & Biases, where `train.wandb` names a project and the package is installed."""
+"""Copy the metrics to Weights & Biases, if `train.wandb` names a project and the package is installed."""
 
 import hashlib
 import importlib.util
@@ -11,18 +11,18 @@ from emu_jax.errors import UserError
 
 
 class WandbRun:
-    """One run on wandb; the same workdir goes on with the same one."""
+    """One run on Weights & Biases; runs with the same workdir continue the same one."""
 
     def __init__(self, workdir: str | Path, *, project: str, config: Mapping[str, Any]) -> None:
-        """Opens it. Where and as whom is wandb's own affair: WANDB_MODE, WANDB_ENTITY, WANDB_API_KEY.
+        """Open the run. The variables WANDB_MODE, WANDB_ENTITY and WANDB_API_KEY set the server and account.
 
         Raises:
-          UserError: the package is not installed, or does not let the run begin.
+          UserError: the package is not installed, or it cannot start a run.
         """
         if importlib.util.find_spec("wandb") is None:
             raise UserError(
-                f"train.wandb is {project!r}, and wandb is not installed: pip install -c constraints.txt -e "
-                "'.[wandb]', or leave train.wandb out (metrics.jsonl and TensorBoard are written anyway)."
+                f"train.wandb is {project!r}, but wandb is not installed: pip install -c constraints.txt -e "
+                "'.[wandb]', or leave train.wandb out (metrics.jsonl and TensorBoard are always written)."
             )
         import wandb
 
@@ -37,16 +37,16 @@ class WandbRun:
                 config=dict(config),
             )
         except wandb.Error as error:
-            raise UserError(f"wandb does not begin ({error}); `wandb login`, or WANDB_MODE=offline.") from error
+            raise UserError(f"wandb cannot start a run ({error}); try `wandb login` or WANDB_MODE=offline.") from error
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The finite ones of a step's metrics."""
+        """Log the finite metrics of a step."""
         self._run.log({name: value for name, value in metrics.items() if math.isfinite(value)}, step=step)
 
     def warn(self, step: int, warning: str) -> None:
-        """A warning, as wandb shows alerts."""
+        """Send a warning as an alert."""
         self._run.alert(title="Warning", text=f"step {step}: {warning}")
 
     def close(self) -> None:
-        """Ends it well."""
+        """Mark the run as finished."""
         self._run.finish()

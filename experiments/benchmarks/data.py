@@ -1,12 +1,12 @@
-"""Images a second and core through decode, resize, tokenise, lay out and pack: our loader against webdataset with PIL.
+"""Images per second and core for decode, resize, tokenize, layout and packing: our loader, and webdataset with PIL.
 
     python experiments/benchmarks/data.py [--tar PAIRS.tar] [--tokenizer llama.model]
 
-Both read the same pairs and make 224 x 224 pixels and rows of 1,024 tokens; the others' rows are packed in order of
-arrival. Ours is timed on the files as they are, of which it decodes large JPEGs at a reduced scale (how far the pixels
-are then from PIL's is printed), and on sets prepared once by `prepare-data`, which is what training reads. Without
---tar, 400 pictures of 640 x 480 are drawn. CPU seconds of this process are counted, so that other work on the machine
-does not matter much.
+Both read the same pairs and produce 224 x 224 pixels and rows of 1,024 tokens; the rows of webdataset are packed in the
+order of arrival. Our loader is timed on the original files, whose large JPEGs it decodes at a reduced scale (the mean
+difference from PIL's pixels is printed), and on sets prepared by `prepare-data`, which training reads. Without --tar,
+400 synthetic images of 640 x 480 are used. CPU seconds of this process are measured, so that other work on the machine
+has little influence.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ import webdataset
 
 from emu_jax.data.batch import BatchConfig
 from emu_jax.data.images import preprocess
-from emu_jax.data.loader.pipeline import DataConfig, SetConfig, make_loader
-from emu_jax.data.prepare.prepare import PrepareConfig, Store, prepare
+from emu_jax.data.loader.config import DataConfig, SetConfig
+from emu_jax.data.loader.pipeline import make_loader
+from emu_jax.data.prepare.cleaning import PrepareConfig, Store
+from emu_jax.data.prepare.job import prepare
 from emu_jax.data.tokenizer import Tokenizer, train_tokenizer
 
 BATCH = BatchConfig(batch_size=4, length=1024, max_images=17, image_size=224)
-NEEDED = 2_600  # images a second over a v5p-128 at 50% MFU (issue 4)
+NEEDED = 2_600  # images per second of the 14B model on a v5p-128 at 50% MFU
 CAPTION = "a photo of the old red boat on a quiet lake with trees and two people near the wooden pier at dawn"
 WORDS = CAPTION.split()
 
@@ -41,19 +43,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tar", type=Path, help="pairs as img2dataset writes them")
     parser.add_argument("--tokenizer", type=Path, help="SentencePiece model; default: trained on the captions")
-    parser.add_argument("--batches", type=int, default=12, help="timed batches of each")
+    parser.add_argument("--batches", type=int, default=12, help="timed batches per loader")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        tar = arguments.tar or draw(folder / "pairs.tar", count=400)
+        tar = arguments.tar or synthetic_tar(folder / "pairs.tar", count=400)
         if arguments.tokenizer:
             tokenizer = Tokenizer.load(arguments.tokenizer)
         else:
             tokenizer = train_tokenizer([CAPTION] * 50, folder / "t.model", vocab_size=320)
-        rates = {"webdataset + PIL": rate(others(tar, tokenizer), arguments.batches)}
-        kinds = {"the files as they are": (None, Store.PNG), "png 224": (224, Store.PNG), "jpeg 224": (224, Store.JPEG)}
-        off = difference(tar)
-        for name, (size, store) in kinds.items():
+        rates = {"webdataset + PIL": rate(webdataset_batches(tar, tokenizer), arguments.batches)}
+        variants = {"original files": (None, Store.PNG), "png 224": (224, Store.PNG), "jpeg 224": (224, Store.JPEG)}
+        error = reduced_scale_error(tar)
+        for name, (size, store) in variants.items():
             output = folder / name.replace(" ", "_")
             config = PrepareConfig(source="pairs", image_size=size, store=store)
             start = time.process_time()
@@ -65,7 +67,7 @@ def main() -> None:
             print(
                 f"prepared ({name}): {prepared:.0f} images/s/core, {summary.bytes / summary.images / 1e3:.0f} kB each"
             )
-    print(f"pixels decoded at a reduced scale are off by {off:.2f} of 255 on average")
+    print(f"pixels decoded at a reduced scale differ by {error:.2f} of 255 on average")
     base = rates["webdataset + PIL"]
     for name, images in rates.items():
         cores = NEEDED / images
@@ -73,7 +75,7 @@ def main() -> None:
 
 
 def rate(batches: Iterator[dict[str, np.ndarray]], count: int) -> float:
-    """Images a second of CPU, after one batch to warm up."""
+    """Return images per CPU second, after one batch of warm-up."""
     next(batches)
     start, images = time.process_time(), 0
     for batch in itertools.islice(batches, count):
@@ -81,8 +83,8 @@ def rate(batches: Iterator[dict[str, np.ndarray]], count: int) -> float:
     return images / (time.process_time() - start)
 
 
-def difference(tar: Path) -> float:
-    """Between pixels decoded at a reduced scale and whole, over the first 40 pictures."""
+def reduced_scale_error(tar: Path) -> float:
+    """Return the mean difference between reduced and full decoding over the first 40 images."""
     with tarfile.open(tar) as archive:
         members = (m for m in archive if m.name.endswith((".jpg", ".jpeg")))
         files = [archive.extractfile(m).read() for m in itertools.islice(members, 40)]
@@ -91,8 +93,8 @@ def difference(tar: Path) -> float:
     return float(np.mean([np.abs(reduced.astype(int) - exact).mean() for reduced, exact in pairs]))
 
 
-def others(tar: Path, tokenizer: Tokenizer) -> Iterator[dict[str, np.ndarray]]:
-    """webdataset, PIL, rows in order of arrival."""
+def webdataset_batches(tar: Path, tokenizer: Tokenizer) -> Iterator[dict[str, np.ndarray]]:
+    """Yield batches made with webdataset and PIL, with rows packed in the order of arrival."""
     samples = webdataset.WebDataset(str(tar), shardshuffle=False).repeat().shuffle(64).decode("pilrgb")
     samples = iter(samples.to_tuple("jpg;png;webp", "txt"))
     length, slots, size = BATCH.length, BATCH.max_images, BATCH.image_size
@@ -103,33 +105,33 @@ def others(tar: Path, tokenizer: Tokenizer) -> Iterator[dict[str, np.ndarray]]:
         pixels = np.zeros((BATCH.batch_size, slots, size, size, 3), np.uint8)
         counts = np.zeros(BATCH.batch_size, np.int32)
         for row in range(BATCH.batch_size):
-            place = 0
+            position = 0
             while counts[row] < slots:
                 image, text = next(samples)
                 ids = [tokenizer.bos_id, *image_run, *tokenizer.encode(text), tokenizer.eos_id]
-                if place + len(ids) > length:
+                if position + len(ids) > length:
                     break
                 resized = image.resize((size, size), PIL.Image.Resampling.BICUBIC)
                 pixels[row, counts[row]] = np.asarray(resized)
-                tokens[row, place : place + len(ids)] = ids
-                segments[row, place : place + len(ids)] = counts[row] + 1
-                place += len(ids)
+                tokens[row, position : position + len(ids)] = ids
+                segments[row, position : position + len(ids)] = counts[row] + 1
+                position += len(ids)
                 counts[row] += 1
         yield {"tokens": tokens, "segment_ids": segments, "images": pixels, "num_images": counts}
 
 
-def draw(path: Path, *, count: int) -> Path:
-    """A tar of pairs whose pictures have the detail of photographs: noise of every scale."""
+def synthetic_tar(path: Path, *, count: int) -> Path:
+    """Write a tar of pairs whose images have structures of every scale, as photographs do."""
     rng = np.random.default_rng(0)
     with tarfile.open(path, "w") as archive:
         for number in range(count):
-            picture = np.zeros((480, 640, 3), np.float32)
+            pixels = np.zeros((480, 640, 3), np.float32)
             for side in (4, 16, 64, 256):
                 coarse = rng.normal(0, 60 / np.log2(side), (side * 3 // 4, side, 3)).astype(np.float32)
                 layers = [PIL.Image.fromarray(coarse[..., c]).resize((640, 480)) for c in range(3)]
-                picture += np.stack([np.asarray(layer) for layer in layers], axis=-1)
+                pixels += np.stack([np.asarray(layer) for layer in layers], axis=-1)
             file = io.BytesIO()
-            PIL.Image.fromarray(np.clip(picture + 128, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+            PIL.Image.fromarray(np.clip(pixels + 128, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
             caption = " ".join(rng.permutation(WORDS)[: rng.integers(6, len(WORDS))])
             parts = {"jpg": file.getvalue(), "txt": caption.encode(), "json": json.dumps({"caption": caption}).encode()}
             for extension, data in parts.items():

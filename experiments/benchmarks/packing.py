@@ -1,10 +1,10 @@
-"""Rows filled by our packing and by the usual rules, on lengths like the real sets': shares of tokens and image slots.
+"""Fractions of tokens and image slots used by our packing and by common rules, on lengths like those of real sets.
 
     python experiments/benchmarks/packing.py
 
-A pool of 256 waiting sequences, 1,500 rows after 1,500 in which it fills with what is hard to place. `pairs`:
-LAION-like, about 62 tokens and one image. `mixture`: eight such pairs for two pages (400 to 1,000 tokens, one to five
-images) and one video of eight frames.
+The pool has 256 waiting sequences; 1,500 rows are measured after 1,500 in which the pool fills with sequences that are
+hard to pack. `pairs`: like LAION, about 62 tokens and one image. `mixture`: eight such pairs to two pages (400 to 1,000
+tokens, one to five images) and one video of eight frames.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from emu_jax.data.loader.packing import choose_row
 
 Sizes = list[tuple[int, int]]
-POOL, SETTLE, ROWS = 256, 1500, 1500
+POOL, WARMUP, ROWS = 256, 1500, 1500
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     streams = {"pairs": (pairs(rng, 60_000), 1024, 17), "mixture": (mixture(rng, 60_000), 1024, 11)}
     rules = {
-        "one a row": lambda sizes, length, images: [0],
+        "one per row": lambda sizes, length, images: [0],
         "first-fit by tokens": first_fit,
         "best-fit by tokens": best_fit,
         "ours": lambda sizes, length, images: choose_row(sizes, length=length, max_images=images),
@@ -50,7 +50,7 @@ def mixture(rng: np.random.Generator, count: int) -> Sizes:
 
 
 def first_fit(sizes: Sizes, length: int, images: int) -> list[int]:
-    """In order of arrival while tokens fit; an image too many ends the row, as where only tokens are counted."""
+    """Choose in order of arrival while the tokens fit; a row ends when its image slots are full."""
     chosen, tokens, slots = [], 0, 0
     for i, (n, k) in enumerate(sizes):
         if tokens + n > length:
@@ -63,7 +63,7 @@ def first_fit(sizes: Sizes, length: int, images: int) -> list[int]:
 
 
 def best_fit(sizes: Sizes, length: int, images: int) -> list[int]:
-    """The oldest, then always the longest that fits both budgets."""
+    """Choose the oldest, then always the longest that fits both budgets."""
     chosen = [0]
     tokens, slots = length - sizes[0][0], images - sizes[0][1]
     for i in sorted(range(1, len(sizes)), key=lambda i: -sizes[i][0]):
@@ -79,13 +79,13 @@ def used(
     stream = iter(sizes)
     pool = [next(stream) for _ in range(POOL)]
     tokens = slots = 0
-    for row in range(SETTLE + ROWS):
+    for row in range(WARMUP + ROWS):
         chosen = choose(pool, length, images)
-        if row >= SETTLE:
+        if row >= WARMUP:
             tokens += sum(pool[i][0] for i in chosen)
             slots += sum(pool[i][1] for i in chosen)
-        gone = set(chosen)
-        pool = [size for i, size in enumerate(pool) if i not in gone]
+        removed = set(chosen)
+        pool = [size for i, size in enumerate(pool) if i not in removed]
         pool += [next(stream) for _ in range(POOL - len(pool))]
     return tokens / ROWS / length, slots / ROWS / images
 

@@ -33,7 +33,7 @@ from emu_jax.sharding.mesh import make_mesh, parse_mesh
 from emu_jax.training.config import OptimizerConfig
 from emu_jax.training.optimizer import make_optimizer
 from emu_jax.training.prefetch import batch_shardings
-from emu_jax.training.run import read_run_config
+from emu_jax.training.runs.emu import read_emu_config
 from emu_jax.training.stages.pretrain import PretrainStage
 from emu_jax.training.state import create_state
 from emu_jax.training.step import make_train_step
@@ -75,7 +75,7 @@ def make_stage(size: str, *, rows: int, remat: str | None) -> PretrainStage:
             config.model[part].remat = remat
         config.model.decoder.vocab_size = common.LLAMA_VOCAB
         config.data.batch.batch_size = rows
-        run = read_run_config(config)
+        run = read_emu_config(config)
         model, batch = run.model, run.data.batch
     return PretrainStage(model, batch, image_token_id=FIRST_SPECIAL + 3)
 

@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 
 from emu_jax.cli import compile as command
+from emu_jax.compile_analysis.programs import PROGRAMS
 from emu_jax.errors import UserError
 
 CONFIG = "--config=configs/pretrain_14b.py"
@@ -25,7 +26,7 @@ def test_missing_compiler_is_an_error_with_the_install_command(monkeypatch):
     ("arguments", "message"),
     [
         ([CONFIG], "--topology"),
-        (["--topology=v5e:4x4"], "--config is missing"),
+        (["--topology=v5e:4x4"], "required: --config"),
         ([CONFIG, "--topology=v5e:4x4", "--program=fly"], "fly"),
         ([CONFIG, "--topology=v5e:4x4", "--mesh=rows:16"], "data:1,fsdp:-1,tensor:1"),
         ([CONFIG, "--topology=v5e:4x4", "--rows=0"], "--rows"),
@@ -36,3 +37,7 @@ def test_missing_compiler_is_an_error_with_the_install_command(monkeypatch):
 def test_invalid_arguments_are_one_line(arguments, message):
     with pytest.raises(UserError, match=message):
         command.main(arguments)
+
+
+def test_every_program_can_be_chosen():
+    assert set(command.PROGRAMS) == set(PROGRAMS)

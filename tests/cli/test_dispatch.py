@@ -1,4 +1,4 @@
-"""`python -m emu_jax`: which commands there are, and what their ends look like from a shell."""
+"""`python -m emu_jax`: its commands, help, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from typing import TYPE_CHECKING
 import pytest
 
 from emu_jax import __main__, cli
-from emu_jax.cli.arguments import ArgumentParser
+from emu_jax.cli.arguments import ArgumentParser, at_least
 from emu_jax.errors import UserError
 
 if TYPE_CHECKING:
     from tests.conftest import Command
 
 
-def becomes(monkeypatch: pytest.MonkeyPatch, main: object) -> None:
-    """Makes every command run `main`."""
+QUICK_COMMANDS = ("train", "doctor", "compile")  # parse their arguments before heavy imports
+
+
+def replace_commands(monkeypatch: pytest.MonkeyPatch, main: object) -> None:
+    """Make every command run `main`."""
     monkeypatch.setattr(cli, "load", lambda name: types.SimpleNamespace(main=main))
 
 
-def test_every_command_says_what_it_does() -> None:
+def test_every_command_has_a_line_of_help() -> None:
     table = cli.commands()
-    assert "arguments" not in table, "a module without main() is no command"
+    assert "arguments" not in table, "a module without main() is not a command"
     assert [name for name, line in table.items() if len(line) < 10] == []
 
 
-def test_every_command_imports_and_has_a_docstring_as_help() -> None:
+def test_every_command_imports_and_has_a_docstring() -> None:
     for name in cli.commands():
         module = cli.load(name)
         assert callable(module.main)
@@ -43,7 +46,7 @@ def test_help_lists_the_commands(run_command: Command) -> None:
     assert [name for name in cli.commands() if f"  {name} " not in done.stdout] == []
 
 
-def test_without_a_command_the_list_is_shown(run_command: Command) -> None:
+def test_without_a_command_the_list_is_printed(run_command: Command) -> None:
     done = run_command()
     assert done.returncode == 2
     assert done.stdout.startswith("usage: python -m emu_jax COMMAND")
@@ -61,35 +64,35 @@ def test_an_unknown_command_names_the_nearest(run_command: Command, monkeypatch:
     assert done.stderr.count("\n") == 1
 
 
-def test_the_words_after_the_command_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_words_after_the_command_are_passed_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
-    becomes(monkeypatch, seen.append)
+    replace_commands(monkeypatch, seen.append)
     assert __main__.main(["chat", "--checkpoint", "runs/demo"]) == 0
     assert seen == [["--checkpoint", "runs/demo"]]
 
 
-def test_a_users_mistake_is_one_line_and_code_2(
+def test_a_user_error_is_one_line_and_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def main(argv: list[str]) -> None:
-        raise UserError("photo.jpg is a text file;\n  give a picture.")
+        raise UserError("photo.jpg is a text file;\n  name an image.")
 
-    becomes(monkeypatch, main)
+    replace_commands(monkeypatch, main)
     assert __main__.main(["generate"]) == 2
-    assert capsys.readouterr().err == "error: photo.jpg is a text file; give a picture.\n"
+    assert capsys.readouterr().err == "error: photo.jpg is a text file; name an image.\n"
 
 
 def test_ctrl_c_is_one_line_and_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def main(argv: list[str]) -> None:
         raise KeyboardInterrupt
 
-    becomes(monkeypatch, main)
+    replace_commands(monkeypatch, main)
     assert __main__.main(["train"]) == 130
     assert capsys.readouterr().err.split("\n") == ["", "interrupted", ""]
 
 
-def test_ctrl_c_while_a_command_is_imported_is_as_clean(root: Path) -> None:
-    """In the import of an extension KeyboardInterrupt would come out as an ImportError."""
+def test_ctrl_c_during_an_import_is_one_line_and_code_130(root: Path) -> None:
+    """The import of a C extension would turn KeyboardInterrupt into ImportError."""
     script = """
 import os, signal, sys
 from emu_jax import __main__, cli
@@ -105,16 +108,16 @@ sys.exit(__main__.main(["train"]))
     assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
 
 
-def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_exceptions_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def main(argv: list[str]) -> None:
         raise ZeroDivisionError
 
-    becomes(monkeypatch, main)
+    replace_commands(monkeypatch, main)
     with pytest.raises(ZeroDivisionError):
         __main__.main(["train"])
 
 
-def test_the_parser_answers_mistakes_in_one_line_and_keeps_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_parser_raises_user_errors_and_prints_the_docstring_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     parser = ArgumentParser("emu_jax.cli.prepare_data", "Writes records.\n\n    prepare-data --output=DIR")
     parser.add_argument("--output", required=True)
     assert parser.prog == "python -m emu_jax prepare-data"
@@ -128,20 +131,63 @@ def test_the_parser_answers_mistakes_in_one_line_and_keeps_the_docstring(capsys:
     assert "    prepare-data --output=DIR" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's tunables are Linux's")
-@pytest.mark.parametrize("chosen", [None, "glibc.malloc.check=0"])
-def test_a_process_begins_anew_once_with_large_pages_unless_the_user_chose(root: Path, chosen: str | None) -> None:
+def test_integers_have_a_minimum() -> None:
+    parser = ArgumentParser("emu_jax.cli.compile", "Compile.")
+    parser.add_argument("--rows", type=at_least(1))
+    assert parser.parse_args(["--rows=3"]).rows == 3
+    with pytest.raises(UserError, match="--rows: must be at least 1, not 0"):
+        parser.parse_args(["--rows=0"])
+    with pytest.raises(UserError, match="--rows: invalid integer value: 'many'"):
+        parser.parse_args(["--rows=many"])
+
+
+def test_words_that_set_config_fields_are_separated_from_arguments() -> None:
+    parser = ArgumentParser("emu_jax.cli.train", "Train.")
+    parser.add_config_argument()
+    parser.add_argument("--workdir")
+    overrides = ["--config.train.steps=3", "--config.tokenizer", "t.model", "--noconfig.train.profile"]
+    arguments, rest = parser.parse_config_args(["--config=configs/tiny.py:both", *overrides, "--workdir=runs/tiny"])
+    assert (arguments.config, arguments.workdir, rest) == ("configs/tiny.py:both", "runs/tiny", overrides)
+    with pytest.raises(UserError, match="unknown argument --wrokdir; did you mean --workdir"):
+        parser.parse_config_args(["--config=a.py", "--wrokdir=x"])
+    with pytest.raises(UserError, match=r"unexpected argument 'extra'; set config fields as in --config\.train\.steps"):
+        parser.parse_config_args(["--config=a.py", "extra"])
+    with pytest.raises(UserError, match="required: --config"):
+        parser.parse_config_args(["--workdir=x"])
+
+
+@pytest.mark.parametrize("name", QUICK_COMMANDS)
+def test_help_imports_nothing_heavy(root: Path, name: str) -> None:
+    script = f"""
+import sys
+from emu_jax import __main__
+try:
+    __main__.main([{name!r}, "--help"])
+except SystemExit:
+    pass
+heavy = {{"jax", "numpy", "absl", "tensorboardX", "rich"}} & set(sys.modules)
+print(len(sys.modules), *heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    number, *heavy = done.stdout.splitlines()[-1].split()
+    assert heavy == []
+    assert int(number) < 250
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is on Linux only")
+@pytest.mark.parametrize("setting", [None, "glibc.malloc.check=0"])
+def test_a_process_restarts_once_with_huge_pages_unless_the_user_set_them(root: Path, setting: str | None) -> None:
     script = """
 from pathlib import Path
-from emu_jax.__main__ import with_large_pages
-print("begun", flush=True)
-with_large_pages()
+from emu_jax.__main__ import use_huge_pages
+print("started", flush=True)
+use_huge_pages()
 print(Path("/proc/self/environ").read_text().replace(chr(0), chr(10)))
 """
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-    if chosen is not None:
-        environment["GLIBC_TUNABLES"] = chosen
-    ran = subprocess.run([sys.executable, "-c", script], cwd=root, env=environment, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count("begun") == (2 if chosen is None else 1)
-    assert f"GLIBC_TUNABLES={chosen or 'glibc.malloc.hugetlb=1'}" in ran.stdout.splitlines()
+    if setting is not None:
+        environment["GLIBC_TUNABLES"] = setting
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("started") == (2 if setting is None else 1)
+    assert f"GLIBC_TUNABLES={setting or 'glibc.malloc.hugetlb=1'}" in done.stdout.splitlines()

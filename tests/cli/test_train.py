@@ -1,19 +1,26 @@
-"""`train` as a user types it, on sets that `prepare-data` made, with the true loader."""
+"""`train` on sets that `prepare-data` made, with the real loader."""
 
+import dataclasses
 import json
 import signal
+import tarfile
 import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+import emu_jax
 from emu_jax.checkpoints.params import load_params
 from emu_jax.cli import train
+from emu_jax.cli.config_file import read_config
+from emu_jax.config import from_config_dict
 from emu_jax.data.tokenizer import train_tokenizer
 from emu_jax.errors import UserError
 from emu_jax.training.log import read_metrics
+from emu_jax.training.runs.emu import EmuRunConfig
 from tests.data.conftest import make_set
 
 CONFIG = """
@@ -30,10 +37,10 @@ def get_config():
     config.tokenizer = "{tokenizer}"
     config.train.optimizer.schedule = "constant"
     config.train.optimizer.learning_rate = 1e-2
-    config.train.optimizer.warmup_steps = 0.0
+    config.train.optimizer.warmup_steps = 0
     config.train.checkpoint.every_steps = 4
     config.train.log_every = 1
-    config.train.mesh.fsdp = 1  # data parallel alone compiles quickest
+    config.train.mesh.fsdp = 1  # pure data parallelism compiles fastest
     config.train.mesh.data = -1
     return config
 """
@@ -52,9 +59,9 @@ def config_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(config_file, tmp_path_factory):
-    """A run of eight steps at once."""
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
+def uninterrupted(config_file, tmp_path_factory):
+    """The workdir of a run of eight steps."""
+    workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
     train.main([f"--config={config_file}", f"--workdir={workdir}"])
     return workdir
 
@@ -64,19 +71,19 @@ def losses(workdir):
 
 
 @pytest.mark.e2e
-def test_a_run_explains_itself(whole):
-    assert json.loads((whole / "config.json").read_text())["train"]["steps"] == 8
-    assert (whole / "tokenizer.model").is_file()
-    assert "<html" in (whole / "report.html").read_text()
-    record = read_metrics(whole)[-1]
-    wanted = {"loss/text/pairs", "loss/text/pages", "loss/regression/pairs", "fill/tokens", "model_tflops_per_second"}
-    assert wanted | {"visual_embedding_variance", "tokens_per_second", "images_per_second"} <= set(record)
+def test_the_workdir_describes_the_run(uninterrupted):
+    assert json.loads((uninterrupted / "config.json").read_text())["train"]["steps"] == 8
+    assert (uninterrupted / "tokenizer.model").is_file()
+    assert "<html" in (uninterrupted / "report.html").read_text()
+    record = read_metrics(uninterrupted)[-1]
+    expected = {"loss/text/pairs", "loss/text/pages", "loss/regression/pairs", "fill/tokens", "model_tflops_per_second"}
+    assert expected | {"visual_embedding_variance", "tokens_per_second", "images_per_second"} <= set(record)
     assert 0.5 < record["fill/tokens"] <= 1.0
-    assert "mfu" not in record  # a CPU has no known peak
+    assert "mfu" not in record  # the peak of a CPU is unknown
 
 
 @pytest.mark.e2e
-def test_stopped_and_gone_on_with_it_is_the_same_run_bit_for_bit(whole, config_file, tmp_path):
+def test_a_stopped_and_resumed_run_is_bit_for_bit_the_same(uninterrupted, config_file, tmp_path):
     command = [f"--config={config_file}", f"--workdir={tmp_path / 'run'}"]
 
     def interrupt():
@@ -84,14 +91,14 @@ def test_stopped_and_gone_on_with_it_is_the_same_run_bit_for_bit(whole, config_f
             time.sleep(0.01)
         signal.raise_signal(signal.SIGTERM)
 
-    # A stop between two checkpoints, at a step that nobody chose.
+    # A stop at an arbitrary step between two checkpoints.
     threading.Thread(target=interrupt, daemon=True).start()
     train.main(command)
     train.main(command)
-    assert losses(tmp_path / "run") == losses(whole)
-    one, other = (load_params(path / "checkpoints" / "8") for path in (tmp_path / "run", whole))
+    assert losses(tmp_path / "run") == losses(uninterrupted)
+    one, other = (load_params(path / "checkpoints" / "8") for path in (tmp_path / "run", uninterrupted))
     jax.tree.map(np.testing.assert_array_equal, one, other)
-    states = [(p / "checkpoints/8/data/process_0-of-1.json").read_text() for p in (tmp_path / "run", whole)]
+    states = [(p / "checkpoints/8/data/process_0-of-1.json").read_text() for p in (tmp_path / "run", uninterrupted)]
     assert states[0] == states[1]
 
 
@@ -99,25 +106,98 @@ def test_stopped_and_gone_on_with_it_is_the_same_run_bit_for_bit(whole, config_f
     ("words", "message"),
     [
         (["--config.train.stepz=3"], r"--config.train.stepz is not a field .* did you mean --config.train.steps\?"),
-        (["--config.nothing.like.it=3"], "the groups of fields are chips, data, instruct, model, pretrain, stage"),
+        (["--config.nothing.like.it=3"], "the top-level fields are chips, data, instruct, model, pretrain, stage"),
         (["--config.train.steps=many"], "invalid literal"),
         (["--config.train.steps=0"], "train.steps must be at least 1"),
+        (["--config.train.optimizer.warmup_steps=0.2"], "invalid literal for int"),
+        (["--config.pretrain.regression_coefficient=1"], r"did you mean --config\.pretrain\.regression_weight"),
         (["--config.data.sets[0].path=nowhere"], "nowhere"),
         (["--config.data.sets[7].path=nowhere"], r"sets\[7\].path is not a field"),
         (["--config.tokenizer=nowhere.model"], "nowhere.model"),
         (["--config.train.mesh.data=3"], "does not cover 8 devices"),
         (["--config.stage=pretrane"], "config.stage must be one of"),
-        (["--wrokdir=x"], "did you mean: workdir"),
-        (["extra"], "'extra' is not understood"),
+        (["--wrokdir=x"], "did you mean --workdir"),
+        (["extra"], "unexpected argument 'extra'"),
     ],
 )
-def test_mistakes_are_one_line(config_file, tmp_path, words, message):
+def test_invalid_arguments_are_one_clear_error(config_file, tmp_path, words, message):
     with pytest.raises(UserError, match=f"(?is){message}"):
         train.main([f"--config={config_file}", f"--workdir={tmp_path}", *words])
 
 
-def test_a_config_file_that_is_not_there(tmp_path):
+def test_a_missing_config_file(tmp_path):
     with pytest.raises(UserError, match=r"did you mean configs/tiny.py\?"):
         train.main(["--config=configs/tinny.py", f"--workdir={tmp_path}"])
-    with pytest.raises(UserError, match="--config is missing"):
+    with pytest.raises(UserError, match="required: --config"):
         train.main([f"--workdir={tmp_path}"])
+
+
+def test_help_says_how_to_set_a_field(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        train.main(["--help"])
+    out = capsys.readouterr().out
+    assert "--config.FIELD=VALUE" in out
+    assert "train.optimizer.learning_rate" in out
+
+
+# A run of two steps, written before the config fields were renamed, and the losses of its next two steps at that time.
+OLD_RUN = Path(__file__).parents[1] / "data" / "run_before_renames.tar.gz"
+OLD_LOSSES = {3: 7.115985870361328, 4: 6.77946138381958}
+OLD_RUN_CONFIG = """
+from configs import common
+
+def get_config():
+    config = common.base("emu_tiny", steps=4, batch_size=8, length=48, max_images=3)
+    config.model.vision.update(dict(image_size=8, patch_size=4, width=8, num_layers=1, num_heads=2, mlp_dim=8))
+    config.model.causal_former.update(dict(width=8, num_heads=2, head_dim=4, mlp_dim=8))
+    config.model.decoder.update(dict(width=8, num_layers=1, num_heads=2, num_kv_heads=2, mlp_dim=8))
+    config.data.batch.image_size = 8
+    config.data.pool = 16
+    config.data.sets = common.sets(dict(path="{pairs}", name="pairs"))
+    config.tokenizer = "{tokenizer}"
+    config.pretrain.regression_weight = 0.5
+    config.train.optimizer.schedule = "wsd"
+    config.train.optimizer.cooldown_fraction = 0.25
+    config.train.optimizer.final_fraction = 0.1
+    config.train.optimizer.learning_rate = 1e-2
+    config.train.optimizer.warmup_fraction = 0.25
+    config.train.checkpoint.every_steps = 2
+    config.train.log_every = 1
+    config.train.mesh.fsdp = 1
+    config.train.mesh.data = -1
+    return config
+"""
+
+
+@pytest.fixture
+def old_run(tmp_path):
+    with tarfile.open(OLD_RUN) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path / "run"
+
+
+def test_a_config_from_before_the_renames_has_the_same_values(old_run, tmp_path):
+    (tmp_path / "old.py").write_text(OLD_RUN_CONFIG)
+    saved = from_config_dict(EmuRunConfig, json.loads((old_run / "config.json").read_text()))
+    now = from_config_dict(EmuRunConfig, read_config(str(tmp_path / "old.py")))
+    assert saved.train == now.train
+    assert saved.pretrain == now.pretrain
+    decoder = dataclasses.replace(now.model.decoder, vocab_size=304)  # from the tokenizer
+    assert saved.model == dataclasses.replace(now.model, decoder=decoder)
+
+
+@pytest.mark.e2e
+def test_a_run_from_before_the_renames_loads_and_resumes(old_run, tmp_path):
+    emu = emu_jax.load(old_run)
+    assert emu.config.decoder.vocab_size == 304
+    saved = load_params(old_run / "checkpoints" / "2")
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(emu.params), saved)
+
+    pairs = make_set(tmp_path, "pairs", 0)
+    text = OLD_RUN_CONFIG.replace("{pairs}", str(pairs)).replace("{tokenizer}", str(old_run / "tokenizer.model"))
+    (tmp_path / "old.py").write_text(text)
+    train.main([f"--config={tmp_path / 'old.py'}", f"--workdir={old_run}"])
+    found = losses(old_run)
+    assert sorted(found) == [1, 2, 3, 4]
+    for step, loss in OLD_LOSSES.items():
+        np.testing.assert_allclose(found[step], loss, rtol=1e-4)

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from emu_jax.compile_analysis.memory import Memory
 from emu_jax.compile_analysis.report import explain_failure
 from emu_jax.compile_analysis.topologies import parse_topology
 
@@ -27,3 +28,22 @@ def test_any_other_failure_is_one_line():
     assert explain_failure("INTERNAL: first\nsecond", parse_topology("v7x:2x2x1")) == (
         "The compiler failed for v7x:2x2x1: INTERNAL: first second"
     )
+
+
+def test_memory_that_libtpu_counts_more_than_once_still_fits():
+    """libtpu 0.0.50.1 reports these numbers for the 14B step on v5p:4x4x4, which it accepts (0.0.52: 89.67 GiB)."""
+    memory = Memory(
+        arguments=2_740_772_864,
+        outputs=1_664,
+        temporaries=135_003_136_544,
+        code=121_919_488,
+        peak=95_591_491_712,
+        limit=95.73 * 2**30,
+    )
+    assert memory.allocated > memory.limit
+    assert memory.total == 95_591_491_712 + 121_919_488
+    assert memory.fits
+
+
+def test_memory_above_the_limit_does_not_fit():
+    assert not Memory(arguments=60, outputs=0, temporaries=50, code=0, peak=110, limit=100).fits

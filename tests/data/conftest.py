@@ -1,4 +1,4 @@
-"""Small prepared sets whose every document can be told apart by its text and its picture's colour."""
+"""Small prepared sets in which the text and the image color of each document identify it."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,15 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from emu_jax.data.prepare.prepare import PrepareConfig, Store, prepare
+from emu_jax.data.prepare.cleaning import PrepareConfig, Store
+from emu_jax.data.prepare.job import prepare
 from emu_jax.data.tokenizer import Tokenizer, train_tokenizer
 
 NUMBER_OF = {"pairs": 61, "pages": 23, "chats": 17}
 
 
-def picture(number: int) -> np.ndarray:
-    """8 x 8 pixels of one colour that names the document."""
+def color_image(number: int) -> np.ndarray:
+    """Return 8 x 8 pixels of one color that encodes the number of the document."""
     return np.full((8, 8, 3), (number % 256, number // 256, 77), np.uint8)
 
 
@@ -28,10 +29,10 @@ def write_jsonl(folder: Path, name: str, records: list[dict], images: dict[str, 
 
 
 def make_set(folder: Path, name: str, first: int) -> Path:
-    """A prepared set of NUMBER_OF[name] documents numbered from `first`; the number is in text and pixels."""
+    """Prepare a set of NUMBER_OF[name] documents numbered from `first`; the number is in text and pixels."""
     records, images = [], {}
     for n in range(first, first + NUMBER_OF[name]):
-        images[f"{n}.png"] = picture(n)
+        images[f"{n}.png"] = color_image(n)
         image, text = {"image": f"{n}.png"}, {"text": f"number {n} " + "and on " * (n % 5)}
         if name == "pairs":
             records.append({"layout": "pair", "segments": [image, text]})

@@ -1,4 +1,4 @@
-"""Whatever people call an image becomes the right pixels, or one clear reason; pixels are the release's."""
+"""Images of all accepted formats decode to the right pixels, or fail with one clear reason."""
 
 import io
 import struct
@@ -8,7 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from emu_jax.data.images import MAX_SIDE, DecodeError, decode, encode_png, normalize, preprocess, resize
+from emu_jax.data.images import DecodeError, decode, encode_png, normalize, preprocess, resize
+from emu_jax.data.limits import DEFAULT_LIMITS
 from emu_jax.errors import UserError
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -21,7 +22,7 @@ def encoded(image, kind, **options):
 
 
 def checker(width=24, height=16):
-    """Left half red, right half blue; a white dot top left."""
+    """Return an image with a red left half, a blue right half and a white dot at the top left."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[:, : width // 2, 0] = 255
     pixels[:, width // 2 :, 2] = 255
@@ -29,8 +30,8 @@ def checker(width=24, height=16):
     return pixels
 
 
-def test_pixels_are_the_release_s(shared_dir):
-    """Within the rounding of float16 (values up to 3: 0.001), a quarter of 1/255 of a standard deviation at most."""
+def test_pixels_match_the_release(shared_dir):
+    """The tolerance is the rounding error of float16 for values up to 3."""
     expected = np.load(shared_dir / "reference" / "preprocessed_images.npz")
     names = [name for name in expected if not name.startswith("video")]
     assert len(names) >= 4
@@ -42,8 +43,8 @@ def test_pixels_are_the_release_s(shared_dir):
 @pytest.mark.parametrize(
     ("width", "height", "rows_first"), [(40, 60, False), (40, 64, False), (40, 65, True), (9, 30, True)]
 )
-def test_resized_in_the_same_order_by_every_pillow(width, height, rows_first):
-    """Rows first where the height falls by more than twice what the width does, in pixels; noise tells them apart."""
+def test_resize_order_does_not_depend_on_the_pillow_version(width, height, rows_first):
+    """Rows are resized first if the height shrinks by more than twice as many pixels as the width."""
     size, bicubic = 16, PIL.Image.Resampling.BICUBIC
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     by_rows, by_columns = (
@@ -56,7 +57,7 @@ def test_resized_in_the_same_order_by_every_pillow(width, height, rows_first):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
-def test_lossless_files_come_back_bit_for_bit(kind):
+def test_lossless_formats_are_exact(kind):
     image = PIL.Image.fromarray(checker())
     np.testing.assert_array_equal(decode(encoded(image, kind)), checker())
     np.testing.assert_array_equal(decode(image), checker())
@@ -82,43 +83,43 @@ def test_paths(tmp_path):
     np.testing.assert_array_equal(decode(str(path)), checker())
 
 
-def photograph(width, height, seed=0):
-    """Large things and small ones."""
-    rng, picture = np.random.default_rng(seed), np.zeros((height, width, 3), np.float32)
+def photo(width, height, seed=0):
+    """Return an image with large and small structures."""
+    rng, pixels = np.random.default_rng(seed), np.zeros((height, width, 3), np.float32)
     for side in (4, 8):
         coarse = rng.normal(0, 60 / np.log2(side), (side, side, 3)).astype(np.float32)
         layers = [PIL.Image.fromarray(coarse[..., c]).resize((width, height)) for c in range(3)]
-        picture += np.stack([np.asarray(layer) for layer in layers], axis=-1)
-    return PIL.Image.fromarray(np.clip(picture + 128, 0, 255).astype(np.uint8))
+        pixels += np.stack([np.asarray(layer) for layer in layers], axis=-1)
+    return PIL.Image.fromarray(np.clip(pixels + 128, 0, 255).astype(np.uint8))
 
 
 @pytest.mark.parametrize("size", [(64, 80), (65, 130), (127, 99), (300, 260), (640, 480)])
-def test_a_reduced_decode_is_close_and_only_of_what_is_twice_as_large(size):
-    data = encoded(photograph(*size), "JPEG", quality=95)
+def test_reduced_decoding_is_close_and_used_only_for_images_twice_as_large(size):
+    data = encoded(photo(*size), "JPEG", quality=95)
     exact, reduced = preprocess(data, 32), preprocess(data, 32, exact=False)
     error = np.abs(exact.astype(int) - reduced)
     assert 0 < error.mean() < 3
     assert decode(data, at_least=32).shape[0] < size[1] / 1.9
     assert min(decode(data, at_least=32).shape[:2]) >= 32
-    small = encoded(photograph(63, 200), "JPEG", quality=95)
+    small = encoded(photo(63, 200), "JPEG", quality=95)
     np.testing.assert_array_equal(preprocess(small, 32), preprocess(small, 32, exact=False))
 
 
-def test_only_jpegs_are_decoded_reduced():
-    picture = photograph(200, 160)
+def test_only_jpegs_are_decoded_at_a_reduced_scale():
+    image = photo(200, 160)
     for kind in ("PNG", "GIF", "BMP", "TIFF"):
-        data = encoded(picture, kind)
+        data = encoded(image, kind)
         np.testing.assert_array_equal(preprocess(data, 32), preprocess(data, 32, exact=False))
-    np.testing.assert_array_equal(preprocess(picture, 32), preprocess(picture, 32, exact=False))
+    np.testing.assert_array_equal(preprocess(image, 32), preprocess(image, 32, exact=False))
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_a_reduced_decode_knows_all_jpegs(mode):
-    data = encoded(photograph(200, 160).convert(mode), "JPEG", quality=95)
+def test_reduced_decoding_supports_all_jpeg_modes(mode):
+    data = encoded(photo(200, 160).convert(mode), "JPEG", quality=95)
     assert np.abs(preprocess(data, 32).astype(int) - preprocess(data, 32, exact=False)).mean() < 3
 
 
-def test_a_reduced_decode_stands_upright_and_sees_the_cut():
+def test_reduced_decoding_applies_exif_rotation_and_detects_truncation():
     stored = PIL.Image.fromarray(np.repeat(np.repeat(checker(), 16, 0), 16, 1)).transpose(PIL.Image.Transpose(3))
     exif = PIL.Image.Exif()
     exif[0x112] = 3
@@ -131,9 +132,9 @@ def test_a_reduced_decode_stands_upright_and_sees_the_cut():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_camera_s_rotation_is_applied(orientation):
-    """A picture stored as the camera of this orientation would store it comes back upright."""
-    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL.Image.Transpose that such a camera did
+def test_exif_rotation_is_applied(orientation):
+    """An image stored with an EXIF orientation is returned upright."""
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the PIL.Image.Transpose that gives this orientation
     stored = PIL.Image.fromarray(checker())
     if orientation > 1:
         stored = stored.transpose(PIL.Image.Transpose(undo[orientation]))
@@ -147,10 +148,10 @@ def test_cmyk():
     assert np.abs(decode(encoded(red, "JPEG")).astype(int) - RED).max() < 30
 
 
-def test_sixteen_bits_are_scaled_not_clipped():
-    grey = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
-    pixels = decode(encoded(PIL.Image.fromarray(grey), "PNG"))
-    np.testing.assert_array_equal(pixels[..., 0], (grey >> 8).astype(np.uint8))
+def test_sixteen_bit_images_are_scaled_not_clipped():
+    gray = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    pixels = decode(encoded(PIL.Image.fromarray(gray), "PNG"))
+    np.testing.assert_array_equal(pixels[..., 0], (gray >> 8).astype(np.uint8))
     np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
 
 
@@ -162,7 +163,7 @@ def test_palettes_and_black_and_white():
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparency_lies_over_white(mode):
+def test_transparency_is_composited_over_white(mode):
     image = PIL.Image.new("RGBA", (16, 16), (0, 0, 0, 0))
     image.paste((255, 0, 0, 255), (0, 0, 8, 16))
     if mode == "P":
@@ -177,7 +178,7 @@ def test_transparency_lies_over_white(mode):
     assert tuple(pixels[3, 3]) != WHITE
 
 
-def test_an_animation_gives_its_first_frame():
+def test_first_frame_of_an_animation():
     frames = [PIL.Image.new("RGB", (16, 16), color) for color in ("red", "green", "blue")]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert (decode(data) == RED).all()
@@ -193,14 +194,14 @@ def png_header(width, height):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("size", [(20_000, 10), (10, 20_000), (16_000, 16_000), (8_000, 8_000), (9_500, 9_500)])
-def test_a_bomb_is_refused_before_it_is_unpacked(size):
+def test_decompression_bombs_are_refused_before_decoding(size):
     with pytest.raises(DecodeError, match="pixels"):
         decode(png_header(*size))
 
 
-def test_the_largest_side_is_read():
-    wide = np.zeros((2, MAX_SIDE, 3), np.uint8)
-    assert decode(encode_png(wide)).shape == (2, MAX_SIDE, 3)
+def test_largest_allowed_side():
+    wide = np.zeros((2, DEFAULT_LIMITS.image_side, 3), np.uint8)
+    assert decode(encode_png(wide)).shape == (2, DEFAULT_LIMITS.image_side, 3)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ def test_the_largest_side_is_read():
         ("no/such/file.jpg", "cannot be read"),
     ],
 )
-def test_what_is_no_image_is_told(data, reason):
+def test_invalid_images_raise_a_clear_error(data, reason):
     with pytest.raises(DecodeError, match=reason) as caught:
         decode(data)
     assert isinstance(caught.value, UserError)
@@ -225,15 +226,15 @@ def test_what_is_no_image_is_told(data, reason):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_a_thousand_broken_files_never_crash():
+def test_a_thousand_damaged_files_never_crash():
     rng = np.random.default_rng(0)
     image = PIL.Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 20, 3), np.uint8))
     files = [encoded(image, kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")]
     outcomes = {"image": 0, "refused": 0}
     for i in range(1000):
         data = bytearray(files[i % len(files)])
-        for place in rng.integers(0, len(data), rng.integers(1, 8)):
-            data[place] = rng.integers(0, 256)
+        for position in rng.integers(0, len(data), rng.integers(1, 8)):
+            data[position] = rng.integers(0, 256)
         if i % 3 == 0:
             data = data[: rng.integers(0, len(data))]
         try:

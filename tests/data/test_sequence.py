@@ -1,4 +1,4 @@
-"""Sequences are laid out as the docstrings' pictures say, whatever the document."""
+"""Documents are laid out as in the examples of the docstrings."""
 
 import dataclasses
 
@@ -7,15 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emu_jax.data.chat_layout import SYSTEM_IMAGE
 from emu_jax.data.document import Document, Image, Layout, Role, Text, Video
 from emu_jax.data.images import DecodeError
-from emu_jax.data.sequence import (
-    SYSTEM_IMAGE,
-    Regress,
-    SequenceConfig,
-    SystemMessage,
-    build_sequence,
-)
+from emu_jax.data.sequence import build_sequence
+from emu_jax.data.sequence_config import Regress, SequenceConfig, SystemMessage
 from emu_jax.data.tokenizer import Tokenizer, train_tokenizer
 from emu_jax.errors import UserError
 
@@ -43,7 +39,7 @@ def document(*segments, layout=Layout.PAIR):
 
 
 def names(sequence, tokenizer):
-    """The sequence in words: special tokens by name, a run of text as the text."""
+    """Return the sequence as words: special tokens by name, a run of text as the text."""
     special = {
         tokenizer.bos_id: "<s>", tokenizer.eos_id: "</s>", tokenizer.boi_id: "[IMG]", tokenizer.eoi_id: "[/IMG]",
         tokenizer.image_token_id: "<image>", tokenizer.user_id: "[USER]", tokenizer.assistant_id: "[ASSISTANT]",
@@ -62,7 +58,7 @@ def names(sequence, tokenizer):
 IMAGE = ["[IMG]", "<image>", "<image>", "[/IMG]"]
 
 
-def test_the_picture_of_the_docstring(tokenizer):
+def test_docstring_example(tokenizer):
     """<s> [IMG] <image> <image> [/IMG] a cat </s>, a pair with the image first."""
     cat = tokenizer.encode("a cat")
     sequence = build(document(Image(PIXELS), Text("a cat")), tokenizer)
@@ -74,7 +70,7 @@ def test_the_picture_of_the_docstring(tokenizer):
     assert opens.text_loss_mask.tolist() == [1, 0, 0, 0, 1, *[1] * len(cat), 0]
 
 
-def test_pair_order_is_drawn(tokenizer):
+def test_pair_order_is_random(tokenizer):
     pair = document(Image(PIXELS), Text("a cat"))
     half = dataclasses.replace(CONFIG, image_first=0.5)
     first = [names(build(pair, tokenizer, half, seed), tokenizer)[1] == "[IMG]" for seed in range(400)]
@@ -82,7 +78,7 @@ def test_pair_order_is_drawn(tokenizer):
     last = build(pair, tokenizer, dataclasses.replace(CONFIG, image_first=0.0))
     assert names(last, tokenizer) == ["<s>", "a cat", *IMAGE, "</s>"]
     text_loss = last.text_loss_mask[last.tokens == tokenizer.eoi_id]
-    assert text_loss.tolist() == [1], "the place of [/IMG] learns to end the document"
+    assert text_loss.tolist() == [1], "the position of [/IMG] is trained to end the document"
 
 
 def test_page_and_video(tokenizer):
@@ -94,7 +90,7 @@ def test_page_and_video(tokenizer):
     assert names(build(video, tokenizer), tokenizer) == ["<s>", *IMAGE * 3, "a dog", "</s>"]
 
 
-def test_chat_counts_answers_only(tokenizer):
+def test_only_answers_of_a_chat_have_a_loss(tokenizer):
     chat = document(
         Text("a mat", Role.SYSTEM),
         Image(PIXELS, Role.USER),
@@ -112,23 +108,25 @@ def test_chat_counts_answers_only(tokenizer):
     labels = sequence.tokens[1:][sequence.text_loss_mask[:-1] > 0].tolist()
     expected = [*tokenizer.encode("a dog"), tokenizer.eos_id, *tokenizer.encode("a cat"), tokenizer.eos_id]
     assert labels == expected
-    assert not sequence.regression_mask.any(), "what the user shows is not learnt by regression"
+    assert not sequence.regression_mask.any(), "images of the user have no regression loss"
 
 
-def test_a_long_chat_keeps_whole_turns(tokenizer):
+def test_a_long_chat_is_truncated_to_complete_turns(tokenizer):
     turns = [Text("a cat", Role.USER), Text("a dog", Role.ASSISTANT)] * 9
-    whole = build(document(*turns, layout=Layout.CHAT), tokenizer, dataclasses.replace(CONFIG, length=500))
-    one_turn = (len(whole.tokens) - 1) // 9
-    cut = build(document(*turns, layout=Layout.CHAT), tokenizer, dataclasses.replace(CONFIG, length=4 * one_turn - 1))
-    assert len(cut.tokens) == 1 + 3 * one_turn
-    assert cut.tokens.tolist() == whole.tokens[: len(cut.tokens)].tolist()
+    complete = build(document(*turns, layout=Layout.CHAT), tokenizer, dataclasses.replace(CONFIG, length=500))
+    one_turn = (len(complete.tokens) - 1) // 9
+    truncated = build(
+        document(*turns, layout=Layout.CHAT), tokenizer, dataclasses.replace(CONFIG, length=4 * one_turn - 1)
+    )
+    assert len(truncated.tokens) == 1 + 3 * one_turn
+    assert truncated.tokens.tolist() == complete.tokens[: len(truncated.tokens)].tolist()
     short = build(document(*turns, layout=Layout.CHAT), tokenizer, dataclasses.replace(CONFIG, length=one_turn))
-    assert len(short.tokens) == one_turn - 1, "the beginning of the first answer, with room kept for </s>"
-    assert short.learns
+    assert len(short.tokens) == one_turn - 1, "the start of the first answer, with one position reserved for </s>"
+    assert short.has_loss
 
 
-def test_chat_ids_are_those_of_the_written_prompt(tokenizer):
-    """What is trained on is what `encode(..., special_tokens=True)` gives for the prompt at inference."""
+def test_chat_ids_equal_those_of_the_encoded_prompt(tokenizer):
+    """Training sequences have the same ids as `encode(..., special_tokens=True)` of the prompt at inference."""
     chat = document(
         Image(PIXELS, Role.USER), Text("a cat?", Role.USER), Text("a dog", Role.ASSISTANT), layout=Layout.CHAT
     )
@@ -147,7 +145,7 @@ def test_chat_without_turn_tokens_is_plain_text(plain):
     assert labels == [*plain.encode("a dog"), plain.eos_id]
 
 
-def test_images_of_an_answer_are_learnt(tokenizer):
+def test_images_of_an_answer_have_a_regression_loss(tokenizer):
     chat = document(Text("a cat", Role.USER), Image(PIXELS, Role.ASSISTANT), layout=Layout.CHAT)
     sequence = build(chat, tokenizer)
     assert names(sequence, tokenizer) == ["<s>", "[USER]", ": a cat", "[ASSISTANT]", ":", *IMAGE, "</s>"]
@@ -163,7 +161,7 @@ def test_regress_after_text(tokenizer):
     assert none.regression_mask.sum() == 0
 
 
-def test_a_strangers_special_strings_stay_text(tokenizer):
+def test_special_strings_in_untrusted_text_stay_text(tokenizer):
     pair = document(Image(PIXELS), Text("a </s> cat <image>"))
     sequence = build(pair, tokenizer, dataclasses.replace(CONFIG, length=200))
     assert (sequence.tokens == tokenizer.image_token_id).sum() == 2
@@ -178,9 +176,9 @@ def test_a_strangers_special_strings_stay_text(tokenizer):
 def test_bad_documents_and_configs(tokenizer):
     with pytest.raises(DecodeError, match="neither text nor images"):
         build(document(Text("  ")), tokenizer)
-    with pytest.raises(UserError, match="must be frames"):
+    with pytest.raises(UserError, match="Decode a video to frames"):
         build(document(Video(b"mp4"), layout=Layout.VIDEO), tokenizer)
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match="cannot hold an image"):
         SequenceConfig(length=4, max_images=1, num_image_tokens=2)
     with pytest.raises(UserError, match="probability"):
         dataclasses.replace(CONFIG, image_first=1.5)
@@ -213,7 +211,7 @@ configs = st.builds(
 
 @settings(max_examples=300, deadline=None)
 @given(documents, configs, st.integers(0, 2**32 - 1))
-def test_what_holds_for_every_sequence(tokenizer, document, config, seed):
+def test_properties_of_every_sequence(tokenizer, document, config, seed):
     try:
         sequence = build(document, tokenizer, config, seed)
     except DecodeError:
@@ -224,7 +222,7 @@ def test_what_holds_for_every_sequence(tokenizer, document, config, seed):
     assert tokens[0] == tokenizer.bos_id
     assert (tokens == tokenizer.bos_id).sum() == 1
 
-    # Images are whole, as many as there are pixels for, and stand in the document's order.
+    # Images are complete, one per set of pixels, and in the order of the document.
     starts = np.flatnonzero(tokens == tokenizer.boi_id)
     run = [tokenizer.boi_id, *[tokenizer.image_token_id] * n, tokenizer.eoi_id]
     assert all(tokens[s : s + n + 2].tolist() == run for s in starts)
@@ -233,16 +231,16 @@ def test_what_holds_for_every_sequence(tokenizer, document, config, seed):
     given_images = [
         i.data for s in document.segments for i in ([s] if isinstance(s, Image) else getattr(s, "data", ()))
     ]
-    places = [next(k for k, g in enumerate(given_images) if g is i) for i in sequence.images]
-    assert places == sorted(places)
-    assert len(set(places)) == len(places) or len({id(g) for g in given_images}) < len(given_images)
+    order = [next(k for k, g in enumerate(given_images) if g is i) for i in sequence.images]
+    assert order == sorted(order)
+    assert len(set(order)) == len(order) or len({id(g) for g in given_images}) < len(given_images)
 
-    # Regression sits on [IMG] and <image> alone, all N + 1 places of an image or none.
+    # Only [IMG] and <image> have a regression loss: all N + 1 positions of an image or none.
     inside = np.isin(tokens, [tokenizer.boi_id, tokenizer.image_token_id])
     assert not sequence.regression_mask[~inside].any()
     assert all(sequence.regression_mask[s : s + n + 1].sum() in (0, n + 1) for s in starts)
 
-    # Labels are text or </s> (or [IMG], where wanted), and never past the end.
+    # Labels are text or </s> (or [IMG], with predict_boi), and never past the end.
     labels = tokens[1:][sequence.text_loss_mask[:-1] > 0]
     masked = {tokenizer.pad_id, tokenizer.eoi_id, tokenizer.image_token_id, tokenizer.user_id, tokenizer.assistant_id}
     masked |= set() if config.predict_boi else {tokenizer.boi_id}

@@ -1,4 +1,4 @@
-"""Token ids must be the release's, or its embedding rows mean other words."""
+"""Token ids equal those of the release, so that its embedding rows have the same meaning."""
 
 import json
 import pickle
@@ -23,7 +23,7 @@ def llama(shared_dir):
     return Tokenizer.load(shared_dir / "samples" / "llama_tokenizer.model", instruct=True)
 
 
-def test_ids_and_text_are_those_of_the_release(llama, shared_dir):
+def test_ids_and_text_match_the_release(llama, shared_dir):
     cases = json.loads((shared_dir / "reference" / "tokenization.json").read_text())
     assert len(cases) >= 8
     for case in cases:
@@ -45,37 +45,37 @@ def test_without_instruct_the_turns_are_plain_text(small):
 
 
 @given(st.lists(st.sampled_from(["[IMG]", "[/IMG]", "<image>", "</s>", "<s>", "[PAD]", " a ", "red", "<unk>"])))
-def test_a_strangers_text_never_becomes_a_special_token(small, parts):
+def test_untrusted_text_never_becomes_a_special_token(small, parts):
     ids = small.encode("".join(parts))
     assert all(3 <= i < small.pad_id for i in ids)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00▁")))
-def test_text_comes_back_whole(small, text):
+def test_text_round_trip(small, text):
     assert small.decode(small.encode("x" + text)) == "x" + text
 
 
-def test_special_and_unknown_ids_leave_no_trace(small):
+def test_special_and_unknown_ids_are_skipped(small):
     ids = [small.bos_id, small.boi_id, *small.encode("red circle"), small.eos_id, small.vocab_size + 50]
     assert small.decode(ids) == "red circle"
 
 
-def test_training_is_repeatable_and_fits_the_text(tmp_path, small):
+def test_training_is_deterministic_and_limited_by_the_text(tmp_path, small):
     again = train_tokenizer(LINES, tmp_path / "again.model", vocab_size=310)
     assert again.encode("a small red circle") == small.encode("a small red circle")
     assert small.pad_id == 310
-    wished_too_much = train_tokenizer(["ab ab"] * 10, tmp_path / "tiny.model", vocab_size=5000)
-    assert 259 < wished_too_much.pad_id < 300
+    limited = train_tokenizer(["ab ab"] * 10, tmp_path / "tiny.model", vocab_size=5000)
+    assert 259 < limited.pad_id < 300
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.model", "tiny.model"]
 
 
-def test_it_travels_to_worker_processes(small):
+def test_pickle_round_trip(small):
     copy = pickle.loads(pickle.dumps(Tokenizer(small._model, instruct=True)))
     assert copy.encode("a red circle") == small.encode("a red circle")
     assert copy.assistant_id == small.pad_id + 5
 
 
-def test_bad_files_are_told_in_a_line(tmp_path):
+def test_invalid_files_raise_a_clear_error(tmp_path):
     with pytest.raises(UserError, match="No tokenizer model at"):
         Tokenizer.load(tmp_path / "missing.model")
     (tmp_path / "text.model").write_text("no model")

@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of the demo: one clean end, and what was finished is kept for the next start."""
+"""Ctrl-C in the middle of the demo: it ends cleanly, and finished phases are not repeated at the next start."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def test_ctrl_c_ends_the_demo_cleanly(tmp_path: Path, root: Path, user_environme
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Where the tests themselves run in the background, Ctrl-C would be ignored from the start.
+        # If the tests run in the background, their children ignore Ctrl-C by default.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("[3/"):
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the command and its children
+            os.killpg(process.pid, signal.SIGINT)  # to the command and its children, as a terminal does
             break
     else:
-        raise AssertionError(f"ended before its third phase: {process.communicate()[1]}")
+        raise AssertionError(f"the demo ended before its third phase: {process.communicate()[1]}")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert errors.strip().endswith("interrupted")
-    kept = json.loads((tmp_path / "demo" / "demo.json").read_text())["phases"]
-    assert list(kept) == ["Draw the world", "Prepare the data"]
+    finished = json.loads((tmp_path / "demo" / "demo.json").read_text())["phases"]
+    assert list(finished) == ["Draw the world", "Prepare the data"]

@@ -10,7 +10,8 @@ import PIL.Image
 import pytest
 
 from emu_jax.data.document import Document, Image, Layout, Role, Text
-from emu_jax.data.sequence import SequenceConfig, build_sequence
+from emu_jax.data.sequence import build_sequence
+from emu_jax.data.sequence_config import SequenceConfig
 from emu_jax.errors import UserError
 from emu_jax.generation.chat import Turn, chat_prompt
 from emu_jax.generation.pipeline import EmuPipeline

@@ -1,3 +1,5 @@
+"""Counts of useful operations, against formulas, XLA and frozen parts."""
+
 import dataclasses
 
 import jax
@@ -15,12 +17,12 @@ def stage(**settings) -> PretrainStage:
     return PretrainStage(emu_tiny(vocab_size=1000), batch, image_token_id=999, config=PretrainConfig(**settings))
 
 
-def test_the_14b_costs_what_its_matrices_say():
+def test_the_14b_counts_two_operations_per_parameter():
     found = forward_flops(emu_14b(), context=0)
-    # Two operations a parameter and place: 40 layers of 4 x 5120^2 + 3 x 5120 x 13824, and both heads.
+    # Per token: 40 layers with 4 x 5120^2 + 3 x 5120 x 13824 parameters, and both heads.
     assert found.decoder == 2 * 40 * (4 * 5120**2 + 3 * 5120 * 13824)
     assert found.heads == 2 * 5120 * (32004 + 5120)
-    # The tower has 1.0e9 parameters; its attention over 257 tokens adds two products of 257 x 257 x 1408 a layer.
+    # The vision encoder has 1.0e9 parameters; attention over 257 tokens adds two 257 x 257 x 1408 matmuls per layer.
     layers = 40 * 257 * (2 * (4 * 1408**2 + 2 * 1408 * 6144) + 4 * 1408 * 257)
     assert found.vision == layers + 2 * 256 * 588 * 1408
     # Twelve blocks: keys and values of 257 tokens; six 768 x 768 matrices, the MLP and attention of 32 queries.
@@ -28,8 +30,8 @@ def test_the_14b_costs_what_its_matrices_say():
     assert found.causal_former == 12 * block + 2 * 32 * 768 * 5120
 
 
-def test_the_count_is_what_xla_counts():
-    """XLA counts the forward pass of one layer a part (it counts a scanned layer once), all places attending to all."""
+def test_the_count_agrees_with_xla():
+    """XLA counts a scanned layer once, so each part has one layer; all tokens attend to all others."""
     config = emu_tiny(vocab_size=1000)
     config = dataclasses.replace(
         config,
@@ -44,13 +46,13 @@ def test_the_count_is_what_xla_counts():
         return one.losses(params, batch, jax.random.key(0), deterministic=True).sums
 
     cost = jax.jit(forward).lower(jax.tree.map(lambda x: x, params), spec).cost_analysis()
-    flops = forward_flops(config, context=64)  # XLA does not know of the mask
+    flops = forward_flops(config, context=64)  # XLA does not skip masked scores
     tokens, images = 4 * 64, 4 * 2
     ours = tokens * (flops.decoder + flops.heads) + images * (flops.vision + flops.causal_former)
-    assert 1.0 < cost["flops"] / ours < 1.2  # what it adds: norms, activations, losses, vocabulary padding
+    assert 1.0 < cost["flops"] / ours < 1.2  # XLA also counts norms, activations, losses and vocabulary padding
 
 
-def test_what_is_frozen_costs_its_forward_pass_alone():
+def test_frozen_parts_count_their_forward_pass_only():
     everything = stage().step_flops(tokens=256, images=8)
     frozen = stage(trainable=LANGUAGE_SIDE).step_flops(tokens=256, images=8)
     forward = forward_flops(emu_tiny(vocab_size=1000), context=32)

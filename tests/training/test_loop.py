@@ -1,3 +1,5 @@
+"""The training loop on the toy stage: kills, signals, resuming, warm starts, checkpoints and errors."""
+
 import dataclasses
 import json
 import logging
@@ -15,7 +17,6 @@ import pytest
 from emu_jax.checkpoints.params import load_params
 from emu_jax.errors import UserError
 from emu_jax.sharding.mesh import MeshConfig
-from emu_jax.training.collapse import CollapseWatch
 from emu_jax.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
 from emu_jax.training.log import read_metrics
 from emu_jax.training.loop import train
@@ -25,7 +26,7 @@ STEPS = 60
 
 
 def start(workdir: Path, *, slow: float = 0.0, gate: int | None = None, root: Path) -> subprocess.Popen:
-    """The toy in a process of its own, on one device; it waits for ever before step `gate`."""
+    """Start the toy run in its own process, on one device; it waits indefinitely before step `gate`."""
     words = [sys.executable, "-m", "tests.training.toy_run", str(workdir), str(STEPS), "--slow", str(slow)]
     words += ["--gate", str(gate)] if gate is not None else []
     environ = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(root)}
@@ -33,19 +34,20 @@ def start(workdir: Path, *, slow: float = 0.0, gate: int | None = None, root: Pa
 
 
 def losses(workdir: Path) -> dict[int, float]:
-    """step -> loss; every step must be told once."""
+    """Return step -> loss; check that each step is logged once."""
     records = [record for record in read_metrics(workdir) if "loss" in record]
     found = {record["step"]: record["loss"] for record in records}
     assert len(found) == len(records)
     return found
 
 
-def assert_same_end(one: Path, other: Path, *, step: int = STEPS) -> None:
-    mine, theirs = (load_params(path / "checkpoints" / str(step)) for path in (one, other))
-    jax.tree.map(np.testing.assert_array_equal, mine, theirs)
-    assert losses(one) == losses(other)
-    data = [json.loads(next((p / "checkpoints" / str(step) / "data").glob("*.json")).read_text()) for p in (one, other)]
-    assert data[0] == data[1] == {"index": step}
+def assert_same_end(found: Path, expected: Path, *, step: int = STEPS) -> None:
+    params = [load_params(path / "checkpoints" / str(step)) for path in (found, expected)]
+    jax.tree.map(np.testing.assert_array_equal, *params)
+    assert losses(found) == losses(expected)
+    for path in (found, expected):
+        (state,) = (path / "checkpoints" / str(step) / "data").glob("*.json")
+        assert json.loads(state.read_text()) == {"index": step}
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +71,9 @@ def test_a_run_learns_logs_and_saves(undisturbed):
 
 
 @pytest.mark.e2e
-def test_killed_at_ten_random_moments_it_ends_bit_for_bit_as_if_undisturbed(undisturbed, tmp_path, root):
-    """Each life may come five steps further, which is one save: no try reaches the end, however slow the machine is."""
-    rng = np.random.default_rng(int(time.time()))
+def test_a_run_killed_ten_times_ends_bit_for_bit_like_an_undisturbed_one(undisturbed, tmp_path, root):
+    """Each attempt advances by at most five steps, which is one checkpoint, so that none reaches the end."""
+    rng = np.random.default_rng(0)
     for _ in range(10):
         newest = max(losses(tmp_path), default=0)
         process = start(tmp_path, slow=0.05, gate=newest + 5, root=root)
@@ -83,12 +85,12 @@ def test_killed_at_ten_random_moments_it_ends_bit_for_bit_as_if_undisturbed(undi
         process.communicate()
     process = start(tmp_path, root=root)
     assert process.wait(timeout=300) == 0, process.communicate()
-    assert_same_end(undisturbed, tmp_path)
+    assert_same_end(tmp_path, undisturbed)
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_finishes_the_step_saves_and_ends_well(undisturbed, tmp_path, root, name):
+def test_a_signal_finishes_the_step_and_saves(undisturbed, tmp_path, root, name):
     process = start(tmp_path, slow=0.05, root=root)
     while process.poll() is None and max(losses(tmp_path), default=0) < 3:
         time.sleep(0.02)
@@ -96,16 +98,16 @@ def test_a_signal_finishes_the_step_saves_and_ends_well(undisturbed, tmp_path, r
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert f"stopped_by {name}" in out
-    assert "the same command goes on" in err
+    assert "run the same command again to resume" in err
     stopped = int(out.split()[1])
     assert 3 <= stopped < STEPS
     assert (tmp_path / "checkpoints" / str(stopped)).is_dir()
     process = start(tmp_path, root=root)
     assert process.wait(timeout=300) == 0, process.communicate()
-    assert_same_end(undisturbed, tmp_path)
+    assert_same_end(tmp_path, undisturbed)
 
 
-def quick(steps: int = 12, **fields) -> TrainConfig:
+def short(steps: int = 12, **fields) -> TrainConfig:
     base = TrainConfig(
         steps=steps,
         log_every=4,
@@ -115,18 +117,18 @@ def quick(steps: int = 12, **fields) -> TrainConfig:
     return dataclasses.replace(base, **fields)
 
 
-def test_going_on_on_another_mesh_with_a_longer_run_traced_once(tmp_path, caplog):
+def test_a_run_resumes_on_another_mesh_for_more_steps_and_is_traced_once(tmp_path, caplog):
     stage, evaluated = ToyStage(), []
 
     def evaluation(step, params):
         evaluated.append(step)
         return {"norm": float(np.linalg.norm(params["head"]["kernel"]))}
 
-    train(quick(8), stage=stage, data=ToyData(stage), workdir=tmp_path, quiet=True)
+    train(short(8), stage=stage, data=ToyData(stage), workdir=tmp_path, quiet=True)
     data = ToyData(stage)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         result = train(
-            quick(20, evaluate_every=10, mesh=MeshConfig(2, 2, 2)),
+            short(20, evaluate_every=10, mesh=MeshConfig(2, 2, 2)),
             stage=stage,
             data=data,
             workdir=tmp_path,
@@ -134,35 +136,55 @@ def test_going_on_on_another_mesh_with_a_longer_run_traced_once(tmp_path, caplog
             evaluations=[evaluation],
         )
     assert (result.step, result.stopped_by) == (20, None)
-    assert data.seen[:12] == list(range(8, 20))
+    assert data.read[:12] == list(range(8, 20))
     assert evaluated == [10, 20]
     assert read_metrics(tmp_path)[-1]["eval/norm"] > 0
     compiled = [r for r in caplog.records if "Finished tracing" in r.message and "train_step" in r.message]
     assert len(compiled) == 1
     kernel = result.params["tower"]["kernel"]
     assert {shard.data.size * 4 for shard in kernel.addressable_shards} == {kernel.size}  # over fsdp 2 x tensor 2
-    again = train(quick(20), stage=stage, data=ToyData(stage), workdir=tmp_path, quiet=True)
+    again = train(short(20), stage=stage, data=ToyData(stage), workdir=tmp_path, quiet=True)
     jax.tree.map(np.testing.assert_array_equal, again.params, result.params)
 
 
-def test_a_warm_start_takes_parameters_and_nothing_else(tmp_path):
+def test_a_warm_start_uses_only_the_parameters(tmp_path):
     stage = ToyStage()
-    first = train(quick(4), stage=stage, data=ToyData(stage), workdir=tmp_path / "a", quiet=True)
+    first = train(short(4), stage=stage, data=ToyData(stage), workdir=tmp_path / "a", quiet=True)
     frozen = ToyStage(trainable=("^head/",))
-    config = quick(4, warm_start=str(tmp_path / "a" / "checkpoints" / "4"))
+    config = short(4, warm_start=str(tmp_path / "a" / "checkpoints" / "4"))
     second = train(config, stage=frozen, data=ToyData(stage), workdir=tmp_path / "b", quiet=True)
     jax.tree.map(np.testing.assert_array_equal, second.params["tower"], first.params["tower"])
     assert second.step == 4
 
 
-def test_non_finite_gradients_in_a_row_stop_the_run_and_name_the_last_good_checkpoint(tmp_path):
-    stage = ToyStage(poison=50.0)
+@pytest.mark.parametrize(
+    ("evaluate_every", "best_is_lowest", "expected"),
+    [(2, True, {6, 8}), (2, False, {2, 10}), (4, True, {4, 8})],
+)
+def test_the_best_checkpoints_are_kept_by_the_evaluation_of_their_own_step(
+    tmp_path, evaluate_every, best_is_lowest, expected
+):
+    stage, scores = ToyStage(), {2: 9.0, 4: 5.0, 6: 1.0, 8: 3.0, 10: 7.0, 12: 6.0}
+    settings = {"best_metric": "eval/score", "keep_best": 2, "best_is_lowest": best_is_lowest}
+    train(
+        short(12, checkpoint=CheckpointConfig(every_steps=2, keep=1, **settings), evaluate_every=evaluate_every),
+        stage=stage,
+        data=ToyData(stage),
+        workdir=tmp_path,
+        quiet=True,
+        evaluations=[lambda step, params: {"score": scores[step]}],
+    )
+    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == expected | {12}
+
+
+def test_non_finite_gradients_stop_the_run_and_name_the_newest_checkpoint(tmp_path):
+    stage = ToyStage(nan_above=50.0)
     data = ToyData(stage, bad=range(6, 100))
-    with pytest.raises(UserError, match=r"not finite in 3 steps in a row.* last good checkpoint is step \d+ "):
-        train(quick(40, max_skipped_in_row=3), stage=stage, data=data, workdir=tmp_path, quiet=True)
+    with pytest.raises(UserError, match=r"not finite in 3 steps in a row.* newest checkpoint is step \d+ "):
+        train(short(40, max_skipped_in_row=3), stage=stage, data=data, workdir=tmp_path, quiet=True)
 
 
-def test_bad_data_and_bad_shapes_are_told_in_one_line(tmp_path):
+def test_invalid_data_and_shapes_are_one_clear_error(tmp_path):
     stage = ToyStage()
 
     class Short(ToyData):
@@ -171,29 +193,24 @@ def test_bad_data_and_bad_shapes_are_told_in_one_line(tmp_path):
                 raise StopIteration
             return super().__next__()
 
-    class Misshapen(ToyData):
+    class WrongShape(ToyData):
         def __next__(self):
             return super().__next__() | {"mask": np.zeros(3, np.float32)}
 
+    class MissingArray(ToyData):
+        def __next__(self):
+            return {name: value for name, value in super().__next__().items() if name != "mask"}
+
+    def run(stage, data, name):
+        train(short(), stage=stage, data=data, workdir=tmp_path / name, quiet=True)
+
     with pytest.raises(UserError, match="The data ended"):
-        train(quick(), stage=stage, data=Short(stage), workdir=tmp_path / "a", quiet=True)
+        run(stage, Short(stage), "a")
     with pytest.raises(UserError, match=r"The data's mask is float32\[3\]"):
-        train(quick(), stage=stage, data=Misshapen(stage), workdir=tmp_path / "b", quiet=True)
-    with pytest.raises(UserError, match="does not divide over 8 devices"):
-        train(quick(), stage=ToyStage(batch_size=12), data=ToyData(stage), workdir=tmp_path / "c", quiet=True)
+        run(stage, WrongShape(stage), "b")
+    with pytest.raises(UserError, match=r"The data has \['x', 'y'\], but the stage requires \['mask', 'x', 'y'\]"):
+        run(stage, MissingArray(stage), "c")
+    with pytest.raises(UserError, match="batch size 12 is not divisible by 8 devices"):
+        run(ToyStage(batch_size=12), ToyData(stage), "d")
     with pytest.raises(UserError, match="matches no parameter; the model's parts are"):
-        train(quick(), stage=ToyStage(trainable=("^hed/",)), data=ToyData(stage), workdir=tmp_path / "d", quiet=True)
-
-
-def test_collapse_is_told_once_for_each_fall():
-    watch = CollapseWatch(variance_ratio=0.02, least_rank=1.5)
-    tell = lambda variance, rank=9.0: watch.check(
-        {"visual_embedding_variance": variance, "visual_embedding_rank": rank, "visual_embedding_cosine": 0.5}
-    )
-    assert tell(0.1) is None
-    assert tell(1.0) is None
-    assert "COLLAPSE" in tell(0.01)
-    assert tell(0.005) is None
-    assert tell(0.5) is None
-    assert "effective rank 1.20" in tell(0.5, rank=1.2)
-    assert watch.check({"loss": 1.0}) is None
+        run(ToyStage(trainable=("^hed/",)), ToyData(stage), "e")

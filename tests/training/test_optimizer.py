@@ -1,3 +1,5 @@
+"""Schedules, learning rates per part, weight decay, moments and Muon."""
+
 import dataclasses
 
 import jax
@@ -13,13 +15,13 @@ from emu_jax.training.optimizer import make_optimizer, make_schedule, peak_learn
 from emu_jax.training.partition import flatten, merge, split
 
 
-def shares(config: OptimizerConfig, steps: int) -> np.ndarray:
+def fractions(config: OptimizerConfig, steps: int) -> np.ndarray:
     return np.asarray(jax.vmap(make_schedule(config, steps=steps))(jnp.arange(steps)))
 
 
-@pytest.mark.parametrize("warmup", [10, 0.1])
-def test_warmup_as_steps_or_as_a_share_then_cosine_to_the_end(warmup):
-    found = shares(OptimizerConfig(warmup_steps=warmup, final_fraction=0.1), 100)
+@pytest.mark.parametrize("warmup", [{"warmup_steps": 10}, {"warmup_fraction": 0.1}])
+def test_warmup_by_steps_or_fraction_then_cosine(warmup):
+    found = fractions(OptimizerConfig(**warmup, final_fraction=0.1), 100)
     np.testing.assert_allclose(found[:10], np.arange(1, 11) / 10, rtol=1e-6)
     np.testing.assert_allclose(found[55], 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * 45 / 90)), rtol=1e-5)
     assert 0.1 < found[-1] < 0.11
@@ -27,19 +29,19 @@ def test_warmup_as_steps_or_as_a_share_then_cosine_to_the_end(warmup):
 
 
 def test_constant_wsd_and_piecewise():
-    assert (shares(OptimizerConfig(schedule=Schedule.CONSTANT, warmup_steps=0), 20) == 1).all()
-    wsd = shares(OptimizerConfig(schedule=Schedule.WSD, warmup_steps=10, cooldown_fraction=0.2), 100)
+    assert (fractions(OptimizerConfig(schedule=Schedule.CONSTANT, warmup_steps=0), 20) == 1).all()
+    wsd = fractions(OptimizerConfig(schedule=Schedule.WSD, warmup_steps=10, cooldown_fraction=0.2), 100)
     assert (wsd[10:81] == 1).all()
     np.testing.assert_allclose(wsd[90], 0.5, rtol=1e-5)
     np.testing.assert_allclose(wsd[99], 0.05, rtol=1e-5)
-    # The visual decoder's: warm-up of 5 to the peak, half from 10, a tenth from 14.
-    piecewise = shares(
+    # As for the visual decoder: warm-up to the peak in 5 steps, half from 10, a tenth from 14.
+    piecewise = fractions(
         OptimizerConfig(schedule=Schedule.PIECEWISE, warmup_steps=5, boundaries=(10, 14), values=(0.5, 0.1)), 15
     )
     np.testing.assert_allclose(piecewise, [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.1], rtol=1e-6)
 
 
-def test_each_part_moves_by_its_own_learning_rate():
+def test_each_part_has_its_learning_rate():
     config = OptimizerConfig(
         learning_rate=3e-5,
         part_learning_rates=(("^vision_encoder/", 4e-5), ("^causal_former/", 1e-4)),
@@ -55,32 +57,33 @@ def test_each_part_moves_by_its_own_learning_rate():
         np.testing.assert_allclose(updates[part]["kernel"], -peak, rtol=1e-4)
 
 
-def test_decay_leaves_norms_biases_embeddings_positions_and_queries_alone():
+def test_no_weight_decay_on_norms_biases_embeddings_positions_and_queries():
     config = OptimizerConfig(learning_rate=1.0, schedule=Schedule.CONSTANT, warmup_steps=0, weight_decay=0.1)
-    kept = ("mlp/bias", "embedding", "position_embedding", "causal_queries", "attention_norm/scale")
-    flat = dict.fromkeys((*kept, "mlp/kernel", "lm_head/kernel"), jnp.ones(2))
+    exempt = ("mlp/bias", "embedding", "position_embedding", "causal_queries", "attention_norm/scale")
+    flat = dict.fromkeys((*exempt, "mlp/kernel", "lm_head/kernel"), jnp.ones(2))
     params = traverse_util.unflatten_dict(flat, sep="/")
     optimizer = make_optimizer(config, steps=10)
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     assert {path for path, update in flatten(updates).items() if update.any()} == {"mlp/kernel", "lm_head/kernel"}
 
 
-def test_the_update_is_that_of_optax_adamw():
+def test_the_update_equals_optax_adamw():
     config = OptimizerConfig(learning_rate=1e-2, schedule=Schedule.CONSTANT, warmup_steps=0, no_decay=())
     reference = optax.adamw(1e-2, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay)
     ours = make_optimizer(config, steps=10)
     params = {"kernel": jnp.linspace(-1, 1, 12).reshape(3, 4)}
-    mine, theirs = (ours.init(params), params), (reference.init(params), params)
+    state, expected_state = ours.init(params), reference.init(params)
+    expected = params
     for i in range(4):
         grads = {"kernel": jnp.cos(jnp.arange(12.0).reshape(3, 4) + i)}
-        updates, state = ours.update(grads, mine[0], mine[1])
-        mine = (state, optax.apply_updates(mine[1], updates))
-        updates, state = reference.update(grads, theirs[0], theirs[1])
-        theirs = (state, optax.apply_updates(theirs[1], updates))
-    np.testing.assert_allclose(mine[1]["kernel"], theirs[1]["kernel"], rtol=1e-6)
+        updates, state = ours.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        updates, expected_state = reference.update(grads, expected_state, expected)
+        expected = optax.apply_updates(expected, updates)
+    np.testing.assert_allclose(params["kernel"], expected["kernel"], rtol=1e-6)
 
 
-def test_moments_are_kept_in_the_chosen_dtype():
+def test_moments_have_the_chosen_dtype():
     optimizer = make_optimizer(OptimizerConfig(moment_dtype="bfloat16", warmup_steps=0), steps=10)
     params = {"kernel": jnp.ones((3,))}
     state = optimizer.init(params)
@@ -89,7 +92,7 @@ def test_moments_are_kept_in_the_chosen_dtype():
     assert updates["kernel"].dtype == jnp.float32
 
 
-def test_split_and_merge_hold_every_parameter_once():
+def test_split_and_merge_keep_every_parameter_once():
     params = {"tower": {"kernel": 1, "lora_a": 2}, "head": {"kernel": 3}}
     trainable, frozen = split(params, ("lora", "^head/"))
     assert trainable == {"tower": {"lora_a": 2}, "head": {"kernel": 3}}
@@ -97,15 +100,27 @@ def test_split_and_merge_hold_every_parameter_once():
     assert merge(trainable, frozen) == params
 
 
-def test_mistakes_in_the_config():
-    with pytest.raises(UserError, match="boundaries"):
-        OptimizerConfig(schedule=Schedule.PIECEWISE)
-    with pytest.raises(UserError, match="pair up"):
-        OptimizerConfig(boundaries=(1,), values=())
-    with pytest.raises(UserError, match="only 10 steps"):
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"schedule": Schedule.PIECEWISE}, "boundaries"),
+        ({"boundaries": (1,), "values": ()}, "same number"),
+        ({"moment_dtype": "float16"}, "float16"),
+        (
+            {"warmup_fraction": 10.0},
+            r"warmup_fraction must be at least 0 and below 1, not 10.0; set optimizer.warmup_s",
+        ),
+        ({"warmup_steps": -1}, "warmup_steps must be at least 0"),
+    ],
+)
+def test_invalid_configs(fields, message):
+    with pytest.raises(UserError, match=message):
+        OptimizerConfig(**fields)
+
+
+def test_warmup_must_be_shorter_than_the_run():
+    with pytest.raises(UserError, match="takes 10 steps, but the run has only 10"):
         make_schedule(OptimizerConfig(warmup_steps=10), steps=10)
-    with pytest.raises(UserError, match="float16"):
-        OptimizerConfig(moment_dtype="float16")
 
 
 def test_muon_makes_each_layers_matrix_orthogonal_and_leaves_the_rest_to_adam():
@@ -134,8 +149,8 @@ def test_muon_makes_each_layers_matrix_orthogonal_and_leaves_the_rest_to_adam():
     matrices = [*by_muon["blocks/mlp/up/kernel"], *by_muon["blocks/attention/query/kernel"].reshape(layers, width, -1)]
     matrices += [by_muon["blocks/resnets_0/conv1/kernel"].reshape(-1, 12)]
     matrices += [*by_muon["blocks/attention/out/kernel"].reshape(layers, -1, width)]
-    matrices += [fused[layer, :, kind].reshape(width, -1) for layer in range(layers) for kind in range(3)]
+    matrices += [fused[layer, :, i].reshape(width, -1) for layer in range(layers) for i in range(3)]
     for matrix in matrices:
         assert 0.1 < np.sqrt(np.mean(matrix**2)) < 0.3
         values = np.linalg.svd(matrix, compute_uv=False)
-        assert values.max() < 2 * values.min()  # five iterations bring them near to each other, not to one number
+        assert values.max() < 2 * values.min()  # five iterations make them similar, not equal

@@ -1,4 +1,4 @@
-"""Two real processes of four devices each, over jax.distributed on this machine."""
+"""Two processes with four devices each, connected by jax.distributed on this machine."""
 
 import json
 import os
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.e2e
 
 
 def start(workdir: Path, *, steps: int, count: int, root: Path, slow: float = 0.0) -> list[subprocess.Popen]:
-    """`count` processes with eight devices between them."""
+    """Start `count` processes with eight devices in total."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -56,7 +56,7 @@ def parameters(workdir: Path, step: int):
     return load_params(workdir / "checkpoints" / str(step))
 
 
-def test_two_processes_train_save_evaluate_and_go_on_as_one(tmp_path, root):
+def test_two_processes_equal_one_and_each_resumes_the_other(tmp_path, root):
     two, one = tmp_path / "two", tmp_path / "one"
     finish(start(two, steps=20, count=2, root=root))
     finish(start(one, steps=20, count=1, root=root))
@@ -70,7 +70,7 @@ def test_two_processes_train_save_evaluate_and_go_on_as_one(tmp_path, root):
     states = sorted(path.name for path in (two / "checkpoints" / "20" / "data").glob("process_*"))
     assert states == ["process_0-of-2.json", "process_1-of-2.json"]
 
-    # Saved by two, gone on with by one, and the other way round.
+    # Saved by two processes and resumed by one, and the reverse.
     finish(start(two, steps=30, count=1, root=root))
     finish(start(one, steps=30, count=2, root=root))
     jax.tree.map(
@@ -85,6 +85,6 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path, root):
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGTERM)
     outs = finish(processes)
-    stopped = {int(re.search(r"^step (\d+)", out, re.MULTILINE)[1]) for out in outs}  # gloo prints there too
+    stopped = {int(re.search(r"^step (\d+)", out, re.MULTILINE)[1]) for out in outs}  # gloo prints to stdout too
     assert len(stopped) == 1
     assert stopped.pop() < 400

@@ -1,3 +1,5 @@
+"""The train step and its state, on the toy stage."""
+
 import dataclasses
 
 import jax
@@ -26,7 +28,7 @@ MESHES = {
 
 
 def run(stage, *, mesh="one", steps=1, accumulation=1, config=CONFIG, data=None):
-    """(state, metrics of the last step, the jitted step) after some steps on a mesh."""
+    """Return (state, metrics of the last step, the jitted step) after some steps on a mesh."""
     chosen, count = MESHES[mesh]
     devices = make_mesh(chosen, devices=jax.devices()[:count])
     data = data or ToyData(stage)
@@ -47,29 +49,29 @@ def assert_same(one, other, *, rtol, atol):
 
 
 @pytest.fixture(scope="module")
-def whole():
-    """Three steps on one device, each batch at once."""
+def reference():
+    """Three steps on one device, each batch in one piece."""
     return run(ToyStage(), steps=3)
 
 
 @pytest.mark.parametrize("accumulation", [4, 16])
-def test_accumulation_equals_the_large_batch(whole, accumulation):
-    whole, metrics, _ = whole
-    parts, other, _ = run(ToyStage(), steps=3, accumulation=accumulation)
-    assert_same(whole.params, parts.params, rtol=2e-6, atol=2e-7)
+def test_microbatches_equal_the_full_batch(reference, accumulation):
+    expected, metrics, _ = reference
+    split, other, _ = run(ToyStage(), steps=3, accumulation=accumulation)
+    assert_same(expected.params, split.params, rtol=2e-6, atol=2e-7)
     for name in metrics.names:
         np.testing.assert_allclose(other.value(name), metrics.value(name), rtol=1e-5, atol=1e-7, err_msg=name)
 
 
 @pytest.mark.parametrize("mesh", ["data", "all", "fsdp-tensor", "tensor"])
-def test_every_mesh_trains_as_one_device(whole, mesh):
-    one, metrics, _ = whole
-    many, other, _ = run(ToyStage(), mesh=mesh, steps=3, accumulation=2)
-    assert_same(one.params, many.params, rtol=5e-6, atol=5e-7)
+def test_every_mesh_equals_one_device(reference, mesh):
+    expected, metrics, _ = reference
+    sharded, other, _ = run(ToyStage(), mesh=mesh, steps=3, accumulation=2)
+    assert_same(expected.params, sharded.params, rtol=5e-6, atol=5e-7)
     np.testing.assert_allclose(other.value("gradient_norm"), metrics.value("gradient_norm"), rtol=1e-5)
 
 
-def test_state_is_made_in_its_shards():
+def test_the_state_is_created_in_its_shards():
     mesh = make_mesh(MeshConfig(1, 4, 2))
     stage, optimizer = ToyStage(), make_optimizer(CONFIG, steps=10)
     with jax.set_mesh(mesh):
@@ -82,24 +84,24 @@ def test_state_is_made_in_its_shards():
         assert {shard.data.size * 8 for shard in array.addressable_shards} == {array.size}
 
 
-def test_given_parameters_are_not_drawn_and_the_others_are_as_ever():
+def test_initial_parameters_replace_new_ones_and_the_others_do_not_change():
     config = dataclasses.replace(CONFIG, ema_decay=0.9)
     mesh = make_mesh(MeshConfig(1, 4, 2))
     stage, optimizer = ToyStage(), make_optimizer(config, steps=10)
     with jax.set_mesh(mesh):
-        drawn = create_state(stage, optimizer, config=config, mesh=mesh, seed=0)
-        kernel = drawn.params["tower"]["kernel"]
-        given = {"tower": {"kernel": jax.device_put(jnp.ones_like(kernel), kernel.sharding)}}
-        state = create_state(stage, optimizer, config=config, mesh=mesh, seed=0, given=given)
-    wanted = flatten(drawn.params) | {"tower/kernel": np.ones(kernel.shape)}
+        new = create_state(stage, optimizer, config=config, mesh=mesh, seed=0)
+        kernel = new.params["tower"]["kernel"]
+        initial = {"tower": {"kernel": jax.device_put(jnp.ones_like(kernel), kernel.sharding)}}
+        state = create_state(stage, optimizer, config=config, mesh=mesh, seed=0, initial=initial)
+    expected = flatten(new.params) | {"tower/kernel": np.ones(kernel.shape)}
     for tree in (state.params, state.ema):
-        assert jax.tree.structure(tree) == jax.tree.structure(drawn.params)
+        assert jax.tree.structure(tree) == jax.tree.structure(new.params)
         for path, value in flatten(tree).items():
-            np.testing.assert_array_equal(value, wanted[path], err_msg=path)
+            np.testing.assert_array_equal(value, expected[path], err_msg=path)
     assert state.params["tower"]["kernel"].sharding == kernel.sharding
 
 
-def test_frozen_parameters_have_no_optimizer_state_and_do_not_move():
+def test_frozen_parameters_have_no_optimizer_state_and_do_not_change():
     stage = ToyStage(trainable=(r"^head/",))
     before, _, _ = run(stage, steps=0)
     after, metrics, _ = run(stage, steps=2)
@@ -109,16 +111,16 @@ def test_frozen_parameters_have_no_optimizer_state_and_do_not_move():
     assert not any(name.startswith("gradient_norm/tower") for name in metrics.names)
 
 
-def test_the_gradient_is_cut_to_its_norm_and_logged_as_it_was():
+def test_the_gradient_is_clipped_and_its_norm_is_logged_before_clipping():
     _, metrics, _ = run(ToyStage(), steps=1)
-    _, free, _ = run(ToyStage(), steps=1, config=dataclasses.replace(CONFIG, clip_norm=None))
-    assert metrics.value("gradient_norm") == free.value("gradient_norm") > CONFIG.clip_norm
+    _, unclipped, _ = run(ToyStage(), steps=1, config=dataclasses.replace(CONFIG, clip_norm=None))
+    assert metrics.value("gradient_norm") == unclipped.value("gradient_norm") > CONFIG.clip_norm
     parts = [metrics.value(f"gradient_norm/{part}") for part in ("tower", "head")]
     np.testing.assert_allclose(np.hypot(*parts), metrics.value("gradient_norm"), rtol=1e-5)
 
 
-def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
-    stage = ToyStage(poison=50.0)
+def test_steps_with_a_non_finite_gradient_are_skipped_and_counted():
+    stage = ToyStage(nan_above=50.0)
     clean, _, _ = run(stage, steps=2)
     state, metrics, _ = run(stage, steps=4, data=ToyData(stage, bad=range(2, 4)))
     assert_same(clean.params, state.params, rtol=0, atol=0)
@@ -130,17 +132,17 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
     assert (int(recovered.skipped), int(recovered.skipped_in_row)) == (2, 0)
 
 
-def test_the_moving_average_follows_what_trains():
+def test_the_moving_average_covers_the_trainable_parameters():
     config = dataclasses.replace(CONFIG, ema_decay=0.75)
     stage = ToyStage(trainable=(r"^head/",))
     start, _, _ = run(stage, steps=0, config=config)
     one, _, _ = run(stage, steps=1, config=config)
     assert set(one.ema) == {"head"}
-    want = 0.75 * start.params["head"]["kernel"] + 0.25 * one.params["head"]["kernel"]
-    np.testing.assert_allclose(one.ema["head"]["kernel"], want, rtol=1e-6)
+    expected = 0.75 * start.params["head"]["kernel"] + 0.25 * one.params["head"]["kernel"]
+    np.testing.assert_allclose(one.ema["head"]["kernel"], expected, rtol=1e-6)
 
 
-def test_a_term_that_counts_nothing_gives_zero_not_nan():
+def test_a_loss_term_without_predictions_is_zero_and_not_nan():
     stage = ToyStage()
     data = ToyData(stage)
     data.batch = lambda index: {**ToyData.batch(data, index), "mask": np.zeros(16, np.float32)}
@@ -150,14 +152,14 @@ def test_a_term_that_counts_nothing_gives_zero_not_nan():
     assert np.isnan(metrics.value("loss/first"))
 
 
-def test_what_a_device_holds_is_said_and_what_lies_whole_on_each():
+def test_memory_per_device_and_a_warning_about_replicated_parameters():
     mesh = make_mesh(MeshConfig(2, 2, 2))
     stage = ToyStage()
     with jax.set_mesh(mesh):
         state = abstract_state(stage, make_optimizer(CONFIG, steps=10), config=CONFIG, mesh=mesh)
     (line,) = describe(state, mesh=mesh)
-    assert line.startswith("0.000208M parameters over the mesh data:2 x fsdp:2 x tensor:2; a device holds 2.88e-07 GB")
-    whole = jax.ShapeDtypeStruct((40, 1408, 3, 16, 88), np.float32, sharding=NamedSharding(mesh, PartitionSpec()))
-    state = dataclasses.replace(state, params=state.params | {"vision": {"kernel": whole}})
+    assert line.startswith("0.000208M parameters on the mesh data:2 x fsdp:2 x tensor:2; per device 2.88e-07 GB")
+    replicated = jax.ShapeDtypeStruct((40, 1408, 3, 16, 88), np.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    state = dataclasses.replace(state, params=state.params | {"vision": {"kernel": replicated}})
     _, warning = describe(state, mesh=mesh)
-    assert "WARNING: 0.952 GB of parameters lie whole on every device, above all vision/kernel" in warning
+    assert "WARNING: 0.952 GB of parameters are replicated on every device, the largest is vision/kernel" in warning

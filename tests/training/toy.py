@@ -1,4 +1,4 @@
-"""The smallest stage that has everything: two parts, two losses with weights of their own, a frozen tower, dropout."""
+"""A minimal stage with all features: two parts, two losses with separate denominators, and NaN on request."""
 
 import dataclasses
 from typing import Any
@@ -15,12 +15,12 @@ from emu_jax.training.stage import LossOutput
 
 @dataclasses.dataclass(frozen=True)
 class ToyStage:
-    """Two targets from one input: `first` counts the rows of mask 1, `second` all of them by their value."""
+    """Two targets from one input: `first` counts the rows with mask 1, `second` weights all rows by their target."""
 
     trainable: tuple[str, ...] = (r".*",)
     batch_size: int = 16
     width: int = 8
-    poison: float | None = None  # a row whose first input is above this gives a NaN loss
+    nan_above: float | None = None  # a row whose first input is above this gives a NaN loss
     name: str = "toy"
 
     @property
@@ -51,26 +51,26 @@ class ToyStage:
     def losses(self, params, batch, rng, *, deterministic):
         hidden = jnp.tanh(batch["x"] @ params["tower"]["kernel"] + params["tower"]["bias"])
         errors = jnp.square(hidden @ params["head"]["kernel"] - batch["y"])
-        if self.poison is not None:
-            errors = jnp.where(batch["x"][:, :1] > self.poison, jnp.nan, errors)
+        if self.nan_above is not None:
+            errors = jnp.where(batch["x"][:, :1] > self.nan_above, jnp.nan, errors)
         rows = errors.mean(-1)
         sums = {"first": (rows * batch["mask"]).sum(), "second": (errors * jnp.abs(batch["y"])).sum()}
         return LossOutput(sums, {"rows": Mean(rows.sum(), jnp.float32(rows.shape[0]))})
 
 
 class ToyData:
-    """Batch i is a function of i, so that runs can be compared; `shard` of `shards` gives its rows."""
+    """Batch i is a function of i, so that runs can be compared; process `shard` of `shards` gets its rows."""
 
     def __init__(self, stage: ToyStage, *, bad: range = range(0), shard: int = 0, shards: int = 1) -> None:
         self.stage, self.bad, self.index, self.shard, self.shards = stage, bad, 0, shard, shards
-        self.seen: list[int] = []
+        self.read: list[int] = []
 
     def __iter__(self):
         return self
 
     def __next__(self):
         batch = self.batch(self.index)
-        self.seen.append(self.index)
+        self.read.append(self.index)
         self.index += 1
         rows = self.stage.batch_size // self.shards
         return {name: value[self.shard * rows : (self.shard + 1) * rows] for name, value in batch.items()}

@@ -1,4 +1,4 @@
-"""The toy as a program of its own, to be killed.
+"""Train the toy stage in its own process, which a test can kill.
 
 python -m tests.training.toy_run WORKDIR STEPS [--slow SECONDS] [--gate STEP]
 """
@@ -19,7 +19,7 @@ from tests.training.toy import ToyData, ToyStage
 
 
 class SlowData(ToyData):
-    """Waits a little before each batch, so that a kill falls into the run, and for ever before that of step `gate`."""
+    """Wait before each batch, so that a kill happens during the run; wait indefinitely before batch `gate`."""
 
     seconds, gate = 0.0, None
 
@@ -53,7 +53,7 @@ def main() -> None:
         data = SlowData(stage, shard=jax.process_index(), shards=jax.process_count())
         data.seconds, data.gate = arguments.slow, arguments.gate
         if states:
-            data.set_state(states[0])  # the index of the global batch, the same for all
+            data.set_state(states[0])  # index of the global batch, the same for all processes
         return data
 
     def norm(step, params):

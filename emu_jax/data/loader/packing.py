@@ -1,7 +1,7 @@
-"""Packing sequences into rows by two budgets: L tokens and I images.
+"""Pack sequences into rows under two budgets: L tokens and I images.
 
-Pure and deterministic: the waiting sequences are known here by their sizes alone, so that the whole state of packing
-is the list of documents that wait.
+Packing is a deterministic function of the sizes of the waiting sequences, so its state is the list of the waiting
+documents.
 """
 
 from collections.abc import Sequence
@@ -11,21 +11,23 @@ import numpy as np
 from emu_jax.data.batch import Batch
 from emu_jax.data.sequence import TokenSequence
 
-# How much the bigger of two equally good sequences is preferred: the row is made with each, and the fuller one kept.
+# Preference for the larger of two equally good sequences. A row is packed with each value; the fuller row is used.
 _BIG_FIRST = (0.05, 0.3)
-_SLACK = 1 + 1e-9  # the shares are rounded
+_SLACK = 1 + 1e-9  # the fractions are rounded
 
 
 def choose_row(sizes: Sequence[tuple[int, int]], *, length: int, max_images: int) -> list[int]:
-    """Which of the waiting sequences, of (tokens, images) each, make the next row; indices in the order taken.
+    """Choose the waiting sequences, given as (tokens, images), that form the next row; return their indices in order.
 
-    The first (it has waited longest, so none waits for ever), then again and again the one after which the shares left
-    of the two budgets are most nearly equal, so that neither runs out with much left of the other; between those about
-    as good, the bigger. `experiments/benchmarks/packing.py` compares this with first fit and best fit.
+    The first sequence is always chosen: it has waited longest, so none waits indefinitely. Then the sequence is added
+    after which the remaining fractions of the two budgets are closest to equal, so that neither budget runs out while
+    much of the other is left; among similar ones, the larger. This repeats until none fits.
+    `experiments/benchmarks/packing.py` compares this with first fit and best fit.
 
         choose_row([(50, 1), (50, 0), (50, 3), (40, 3)], length=100, max_images=4) -> [0, 2]
 
-    Each sequence must fit an empty row; raises ValueError otherwise.
+    Raises:
+      ValueError: a sequence does not fit in an empty row.
     """
     demand = np.asarray(sizes, np.float64).reshape(-1, 2) / (length, max_images)
     tokens, images = np.ascontiguousarray(demand[:, 0]), np.ascontiguousarray(demand[:, 1])
@@ -36,7 +38,7 @@ def choose_row(sizes: Sequence[tuple[int, int]], *, length: int, max_images: int
 
 
 def _fill(tokens: np.ndarray, images: np.ndarray, *, big_first: float) -> list[int]:
-    """One row from the shares [n] that each sequence takes of the two budgets."""
+    """Choose one row, given the fractions [n] of the two budgets that each sequence uses."""
     bonus = big_first * (tokens + images)
     free = np.ones(len(tokens), bool)
     tokens_left = images_left = _SLACK
@@ -63,17 +65,17 @@ def fill_row(
     images: Sequence[Sequence[np.ndarray]],
     source_ids: Sequence[int],
 ) -> None:
-    """Writes `sequences` one after the other into a row of an empty batch.
+    """Write `sequences` consecutively into a row of an empty batch.
 
     Args:
-      batch: as from `emu_jax.data.batch.empty_batch`; changed in place.
-      images: for each sequence its images, decoded, uint8 [H W 3] of the batch's size.
-      source_ids: for each sequence the number of its set.
+      batch: from `emu_jax.data.batch.empty_batch`; changed in place.
+      images: for each sequence, its decoded images, uint8 [H W 3] of the batch's image size.
+      source_ids: for each sequence, the number of its set.
     """
-    place = slot = 0
+    position = slot = 0
     for segment, (sequence, pixels, source) in enumerate(zip(sequences, images, source_ids, strict=True), start=1):
         n = len(sequence.tokens)
-        span = slice(place, place + n)
+        span = slice(position, position + n)
         batch["tokens"][row, span] = sequence.tokens
         batch["positions"][row, span] = np.arange(n)
         batch["segment_ids"][row, span] = segment
@@ -83,5 +85,5 @@ def fill_row(
         for image in pixels:
             batch["images"][row, slot] = image
             slot += 1
-        place += n
+        position += n
     batch["num_images"][row] = slot

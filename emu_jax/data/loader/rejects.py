@@ -1,20 +1,20 @@
-"""What a reader could not use: listed with source, key and reason, and the end of the run where it is too much."""
+"""Documents that a reader could not use: listed with source, key and reason; too many of them stop the run."""
 
 import json
 import logging
 from pathlib import Path
 from typing import TextIO
 
-from emu_jax.data.prepare.parts import write_atomically
 from emu_jax.errors import UserError
+from emu_jax.io.files import file_errors, read_text, write_text
 
 log = logging.getLogger(__name__)
 
-_ENOUGH_TO_JUDGE = 1000  # documents before a share of broken ones means anything
+_MIN_DOCUMENTS = 1000  # the fraction of rejects is computed over at least this many documents
 
 
-class Unusable(Exception):
-    """A document that cannot be trained on; the reason, and whose it is."""
+class UnusableDocument(Exception):
+    """A document that cannot be used for training, with the reason."""
 
     def __init__(self, source: str, key: str, reason: Exception):
         super().__init__(str(reason))
@@ -25,53 +25,51 @@ class Unusable(Exception):
 
 
 class Rejects:
-    """Counts of one reader, kept with its state, and its list, which follows them: resumed, it goes back with them.
+    """The rejects of one reader: counts, saved with its state, and a list, which is truncated when a run resumes.
 
     Attributes:
       seen: documents read.
-      count: of these, the rejected.
+      count: rejected documents among them.
     """
 
-    def __init__(self, path: Path | None, *, share: float):
-        """Writes lines of JSON to `path`, where one is given, and bears up to `share` of what was seen."""
+    def __init__(self, path: Path | None, *, max_fraction: float):
+        """Write lines of JSON to `path`, if given, and tolerate up to `max_fraction` of the documents seen."""
         self.seen = self.count = 0
-        self._path, self._share = path, share
+        self._path, self._max_fraction = path, max_fraction
         self._file: TextIO | None = None
 
-    def add(self, unusable: Unusable) -> None:
-        """Counts and lists one more.
+    def add(self, unusable: UnusableDocument) -> None:
+        """Count and list a reject.
 
         Raises:
-          UserError: that is more than the share that is borne, or the list cannot be written.
+          UserError: more than the tolerated fraction is rejected, or the list cannot be written.
         """
         log.warning("skipped %s", unusable)
         line = {"source": unusable.source, "key": unusable.key, "reason": unusable.reason}
         if self._path is not None:
-            try:
-                self._opened().write(json.dumps(line) + "\n")
-                self._opened().flush()
-            except OSError as error:
-                raise UserError(f"The list of rejects {self._path} cannot be written ({error.strerror}).") from None
+            with file_errors("write", self._path):
+                file = self._open(self._path)
+                file.write(json.dumps(line) + "\n")
+                file.flush()
         self.count += 1
-        if self.count > self._share * max(self.seen, _ENOUGH_TO_JUDGE):
+        if self.count > self._max_fraction * max(self.seen, _MIN_DOCUMENTS):
             listed = f" All are listed in {self._path}." if self._path is not None else ""
             raise UserError(
-                f"{self.count} of {self.seen} documents could not be used, more than the share of "
-                f"{self._share} that data.max_rejected allows. The last: {unusable}.{listed}"
+                f"{self.count} of {self.seen} documents could not be used, more than the fraction "
+                f"{self._max_fraction} that data.max_rejected allows. The last one: {unusable}.{listed}"
             )
 
     def restore(self, *, seen: int, count: int) -> None:
-        """Goes to where a state was saved; what was listed past it is dropped when there is more to list."""
+        """Return to a saved state; later entries of the list are deleted when the next reject is added."""
         self.seen, self.count = seen, count
         if self._file is not None:
             self._file.close()
             self._file = None
 
-    def _opened(self) -> TextIO:
+    def _open(self, path: Path) -> TextIO:
         if self._file is None:
-            assert self._path is not None
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            before = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
-            write_atomically(self._path, "".join(before[: self.count]))
-            self._file = self._path.open("a", encoding="utf-8")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            before = read_text(path).splitlines(keepends=True) if path.exists() else []
+            write_text(path, "".join(before[: self.count]))
+            self._file = path.open("a", encoding="utf-8")
         return self._file

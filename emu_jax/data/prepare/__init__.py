@@ -1,1 +1,1 @@
-"""Prepare data sets: read published layouts, clean them, and write sharded records."""
+"""Prepare data sets: read published layouts, clean documents, and write sharded records."""

@@ -1,7 +1,6 @@
-"""Apache Beam as the engine of `prepare`: the same parts and the same set, made by the workers of any of its runners.
+"""Run `prepare` on Apache Beam: the same part files and the same prepared set, made by the workers of any runner.
 
-Nothing but the folders of the input and of the output is shared with the workers, so these must lie where each of them
-sees them under the same path.
+Workers access only the input and the output folder, so every worker must see both under the same path.
 """
 
 import dataclasses
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emu_jax.data.prepare.cleaning import PrepareConfig
-from emu_jax.data.prepare.parts import Task, digests, make_part, pick
+from emu_jax.data.prepare.part_files import Task, make_part, read_digests
+from emu_jax.data.prepare.selection import select_records
 from emu_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,35 +19,40 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Runner:
-    """Attributes:
-    name: as Beam has it: DirectRunner, DataflowRunner, FlinkRunner, SparkRunner, ...
-    options: as on the command line of a Beam program: `--region=...`, `--direct_num_workers=8`.
+    """A Beam runner.
+
+    Attributes:
+      name: Beam's name of it: DirectRunner, DataflowRunner, FlinkRunner, SparkRunner, ...
+      options: as on the command line of a Beam program: `--region=...`, `--direct_num_workers=8`.
     """
 
     name: str
     options: tuple[str, ...] = ()
 
     def __post_init__(self):
-        beam = _beam()
+        beam = _import_beam()
         try:
             beam.runners.create_runner(self.name)
         except (ValueError, ImportError, AttributeError) as error:
-            raise UserError(f"--runner={self.name} is no runner of Apache Beam ({error}).") from None
+            raise UserError(f"--runner={self.name} is not a runner of Apache Beam ({error}).") from None
 
     def pipeline_options(self) -> "apache_beam.options.pipeline_options.PipelineOptions":
-        """The options in Beam's own form."""
-        return _beam().options.pipeline_options.PipelineOptions(list(self.options))
+        """Return the options as Beam's own type."""
+        return _import_beam().options.pipeline_options.PipelineOptions(list(self.options))
 
 
 def make_parts(tasks: Sequence[Task], *, config: PrepareConfig, runner: Runner) -> None:
-    """Makes every part on the runner's workers, but for files that are not of the layout: asked again, they say so."""
-    beam = _beam()
+    """Make every part on the runner's workers.
+
+    Files of another layout are skipped here; making their part again in this process raises the error.
+    """
+    beam = _import_beam()
     with beam.Pipeline(runner=runner.name, options=runner.pipeline_options()) as pipeline:
-        # Reshuffle: otherwise one worker would keep all the files.
-        _ = pipeline | beam.Create(list(tasks)) | beam.Reshuffle() | beam.Map(_make, config=config)
+        # Reshuffle distributes the files; without it, one worker would process all of them.
+        _ = pipeline | beam.Create(list(tasks)) | beam.Reshuffle() | beam.Map(_make_part, config=config)
 
 
-def _make(task: Task, *, config: PrepareConfig) -> None:
+def _make_part(task: Task, *, config: PrepareConfig) -> None:
     try:
         make_part(task, config=config)
     except UserError:
@@ -55,43 +60,46 @@ def _make(task: Task, *, config: PrepareConfig) -> None:
 
 
 def examples(parts: Sequence[tuple[Path, int]]) -> "apache_beam.PTransform":
-    """The transform that gives the numbered examples of parts at (stem, number of the first), duplicates left out.
+    """Return the transform that yields the numbered examples of all parts without duplicates.
 
-    Of documents of the same content the first stays. Digests alone travel between workers, never pixels.
+    Of documents with the same content, the first is selected. Workers exchange digests, never pixels.
+
+    Args:
+      parts: (stem, number of the first record) of each part.
     """
-    beam = _beam()
+    beam = _import_beam()
 
     def transform(pipeline: Any) -> Any:
         stems = pipeline | beam.Create([(str(stem), first) for stem, first in parts])
-        chosen = (
+        selected = (
             stems
-            | "Digests" >> beam.FlatMap(_digests)
+            | "Digests" >> beam.FlatMap(_numbered_digests)
             | "First" >> beam.CombinePerKey(min)
-            | "Place" >> beam.Map(lambda found: (found[1][1], found[1][2]))
+            | "Location" >> beam.Map(lambda found: (found[1][1], found[1][2]))
         )
-        together = {"first": stems, "chosen": chosen} | beam.CoGroupByKey()
-        return together | beam.Reshuffle() | "Pick" >> beam.FlatMap(_pick)
+        together = {"first": stems, "selected": selected} | beam.CoGroupByKey()
+        return together | beam.Reshuffle() | "Select" >> beam.FlatMap(_select)
 
     return beam.ptransform_fn(transform)()
 
 
-def _digests(part: tuple[str, int]) -> Iterator[tuple[bytes, tuple[int, str, int]]]:
+def _numbered_digests(part: tuple[str, int]) -> Iterator[tuple[bytes, tuple[int, str, int]]]:
     stem, first = part
-    for number, digest in enumerate(digests(Path(stem))):
-        yield digest, (first + number, stem, number)
+    for index, digest in enumerate(read_digests(Path(stem))):
+        yield digest, (first + index, stem, index)
 
 
-def _pick(part: tuple[str, dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _select(part: tuple[str, dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
     stem, found = part
     (first,) = found["first"]
-    yield from pick(Path(stem), list(found["chosen"]), first=first)
+    yield from select_records(Path(stem), list(found["selected"]), first=first)
 
 
-def _beam() -> Any:
+def _import_beam() -> Any:
     try:
         import apache_beam
     except ImportError:
         raise UserError(
-            "--runner wants Apache Beam, which is not installed: pip install -c constraints.txt -e '.[beam]'."
+            "--runner requires Apache Beam, which is not installed: pip install -c constraints.txt -e '.[beam]'."
         ) from None
     return apache_beam

@@ -1,42 +1,44 @@
-"""What is kept of a document, and how its pictures are stored."""
+"""Check the images of a document and convert them to the form in which they are stored."""
 
 import dataclasses
 import enum
+import math
+import time
 
 import numpy as np
 
 from emu_jax.data.document import Document, Image, Segment, Text, Video
 from emu_jax.data.images import DecodeError, decode, encode_jpeg, encode_png, resize
 from emu_jax.data.sources import SOURCES, ReadOptions
-from emu_jax.data.video import take_frames
+from emu_jax.data.video import map_frames
 from emu_jax.errors import UserError
 
 
 class Store(enum.Enum):
-    """How the resized pixels of a prepared set are stored."""
+    """The encoding of the resized images in a prepared set."""
 
     PNG = "png"  # lossless
-    JPEG = "jpeg"  # quality 95, full colour: a third of the bytes, read 2.7 times as fast, off by 0.5 of 255 on average
-    RAW = "raw"  # uint8 pixels: nothing to decode, worth it up to some 64 x 64 pixels
+    JPEG = "jpeg"  # quality 95, full color: a third of the bytes, 2.7 times faster to read, mean error 0.5 of 255
+    RAW = "raw"  # uint8 pixels: nothing to decode; useful up to about 64 x 64 pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """What is kept of the documents and how.
+    """Options for preparing a data set.
 
     Attributes:
-      source: layout of the input, a name of `emu_jax.data.sources.SOURCES`.
-      name: of the set, in its documents; the source's where left empty.
-      image_size: pixels; every image is stored at this size, its aspect not kept, as in the release. None stores the
-        files as they are (they are decoded all the same, to be sure that they can be).
-      exact: pixels to the bit as the release resizes them; otherwise large JPEGs are decoded at a reduced scale, in
-        less than half the time (see `images.decode`).
-      store: how resized pixels are stored.
-      frames: frames kept of a video, evenly spread. The loader may take fewer of them.
-      min_side: images with a side below this are dropped.
-      max_aspect: and those with one side longer than this many times the other.
-      max_rejected: share of broken documents above which preparing stops.
-      options: for the reader.
+      source: layout of the input, a key of `emu_jax.data.sources.SOURCES`.
+      name: name of the set in its documents; empty means the name of the source.
+      image_size: pixels per side; every image is stored at this size, ignoring its aspect ratio as in the release.
+        None stores the files unchanged (they are still decoded, as a check).
+      exact: resize exactly as the release; otherwise large JPEGs are decoded at a reduced scale, in less than half the
+        time (see `images.decode`).
+      store: encoding of resized images.
+      frames: evenly spaced frames stored per video. The loader may use fewer of them.
+      min_side: images with a side below this many pixels are dropped.
+      max_aspect: images with one side longer than this many times the other are dropped.
+      max_rejected: maximum fraction of broken documents.
+      options: for the reader of the source.
     """
 
     source: str
@@ -54,54 +56,74 @@ class PrepareConfig:
         if self.source not in SOURCES:
             raise UserError(f"There is no source {self.source!r}; the sources are {', '.join(SOURCES)}.")
         if self.store is Store.RAW and self.image_size is None:
-            raise UserError("store=raw wants an image_size: pixels of any size would not fit a batch.")
+            raise UserError("store=raw requires an image_size: pixels of different sizes do not fit in a batch.")
+        if self.image_size is not None and not 1 <= self.image_size <= self.options.limits.image_side:
+            raise UserError(
+                f"image_size must be from 1 to {self.options.limits.image_side} pixels, or 0 to store the files "
+                f"unchanged, not {self.image_size}."
+            )
+        if self.frames < 1:
+            raise UserError(f"frames must be at least 1, not {self.frames}.")
+        if self.min_side < 0:
+            raise UserError(f"min_side must be at least 0, not {self.min_side}.")
+        if not (math.isfinite(self.max_aspect) and self.max_aspect >= 1):
+            raise UserError(f"max_aspect must be a number of at least 1, not {self.max_aspect}.")
+        if not 0 <= self.max_rejected <= 1:
+            raise UserError(f"max_rejected must be a fraction from 0 to 1, not {self.max_rejected}.")
 
 
 class Dropped(Exception):
-    """The document is whole and not wanted; the message says why."""
+    """A valid document that a filter removes; the message is the reason."""
 
 
 def clean(document: Document, config: PrepareConfig) -> Document:
-    """The document as it is stored: videos as frames, every image decoded, resized, and encoded again if it changed.
+    """Return the document in its stored form: videos as frames, every image decoded, resized and encoded again.
 
     Raises:
       DecodeError: an image or a video cannot be decoded.
-      Dropped: a rule leaves it out.
+      Dropped: a filter removes the document.
     """
+    limits = config.options.limits
+    deadline = time.monotonic() + limits.record_seconds
     segments: list[Segment] = []
     for segment in document.segments:
+        if time.monotonic() > deadline:
+            raise DecodeError("decoding takes too long", f"at most {limits.record_seconds} seconds")
         if isinstance(segment, Text):
-            segments.append(Text(_text(segment.text), segment.role))
+            segments.append(Text(_clean_text(segment.text), segment.role))
         elif isinstance(segment, Image):
-            segments.append(Image(_image(segment.data, config), segment.role))
+            segments.append(Image(_clean_image(segment.data, config), segment.role))
         elif isinstance(segment.data, bytes):
-            taken = take_frames(segment.data, frames=config.frames)
-            segments.append(Video(tuple(Image(_image(frame, config)) for frame in taken), segment.role))
+            decoded = map_frames(
+                segment.data, lambda frame: Image(_clean_image(frame, config)), frames=config.frames, limits=limits
+            )
+            segments.append(Video(decoded, segment.role))
         else:
-            frames = tuple(Image(_image(frame.data, config)) for frame in segment.data)
+            frames = tuple(Image(_clean_image(frame.data, config)) for frame in segment.data)
             segments.append(Video(frames, segment.role))
     if not any(isinstance(s, Text) and s.text for s in segments):
         raise Dropped("no text")
     return dataclasses.replace(document, source=config.name or document.source, segments=tuple(segments))
 
 
-def _text(text: str) -> str:
+def _clean_text(text: str) -> str:
     text = text.replace("\x00", "").strip()
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise DecodeError("the text holds half a surrogate pair, which is not Unicode") from None
+        raise DecodeError("the text has an unpaired surrogate, which is not valid Unicode") from None
     return text
 
 
-def _image(data: bytes | np.ndarray, config: PrepareConfig) -> bytes | np.ndarray:
+def _clean_image(data: bytes | np.ndarray, config: PrepareConfig) -> bytes | np.ndarray:
     size = config.image_size
-    pixels = decode(data, at_least=None if size is None or config.exact else max(size, config.min_side))
+    at_least = None if size is None or config.exact else max(size, config.min_side)
+    pixels = decode(data, at_least=at_least, limits=config.options.limits)
     height, width = pixels.shape[:2]
     if min(height, width) < config.min_side:
         raise Dropped("an image is too small")
     if max(height, width) > config.max_aspect * min(height, width):
-        raise Dropped("an image is too long")
+        raise Dropped("the aspect ratio of an image is too large")
     if size is None:
         return data if isinstance(data, bytes) else encode_png(pixels)
     pixels = resize(pixels, size)

@@ -1,6 +1,6 @@
-"""The drawn world of the demo: scenes, their pictures and texts, written in the formats of the real sets.
+"""The synthetic shapes world of the demo: scenes, their images and texts, written in the formats of the real sets.
 
-scenes.py says what there is, drawing.py draws it, grammar.py, questions.py and alt_text.py put it into words, motion.py
-and stories.py put it in sequence, writers write it to disk as the real sets lie there, pixel_reader.py reads pictures
-back.
+scenes.py defines the scenes, rendering.py draws them, grammar.py, questions.py and alt_text.py describe them in words,
+motion.py and stories.py put them in sequences, writers.py writes the layouts of the real sets, classifier.py recovers
+a scene from its pixels.
 """

@@ -1,4 +1,4 @@
-"""Noisy alternative texts, as the web gives them (LAION-2B): true as far as they go, but they rarely go far."""
+"""Noisy alternative texts in the style of web data (LAION-2B): incomplete, but never wrong."""
 
 import numpy as np
 
@@ -12,18 +12,18 @@ _CAMERA = ("IMG_{}", "DSC0{}", "image{}", "picture-{}")
 
 
 def _short(item: Object, rng: np.random.Generator) -> str:
-    """The object with size, colour and place each dropped now and then; the shape stays."""
+    """Return the object's name, its size, color and location each omitted at random; the shape always stays."""
     words = [
         item.size.value if rng.random() < 0.6 else "",
         item.color.value if rng.random() < 0.85 else "",
         item.shape.value,
-        choose(rng, (where(item.place), item.place.value)) if rng.random() < 0.5 else "",
+        choose(rng, (where(item.location), item.location.value)) if rng.random() < 0.5 else "",
     ]
     return " ".join(word for word in words if word)
 
 
 def alt_text(scene: Scene, rng: np.random.Generator) -> str:
-    """One alternative text of `scene`: a caption, a short one, stock-photo talk, shuffled words or a file name."""
+    """Return an alternative text: a caption, a short phrase, stock-photo text, shuffled words or a file name."""
     kind = rng.random()
     if kind < 0.30:
         text = caption(scene, rng)

@@ -1,4 +1,4 @@
-"""The text on which the demo's tokenizer is trained: what the world says, and what a user may ask."""
+"""The text that trains the demo's tokenizer: every kind of document of the world, and instructions of users."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from emu_jax.demo.world.questions import conversation
 from emu_jax.demo.world.scenes import choose, sample_scene
 from emu_jax.demo.world.stories import sample_in_context, sample_page, sample_storyboard
 
-# The prompts of the released inference code, without their special tokens.
+# Prompts of the released inference code, without special tokens.
 INSTRUCTIONS = tuple(
     """\
 You will be presented with an image: You will be able to see the image after I provide it to you.
@@ -29,7 +29,7 @@ image 1 image 2 image 3 image 4""".splitlines()
 
 
 def corpus(rng: np.random.Generator, n: int) -> Iterator[str]:
-    """`n` lines of the training split's text, each kind of document in turn, instructions among them."""
+    """Yield `n` lines of text of the training split: each kind of document in turn, and an instruction."""
 
     def lines() -> Iterator[str]:
         while True:

@@ -26,7 +26,7 @@ from emu_jax.demo.world.questions import conversation
 from emu_jax.demo.world.scenes import (
     BACKGROUNDS,
     COLORS,
-    PLACES,
+    LOCATIONS,
     QUADRANTS,
     SHAPES,
     SIZES,
@@ -127,9 +127,9 @@ def binary_entropy(p: float) -> float:
     return entropy({True: p, False: 1 - p})
 
 
-def objects(places: tuple = PLACES) -> list[Object]:
-    """Return every object of the training split in these places."""
-    everything = itertools.product(SHAPES, COLORS, SIZES, places)
+def objects(locations: tuple = LOCATIONS) -> list[Object]:
+    """Return every object of the training split at these locations."""
+    everything = itertools.product(SHAPES, COLORS, SIZES, locations)
     return [item for item in (Object(*values) for values in everything) if not is_held_out(item)]
 
 
@@ -139,16 +139,16 @@ def scene_entropy(num_objects: int) -> float:
 
 
 def object_sets(num_objects: int) -> dict[frozenset, float]:
-    """Return set of (shape, color, place) -> probability; sizes and background are independent of it and uniform."""
-    places = PLACES if num_objects == 1 else QUADRANTS
-    triples = list({(item.shape, item.color, item.place) for item in objects(places)})
+    """Return set of (shape, color, location) -> probability; sizes and background are independent of it and uniform."""
+    locations = LOCATIONS if num_objects == 1 else QUADRANTS
+    triples = list({(item.shape, item.color, item.location) for item in objects(locations)})
 
     def sequences(chosen: tuple, probability: float) -> Iterator[tuple[tuple, float]]:
         if len(chosen) == num_objects:
             yield chosen, probability
             return
-        used_places, used_things = {c[2] for c in chosen}, {c[:2] for c in chosen}
-        free = [t for t in triples if t[2] not in used_places and t[:2] not in used_things]
+        used_locations, used_things = {c[2] for c in chosen}, {c[:2] for c in chosen}
+        free = [t for t in triples if t[2] not in used_locations and t[:2] not in used_things]
         for triple in free:
             yield from sequences((*chosen, triple), probability / len(free))
 
@@ -162,9 +162,9 @@ def wording_entropy(num_objects: int) -> float:
     """Return the entropy of the caption of a scene with so many objects, which is the same for all of them."""
     used: list[Object] = []
     for item in objects(QUADRANTS):
-        if all(item.place != one.place and (item.color, item.shape) != (one.color, one.shape) for one in used):
+        if all(item.location != one.location and (item.color, item.shape) != (one.color, one.shape) for one in used):
             used.append(item)
-    scene = Scene(tuple(sorted(used[:num_objects], key=lambda item: PLACES.index(item.place))), BACKGROUNDS[0])
+    scene = Scene(tuple(sorted(used[:num_objects], key=lambda item: LOCATIONS.index(item.location))), BACKGROUNDS[0])
     return entropy(outcomes(lambda rng: caption(scene, rng)))
 
 

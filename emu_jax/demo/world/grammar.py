@@ -1,11 +1,11 @@
-"""What is said of a scene, and what a text says: captions written and read back.
+"""Captions of scenes, and a parser that recovers the scene from a caption.
 
-    >>> scene = Scene((Object(Shape.CIRCLE, Color.RED, Size.LARGE, Place.TOP_LEFT),), Background.WHITE)
+    >>> scene = Scene((Object(Shape.CIRCLE, Color.RED, Size.LARGE, Location.TOP_LEFT),), Background.WHITE)
     >>> "a large red circle at the top left on a white background" in captions(scene)
     True
 
-Every caption names every attribute, so a scene can be read back from any of its captions. `caption` names objects in
-reading order; `captions`, by which a model is scored, allows every order.
+Every caption names every attribute, so a scene can be recovered from any of its captions. `caption` names objects in
+reading order; `captions`, which scores a model, allows every order.
 """
 
 import itertools
@@ -17,13 +17,13 @@ import numpy as np
 from emu_jax.demo.world.scenes import (
     BACKGROUNDS,
     COLORS,
-    PLACES,
+    LOCATIONS,
     SHAPES,
     SIZES,
     Background,
     Color,
+    Location,
     Object,
-    Place,
     Scene,
     Shape,
     Size,
@@ -36,22 +36,22 @@ _ANY_NUMBER = (
     "a {background} background with {objects}",
     "there is {objects}, the background is {background}",
 )
-_ONE_OBJECT = (*_ANY_NUMBER, "{place} of a {background} background, a {thing}")
+_ONE_OBJECT = (*_ANY_NUMBER, "{location} of a {background} background, a {thing}")
 
 
 def name(item: Object) -> str:
-    """`"large red circle"`."""
+    """Return for example "large red circle"."""
     return f"{item.size.value} {item.color.value} {item.shape.value}"
 
 
-def where(place: Place) -> str:
-    """`"at the top left"`; `"in the center"`."""
-    return f"{'in' if place is Place.CENTER else 'at'} the {place.value}"
+def where(location: Location) -> str:
+    """Return for example "at the top left" or "in the center"."""
+    return f"{'in' if location is Location.CENTER else 'at'} the {location.value}"
 
 
 def phrase(item: Object) -> str:
-    """`"a large red circle at the top left"`."""
-    return f"a {name(item)} {where(item.place)}"
+    """Return for example "a large red circle at the top left"."""
+    return f"a {name(item)} {where(item.location)}"
 
 
 def _join(parts) -> str:
@@ -63,7 +63,7 @@ def _fill(template: str, objects: tuple[Object, ...], background: Background) ->
     return template.format(
         objects=_join([phrase(item) for item in objects]),
         background=background.value,
-        place=where(objects[0].place),
+        location=where(objects[0].location),
         thing=name(objects[0]),
     )
 
@@ -73,12 +73,12 @@ def _templates(scene: Scene) -> tuple[str, ...]:
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One right caption, its objects in reading order."""
+    """Return a correct caption with its objects in reading order."""
     return _fill(choose(rng, _templates(scene)), scene.objects, scene.background)
 
 
 def captions(scene: Scene) -> frozenset[str]:
-    """All right captions, in every order of the objects: 5 for one object, 8 for two, 24 for three."""
+    """Return all correct captions, in every order of the objects: 5 for one object, 8 for two, 24 for three."""
     return frozenset(
         _fill(template, objects, scene.background)
         for template in _templates(scene)
@@ -87,27 +87,29 @@ def captions(scene: Scene) -> frozenset[str]:
 
 
 def normalize(text: str) -> str:
-    """Lower case, single spaces, no full stop at the end: what `captions` look like."""
+    """Return `text` in the form of `captions`: lower case, single spaces, no period at the end."""
     return " ".join(text.lower().split()).rstrip(" .")
 
 
-def is_right_caption(text: str, scene: Scene) -> bool:
-    """Exact match: `text` is one of the captions of `scene`."""
+def is_correct_caption(text: str, scene: Scene) -> bool:
+    """Return True if `text`, normalized, is one of the captions of `scene`."""
     return normalize(text) in captions(scene)
 
 
 @dataclass(frozen=True)
 class ParsedObject:
-    """What a text says of one object; None where it says nothing."""
+    """The attributes that a text gives one object; None for those that it omits."""
 
     shape: Shape | None = None
     color: Color | None = None
     size: Size | None = None
-    place: Place | None = None
+    location: Location | None = None
 
 
 @dataclass(frozen=True)
 class ParsedCaption:
+    """The objects and the background that a text names."""
+
     objects: tuple[ParsedObject, ...]
     background: Background | None
 
@@ -117,17 +119,17 @@ _BACKGROUND = re.compile(
 )
 _WORDS = {
     item.value: (kind, item)
-    for kind, items in (("place", PLACES), ("size", SIZES), ("color", COLORS), ("shape", SHAPES))
+    for kind, items in (("location", LOCATIONS), ("size", SIZES), ("color", COLORS), ("shape", SHAPES))
     for item in items
 }
 _TOKEN = re.compile(r"\b(?:" + "|".join([*_WORDS, "and"]) + r")\b|,")
 
 
 def parse_caption(text: str) -> ParsedCaption | None:
-    """What `text` says, as far as it can be read; None if it names no object.
+    """Return the objects and the background that `text` names, or None if it names no object.
 
-    Made for captions of our grammar and for a model's half-right ones: attributes may be missing or repeated. A new
-    object begins at an attribute that the present one already has, and after a comma or "and" that follows a shape.
+    Accepts captions of this grammar and a model's partly correct ones, where attributes may be missing or repeated. A
+    new object begins at an attribute that the current one already has, and after a comma or "and" that follows a shape.
     """
     text = normalize(text)
     found = _BACKGROUND.search(text)
@@ -146,26 +148,26 @@ def parse_caption(text: str) -> ParsedCaption | None:
     return ParsedCaption(objects, background) if objects else None
 
 
-ATTRIBUTES = ("shape", "color", "size", "place", "background")
+ATTRIBUTES = ("shape", "color", "size", "location", "background")
 
 
 def score_attributes(text: str, scene: Scene) -> dict[str, float]:
-    """The share of each attribute that `text` has right, 0..1, for the kindest pairing of its objects with the scene's.
+    """Return the fraction of objects whose shape, color, ... is correct in `text`, for the best matching of objects.
 
-    Objects that the text adds count against it: the shares are of the larger number of objects.
+    The denominator is the larger of the two numbers of objects, so that added objects lower the score.
     """
     parsed = parse_caption(text)
     if parsed is None:
         return dict.fromkeys(ATTRIBUTES, 0.0)
     kinds = ATTRIBUTES[:-1]
-    said = parsed.objects[:4] + (ParsedObject(),) * max(0, len(scene.objects) - len(parsed.objects))
+    named = parsed.objects[:4] + (ParsedObject(),) * max(0, len(scene.objects) - len(parsed.objects))
     best = max(
         (
             [
                 [getattr(a, kind) is getattr(b, kind) for kind in kinds]
                 for a, b in zip(order, scene.objects, strict=False)
             ]
-            for order in itertools.permutations(said, len(scene.objects))
+            for order in itertools.permutations(named, len(scene.objects))
         ),
         key=lambda hits: sum(map(sum, hits)),
     )

@@ -1,4 +1,4 @@
-"""Questions about a scene, each with one right answer of a word or two."""
+"""Questions about a scene, each with one correct answer of one or two words."""
 
 import enum
 from dataclasses import dataclass
@@ -10,21 +10,25 @@ from emu_jax.demo.world.scenes import Scene, choose
 
 
 class QuestionKind(enum.Enum):
+    """Subjects of questions."""
+
     COLOR = "color"
     SHAPE = "shape"
-    PLACE = "where"
+    LOCATION = "where"
     COUNT = "how many"
-    DIRECTION = "direction"  # asked of clips, see motion.py
+    DIRECTION = "direction"  # of clips only; see motion.py
 
 
 @dataclass(frozen=True)
 class Question:
+    """A question with its answer."""
+
     kind: QuestionKind
     question: str
     answer: str
 
-    def is_right(self, text: str) -> bool:
-        """Whether `text` is the answer, whatever its case; "at the top left" is as good as "top left"."""
+    def is_correct(self, text: str) -> bool:
+        """Return True if `text` is the answer in any case; "at the top left" equals "top left"."""
         words = [word for word in normalize(text).split() if word not in ("a", "an", "the", "at", "in", "to")]
         return " ".join(words) == self.answer
 
@@ -37,27 +41,27 @@ def _only(scene: Scene, attribute: str, item) -> bool:
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """The questions that `scene` answers without ambiguity, one wording each, in random order.
+    """Return the unambiguous questions about `scene`, one wording each, in random order.
 
-    An object is named by what tells it from the others: its shape where no other has it, its colour, its place, or both
-    colour and shape, which no two objects share.
+    An object is identified by an attribute that no other object has: its shape, its color, its location, or its color
+    and shape together, which are unique in every scene.
     """
     found = []
     for item in scene.objects:
-        color, shape, place = item.color.value, item.shape.value, where(item.place)
+        color, shape, location = item.color.value, item.shape.value, where(item.location)
         by_shape, by_color = _only(scene, "shape", item), _only(scene, "color", item)
-        of_color = [f"what color is the object {place}?"]
-        of_shape = [f"what shape is {place}?", f"what shape is the object {place}?"]
-        of_place = [f"where is the {color} {shape}?"]
+        of_color = [f"what color is the object {location}?"]
+        of_shape = [f"what shape is {location}?", f"what shape is the object {location}?"]
+        of_location = [f"where is the {color} {shape}?"]
         if by_shape:
             of_color.append(f"what color is the {shape}?")
-            of_place.append(f"where is the {shape}?")
+            of_location.append(f"where is the {shape}?")
         if by_color:
             of_shape.append(f"what shape is the {color} object?")
-            of_place.append(f"where is the {color} object?")
+            of_location.append(f"where is the {color} object?")
         found.append(Question(QuestionKind.COLOR, choose(rng, of_color), color))
         found.append(Question(QuestionKind.SHAPE, choose(rng, of_shape), shape))
-        found.append(Question(QuestionKind.PLACE, choose(rng, of_place), item.place.value))
+        found.append(Question(QuestionKind.LOCATION, choose(rng, of_location), item.location.value))
     of_count = ("how many objects are there?", "how many objects are in the picture?")
     found.append(Question(QuestionKind.COUNT, choose(rng, of_count), COUNT_WORDS[len(scene.objects) - 1]))
     return [found[i] for i in rng.permutation(len(found))]
@@ -67,7 +71,7 @@ _DESCRIBE = ("describe the picture.", "what is in the picture?", "please describ
 
 
 def conversation(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """One to three turns (human, assistant) about `scene`: questions, now and then after a description."""
+    """Return one to three turns (human, assistant) about `scene`: questions, sometimes after a description."""
     turns = [(choose(rng, _DESCRIBE), caption(scene, rng))] if rng.random() < 1 / 3 else []
     asked = questions(scene, rng)[: int(rng.integers(1, 4)) - len(turns)]
     return turns + [(item.question, item.answer) for item in asked]

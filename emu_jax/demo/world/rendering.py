@@ -1,7 +1,7 @@
-"""Scenes become pixels: signed distances, supersampled, with the small differences of a photographed thing.
+"""Render scenes: supersampled signed distances, with small random variations as between photographs.
 
-Lengths are fractions of the picture's side, so one drawing serves every size. At 32 pixels a large object is about 15
-pixels wide and a small one 10. Each drawing moves its objects by up to a pixel, scales them by up to 8%, tints them,
+Lengths are fractions of the image's side, so a scene renders at any size. At 32 pixels a large object is about 15
+pixels wide and a small one 10. Each rendering moves its objects by up to a pixel, scales them by up to 8%, tints them,
 and adds pixel noise.
 """
 
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from emu_jax.demo.world.scenes import Background, Color, Object, Place, Scene, Shape, Size
+from emu_jax.demo.world.scenes import Background, Color, Location, Object, Scene, Shape, Size
 from emu_jax.typing import Float, UInt8, typechecked
 
-# (x, y) of each place's centre, y downwards.
+# (x, y) of each location's center; y points down.
 CENTERS = {
-    Place.TOP_LEFT: (0.255, 0.255),
-    Place.TOP_RIGHT: (0.745, 0.255),
-    Place.BOTTOM_LEFT: (0.255, 0.745),
-    Place.BOTTOM_RIGHT: (0.745, 0.745),
-    Place.CENTER: (0.5, 0.5),
+    Location.TOP_LEFT: (0.255, 0.255),
+    Location.TOP_RIGHT: (0.745, 0.255),
+    Location.BOTTOM_LEFT: (0.255, 0.745),
+    Location.BOTTOM_RIGHT: (0.745, 0.745),
+    Location.CENTER: (0.5, 0.5),
 }
 RADII = {Size.SMALL: 0.15, Size.LARGE: 0.23}
 COLOR_VALUES = {
@@ -32,16 +32,16 @@ COLOR_VALUES = {
 BACKGROUND_VALUES = {Background.WHITE: 242, Background.BLACK: 14, Background.GRAY: 128}
 
 _SUPERSAMPLES = 2
-_TRIANGLE_HALF_BASE = 1.08  # its height is that of its box, 2
+_TRIANGLE_HALF_BASE = 1.08  # the height is 2
 _SQUARE_HALF = 1.0
-_CROSS_ARM = 0.30  # half the width of an arm; the arm reaches out to 1
+_CROSS_ARM = 0.30  # half the width of an arm; its length is 1
 
 
 @dataclass(frozen=True)
 class Jitter:
-    """How much one drawing differs from the next. All are half-widths of uniform draws but `noise`, a deviation."""
+    """Random variation of a rendering: half-widths of uniform distributions; `noise` is a standard deviation."""
 
-    position: float = 1 / 32
+    offset: float = 1 / 32
     scale: float = 0.08
     tint: float = 10.0
     brightness: float = 0.07
@@ -55,7 +55,7 @@ NO_JITTER = Jitter(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Sprite:
-    """One object as drawn: centre (x, y) and radius as fractions of the side, colour 0..255."""
+    """An object to render: center (x, y) and radius as fractions of the side, color 0..255."""
 
     shape: Shape
     center: tuple[float, float]
@@ -64,12 +64,12 @@ class Sprite:
 
 
 def make_sprite(item: Object, rng: np.random.Generator, *, jitter: Jitter = JITTER) -> Sprite:
-    """A sprite of `item` with its own place, scale and tint."""
+    """Return a sprite of `item` with random offset, scale and tint."""
     dx, dy, scale, brightness, *tint = rng.uniform(-1.0, 1.0, 7)
-    x, y = CENTERS[item.place]
+    x, y = CENTERS[item.location]
     brightness = 1.0 + jitter.brightness * brightness
     red, green, blue = np.asarray(COLOR_VALUES[item.color]) * brightness + jitter.tint * np.asarray(tint)
-    center = (float(x + jitter.position * dx), float(y + jitter.position * dy))
+    center = (float(x + jitter.offset * dx), float(y + jitter.offset * dy))
     return Sprite(
         item.shape,
         center,
@@ -79,11 +79,12 @@ def make_sprite(item: Object, rng: np.random.Generator, *, jitter: Jitter = JITT
 
 
 def make_background(background: Background, rng: np.random.Generator, *, jitter: Jitter = JITTER) -> float:
+    """Return the gray value of a background, 0..255."""
     return BACKGROUND_VALUES[background] + jitter.background * float(rng.uniform(-1.0, 1.0))
 
 
 def signed_distance(shape: Shape, x: Float[np.ndarray, "..."], y: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """Distance to the edge of a shape of radius 1 at the origin, negative inside; a bound of it near corners."""
+    """Return the distance to the edge of a shape of radius 1 at the origin, negative inside; near corners a bound."""
     if shape is Shape.CIRCLE:
         return np.sqrt(x * x + y * y) - 1.0
     x = np.abs(x)
@@ -97,7 +98,7 @@ def signed_distance(shape: Shape, x: Float[np.ndarray, "..."], y: Float[np.ndarr
 
 
 def coverage(sprite: Sprite, *, size: int) -> Float[np.ndarray, "H W"]:
-    """How much of each pixel the sprite covers, 0..1, float32."""
+    """Return the fraction of each pixel that the sprite covers, float32."""
     mask = np.zeros((size, size), np.float32)
     rows, columns, inside = _window(sprite, size=size)
     mask[rows, columns] = inside
@@ -105,7 +106,7 @@ def coverage(sprite: Sprite, *, size: int) -> Float[np.ndarray, "H W"]:
 
 
 def _window(sprite: Sprite, *, size: int) -> tuple[slice, slice, np.ndarray]:
-    """The coverage within the rows and columns that the sprite touches; 0 elsewhere."""
+    """Return the rows and columns that the sprite touches, and the coverage within them."""
     reach = 1.1 * sprite.radius + 1.0 / size
     bounds = []
     for center in sprite.center:
@@ -126,7 +127,7 @@ def _window(sprite: Sprite, *, size: int) -> tuple[slice, slice, np.ndarray]:
 def draw(
     sprites: tuple[Sprite, ...], background: float, rng: np.random.Generator, *, size: int, noise: float
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The sprites, later ones above earlier ones, on a plain background, with pixel noise of deviation `noise`."""
+    """Return an image of the sprites, later ones on top, on a plain background, with pixel noise."""
     image = np.full((size, size, 3), background, np.float32)
     for sprite in sprites:
         rows, columns, mask = _window(sprite, size=size)
@@ -140,6 +141,6 @@ def draw(
 def render(
     scene: Scene, rng: np.random.Generator, *, size: int = 32, jitter: Jitter = JITTER
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """One drawing of `scene`, `size` pixels a side; another draw of `rng` gives another drawing."""
+    """Return one rendering of `scene`, `size` pixels per side; each call draws new variations from `rng`."""
     sprites = tuple(make_sprite(item, rng, jitter=jitter) for item in scene.objects)
     return draw(sprites, make_background(scene.background, rng, jitter=jitter), rng, size=size, noise=jitter.noise)

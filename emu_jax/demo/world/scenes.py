@@ -1,8 +1,8 @@
-"""The drawn world: what can be in a picture, and which combinations a model never sees in training.
+"""Scenes of the synthetic shapes world, and the combinations of attributes that are held out of training.
 
-A scene is one to three objects on a plain background. Everything is drawn from a `numpy.random.Generator`, so a seed
-gives the world. Colour, shape and place are held out *jointly*: of the 120 triples 18 are never in training, while
-every pair of two attributes is, so that naming or drawing a held-out object wants composition and not memory.
+A scene is one to three objects on a plain background. Everything is sampled from a `numpy.random.Generator`, so a seed
+determines the world. Color, shape and location are held out *jointly*: 18 of the 120 triples never occur in training,
+but every pair of two attributes does. A held-out object therefore tests composition and not memory.
 """
 
 import enum
@@ -16,6 +16,8 @@ Option = TypeVar("Option")
 
 
 class Shape(enum.Enum):
+    """Shapes of objects."""
+
     CIRCLE = "circle"
     SQUARE = "square"
     TRIANGLE = "triangle"
@@ -23,6 +25,8 @@ class Shape(enum.Enum):
 
 
 class Color(enum.Enum):
+    """Colors of objects."""
+
     RED = "red"
     GREEN = "green"
     BLUE = "blue"
@@ -32,12 +36,14 @@ class Color(enum.Enum):
 
 
 class Size(enum.Enum):
+    """Sizes of objects."""
+
     SMALL = "small"
     LARGE = "large"
 
 
-class Place(enum.Enum):
-    """The declared order is the order in which objects are read and named."""
+class Location(enum.Enum):
+    """Locations of objects; the order of declaration is the reading order."""
 
     TOP_LEFT = "top left"
     TOP_RIGHT = "top right"
@@ -47,6 +53,8 @@ class Place(enum.Enum):
 
 
 class Background(enum.Enum):
+    """Gray values of the background."""
+
     WHITE = "white"
     BLACK = "black"
     GRAY = "gray"
@@ -55,13 +63,13 @@ class Background(enum.Enum):
 SHAPES = tuple(Shape)
 COLORS = tuple(Color)
 SIZES = tuple(Size)
-PLACES = tuple(Place)
+LOCATIONS = tuple(Location)
 BACKGROUNDS = tuple(Background)
-QUADRANTS = PLACES[:4]
+QUADRANTS = LOCATIONS[:4]
 
 
 class Split(enum.Enum):
-    """TRAIN has no held-out object, HELD_OUT one in each scene, TEST one in every second scene."""
+    """TRAIN has no held-out object, HELD_OUT has one in each scene, TEST has one in half of the scenes."""
 
     TRAIN = "train"
     TEST = "test"
@@ -70,28 +78,33 @@ class Split(enum.Enum):
 
 @dataclass(frozen=True)
 class Object:
+    """One object."""
+
     shape: Shape
     color: Color
     size: Size
-    place: Place
+    location: Location
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One to three objects in distinct places, no two of one colour and shape; the centre is for a lone object."""
+    """One to three objects in distinct locations, no two of the same color and shape.
+
+    The center is only for scenes of one object.
+    """
 
     objects: tuple[Object, ...]
     background: Background
 
     def __post_init__(self):
-        places = [item.place for item in self.objects]
+        locations = [item.location for item in self.objects]
         kinds = {(item.color, item.shape) for item in self.objects}
         if not 1 <= len(self.objects) <= 3:
             raise ValueError(f"a scene has one to three objects, got {len(self.objects)}")
-        if len(set(places)) < len(places) or len(kinds) < len(places):
-            raise ValueError(f"objects must differ in place and in colour and shape: {self.objects}")
-        if len(places) > 1 and Place.CENTER in places:
-            raise ValueError("only a lone object lies in the center")
+        if len(set(locations)) < len(locations) or len(kinds) < len(locations):
+            raise ValueError(f"objects must differ in location and in color and shape: {self.objects}")
+        if len(locations) > 1 and Location.CENTER in locations:
+            raise ValueError("only a scene of one object may use the center")
 
     @property
     def object(self) -> Object:
@@ -101,56 +114,58 @@ class Scene:
 
 
 def is_held_out(item: Object) -> bool:
-    """Whether the (colour, shape, place) of an object is kept out of training.
+    """Return True if the (color, shape, location) of an object is held out of training.
 
-    A Latin-square rule and not a random draw, so that it is the same for ever: at most one place per (colour, shape),
-    at most one shape per (colour, place), at most two colours per (shape, place), three triples of each colour.
+    The rule is a Latin square and not a random draw, so that it never changes: at most one location per (color, shape),
+    at most one shape per (color, location), at most two colors per (shape, location), three triples of each color.
     """
-    color, shape, place = COLORS.index(item.color), SHAPES.index(item.shape), PLACES.index(item.place)
-    return place == (color + 2 * shape) % len(PLACES) and (color + shape) % len(SHAPES) != 3
+    color, shape, location = COLORS.index(item.color), SHAPES.index(item.shape), LOCATIONS.index(item.location)
+    return location == (color + 2 * shape) % len(LOCATIONS) and (color + shape) % len(SHAPES) != 3
 
 
 def has_held_out(scene: Scene) -> bool:
+    """Return True if an object of `scene` is held out of training."""
     return any(is_held_out(item) for item in scene.objects)
 
 
 HELD_OUT = tuple(
-    (color, shape, place)
+    (color, shape, location)
     for color in COLORS
     for shape in SHAPES
-    for place in PLACES
-    if is_held_out(Object(shape, color, Size.SMALL, place))
+    for location in LOCATIONS
+    if is_held_out(Object(shape, color, Size.SMALL, location))
 )
 
 
 def choose(rng: np.random.Generator, options: Sequence[Option]) -> Option:
-    """One of `options`, uniformly, without turning it into an array of strings as `rng.choice` does."""
+    """Return one of `options`, uniformly. Unlike `rng.choice` it does not convert them to an array."""
     return options[int(rng.integers(len(options)))]
 
 
-def _sample_object(rng: np.random.Generator, *, places: Sequence[Place], held_out: bool) -> Object:
+def _sample_object(rng: np.random.Generator, *, locations: Sequence[Location], held_out: bool) -> Object:
     if held_out:
-        color, shape, place = choose(rng, [triple for triple in HELD_OUT if triple[2] in places])
-        return Object(shape, color, choose(rng, SIZES), place)
+        color, shape, location = choose(rng, [triple for triple in HELD_OUT if triple[2] in locations])
+        return Object(shape, color, choose(rng, SIZES), location)
     while True:
-        item = Object(choose(rng, SHAPES), choose(rng, COLORS), choose(rng, SIZES), choose(rng, places))
+        item = Object(choose(rng, SHAPES), choose(rng, COLORS), choose(rng, SIZES), choose(rng, locations))
         if not is_held_out(item):
             return item
 
 
 def sample_scene(rng: np.random.Generator, *, split: Split = Split.TRAIN, num_objects: int | None = None) -> Scene:
-    """A random scene of `split`; without `num_objects` one, two or three objects with chances 0.7, 0.2, 0.1.
+    """Return a random scene of `split`.
 
-    A held-out scene has one held-out object (any of its objects), the others are combinations seen in training.
+    Without `num_objects` it has one, two or three objects with probabilities 0.7, 0.2 and 0.1. A held-out scene has
+    exactly one held-out object; the others are combinations of the training split.
     """
     count = num_objects or 1 + int(np.searchsorted([0.7, 0.9], rng.random(), side="right"))
     held_out = split is Split.HELD_OUT or (split is Split.TEST and rng.random() < 0.5)
-    free = list(PLACES if count == 1 else QUADRANTS)
+    free = list(LOCATIONS if count == 1 else QUADRANTS)
     objects: list[Object] = []
     while len(objects) < count:
-        item = _sample_object(rng, places=free, held_out=held_out and not objects)
+        item = _sample_object(rng, locations=free, held_out=held_out and not objects)
         if all((item.color, item.shape) != (other.color, other.shape) for other in objects):
             objects.append(item)
-            free.remove(item.place)
-    objects.sort(key=lambda item: PLACES.index(item.place))
+            free.remove(item.location)
+    objects.sort(key=lambda item: LOCATIONS.index(item.location))
     return Scene(tuple(objects), choose(rng, BACKGROUNDS))

@@ -1,4 +1,4 @@
-"""Documents of several pictures: storyboards, in-context tasks, blends and web pages."""
+"""Documents of several images: storyboards, in-context tasks, blends and web pages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ import numpy as np
 from emu_jax.demo.world.grammar import caption, where
 from emu_jax.demo.world.scenes import (
     COLORS,
-    PLACES,
+    LOCATIONS,
     SHAPES,
     SIZES,
     Object,
@@ -24,7 +24,7 @@ from emu_jax.demo.world.scenes import (
 
 @dataclass(frozen=True)
 class Storyboard:
-    """Frames in time; `subtitles[i]` is heard before `frames[i]` shows what it says. `closing` comes after the last."""
+    """Frames in time. `subtitles[i]` describes and precedes `frames[i]`; `closing` follows the last frame."""
 
     frames: tuple[Scene, ...]
     subtitles: tuple[str, ...]
@@ -39,11 +39,12 @@ def _other(rng: np.random.Generator, options: Sequence[Option], present: Option)
 
 
 def next_step(item: Object, rng: np.random.Generator) -> tuple[Object, str]:
-    """`item` after one change, and the words for it."""
-    kind = choose(rng, ("place", "color", "shape", "size"))
-    if kind == "place":
-        place = _other(rng, PLACES, item.place)
-        return replace(item, place=place), choose(rng, (f"it moves to the {place.value}", f"now it is {where(place)}"))
+    """Return `item` with one attribute changed, and the sentence for the change."""
+    kind = choose(rng, ("location", "color", "shape", "size"))
+    if kind == "location":
+        location = _other(rng, LOCATIONS, item.location)
+        words = choose(rng, (f"it moves to the {location.value}", f"now it is {where(location)}"))
+        return replace(item, location=location), words
     if kind == "color":
         color = _other(rng, COLORS, item.color)
         return replace(item, color=color), choose(rng, (f"it turns {color.value}", f"now it is {color.value}"))
@@ -55,9 +56,9 @@ def next_step(item: Object, rng: np.random.Generator) -> tuple[Object, str]:
 
 
 def sample_storyboard(rng: np.random.Generator, *, split: Split = Split.TRAIN) -> Storyboard:
-    """Three or four frames of one object that changes one attribute at a time.
+    """Return three or four frames of one object that changes one attribute at a time.
 
-    In TRAIN no frame is held out. Now and then the first frame comes without words, or words follow the last frame.
+    In TRAIN no frame is held out. Sometimes the first frame has no subtitle, or a sentence follows the last frame.
     """
     scene = sample_scene(rng, split=split, num_objects=1)
     frames, subtitles = [scene], ["" if rng.random() < 0.1 else caption(scene, rng)]
@@ -73,10 +74,10 @@ def sample_storyboard(rng: np.random.Generator, *, split: Split = Split.TRAIN) -
 
 @dataclass(frozen=True)
 class InContextTask:
-    """Two pictures, the instruction, and the picture that it asks for.
+    """Two images, an instruction, and the target image.
 
-    `texts[0]` precedes the first picture, `texts[1]` the second, `texts[2]` (the instruction) the target, in training
-    documents and in prompts alike.
+    `texts[0]` precedes the first image, `texts[1]` the second, `texts[2]` (the instruction) the target. Training
+    documents and prompts have the same order.
     """
 
     first: Scene
@@ -85,13 +86,15 @@ class InContextTask:
     texts: tuple[str, str, str] = ("image 1", "image 2", "the object of image 1 in the color of image 2")
 
     def as_storyboard(self) -> Storyboard:
+        """Return the task as a storyboard of three frames."""
         return Storyboard((self.first, self.second, self.target), self.texts)
 
 
 def sample_in_context(rng: np.random.Generator, *, split: Split = Split.TRAIN) -> InContextTask:
-    """The object of image 1 in the colour of image 2. The two differ in shape and colour.
+    """Return the task "the object of image 1 in the color of image 2". The two objects differ in shape and color.
 
-    The two given pictures are always of combinations seen in training; the target is held out as `split` says.
+    The two given images always show combinations of the training split; `split` determines whether the target is held
+    out.
     """
     held_out = split is Split.HELD_OUT or (split is Split.TEST and rng.random() < 0.5)
     while True:
@@ -103,16 +106,16 @@ def sample_in_context(rng: np.random.Generator, *, split: Split = Split.TRAIN) -
 
 
 def sample_blend(rng: np.random.Generator, *, split: Split = Split.TEST) -> tuple[Scene, Scene]:
-    """Two one-object scenes with nothing in common but, perhaps, the size and the background."""
+    """Return two scenes of one object each that differ in shape, color and location."""
     while True:
         first, second = (sample_scene(rng, split=split, num_objects=1) for _ in range(2))
-        if all(getattr(first.object, k) is not getattr(second.object, k) for k in ("shape", "color", "place")):
+        if all(getattr(first.object, k) is not getattr(second.object, k) for k in ("shape", "color", "location")):
             return first, second
 
 
 @dataclass(frozen=True)
 class PageImage:
-    """A picture of a page, the sentence it was matched with, and their similarity (CLIP's scale: 0.1 to 0.4)."""
+    """An image of a page, the index of its matched sentence, and their similarity (CLIP's scale: 0.1 to 0.4)."""
 
     scene: Scene
     sentence: int
@@ -121,6 +124,8 @@ class PageImage:
 
 @dataclass(frozen=True)
 class Page:
+    """Sentences, and images that follow some of them."""
+
     sentences: tuple[str, ...]
     images: tuple[PageImage, ...]
 
@@ -140,10 +145,10 @@ _FILLERS = (
 
 
 def sample_page(rng: np.random.Generator, *, split: Split = Split.TRAIN) -> Page:
-    """Two or three pictures each matched with the sentence that describes it, among sentences that describe nothing.
+    """Return two or three images, each matched with the sentence that describes it, among unrelated sentences.
 
-    One page in eight has a picture more, matched with a sentence that is not about it, at a similarity below Emu's
-    threshold of 0.32: a reader that keeps the threshold never sees it.
+    One page in eight has an additional image that is matched with an unrelated sentence at a similarity below Emu's
+    threshold of 0.32, which data preparation drops.
     """
     sentences: list[str] = []
     images: list[PageImage] = []

@@ -1,7 +1,8 @@
-"""The drawn world on disk, each set in the layout of the real one. One function per layout, one call per shard.
+"""Write the synthetic world, each set in the layout of the real one: one function per layout, one call per shard.
 
-Every writer takes the shard's own generator, so that a shard is the same whether or not those before it were written in
-this run. The file by which a reader finds a shard (the tar, the jsonl, the csv, the json) is written last.
+Every writer takes the shard's own generator, so a shard does not depend on which other shards this run has written. The
+file that identifies a shard (tar, jsonl, csv or json) is written last and atomically; a resumed run writes the images
+and videos of an unfinished shard again.
 """
 
 import csv
@@ -17,16 +18,17 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from emu_jax.demo.world.files import add_sample, atomic, encode_jpeg, encode_mp4, encode_png, write_bytes
+from emu_jax.demo.world.media import add_sample, encode_jpeg, encode_mp4, encode_png
 from emu_jax.demo.world.motion import clip_caption, clip_question, render_clip, sample_clip
 from emu_jax.demo.world.questions import conversation
 from emu_jax.demo.world.rendering import render
 from emu_jax.demo.world.scenes import Scene, choose, sample_scene
 from emu_jax.demo.world.stories import Storyboard, sample_page
+from emu_jax.io.files import atomic_file, file_errors, write_bytes
 
 SITE = "https://drawn.example"
 CLIP_FRAMES, CLIP_FPS = 8, 4
-_LOST = 0.01  # links are dead now and then: a row in the parquet, nothing in the tar
+_DEAD_LINKS = 0.01  # fraction of links that failed: a row in the parquet, no sample in the tar
 _ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -40,8 +42,14 @@ _PAIR_SCHEMA = pyarrow.schema(
 )
 
 
-def _json(value, *, indent: int | None = None) -> bytes:
+def _json(value: Any, *, indent: int | None = None) -> bytes:
     return json.dumps(value, indent=indent).encode()
+
+
+def _write_media(path: Path, data: bytes) -> None:
+    with file_errors("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
 
 def write_pairs(
@@ -53,11 +61,14 @@ def write_pairs(
     image_size: int,
     describe: Callable[[Scene, np.random.Generator], str],
 ) -> None:
-    """Image-text pairs as img2dataset's webdataset output: SHARD.tar of KEY.jpg, KEY.json, KEY.txt; SHARD.parquet with
-    a row per link, lost ones too; SHARD_stats.json. KEY is the shard's five digits and the row's four."""
+    """Write image-text pairs in the webdataset layout of img2dataset.
+
+    SHARD.tar holds KEY.jpg, KEY.json and KEY.txt; SHARD.parquet has a row per link, including dead ones;
+    SHARD_stats.json has the counts. KEY is the shard in five digits and the row in four.
+    """
     rows: list[dict[str, Any]] = []
     successes = 0
-    with atomic(directory / f"{shard:05d}.tar") as file, tarfile.open(fileobj=file, mode="w") as archive:
+    with atomic_file(directory / f"{shard:05d}.tar") as file, tarfile.open(file, "w") as archive:
         while successes < count:
             scene = sample_scene(rng)
             key = f"{shard:05d}{len(rows):04d}"
@@ -69,7 +80,7 @@ def write_pairs(
                 "error_message": "HTTP Error 404: Not Found",
             }
             rows.append(row)
-            if rng.random() < _LOST:
+            if rng.random() < _DEAD_LINKS:
                 continue
             jpeg = encode_jpeg(render(scene, rng, size=image_size))
             row |= dict.fromkeys(_SIDES, image_size)
@@ -80,20 +91,20 @@ def write_pairs(
         table = io.BytesIO()
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=_PAIR_SCHEMA), table)
         write_bytes(directory / f"{shard:05d}.parquet", table.getvalue())
-        lost = len(rows) - count
+        dead = len(rows) - count
         stats = {
             "count": len(rows),
             "successes": count,
-            "failed_to_download": lost,
+            "failed_to_download": dead,
             "failed_to_resize": 0,
             "duration": 0.0,
-            "status_dict": {"success": count} | ({"HTTP Error 404: Not Found": lost} if lost else {}),
+            "status_dict": {"success": count} | ({"HTTP Error 404: Not Found": dead} if dead else {}),
         }
         write_bytes(directory / f"{shard:05d}_stats.json", _json(stats, indent=4))
 
 
 def write_pages(directory: Path, rng: np.random.Generator, *, shard: int, count: int, image_size: int) -> None:
-    """Web pages as MMC4: docs_shard_SHARD_v3.jsonl, and images/NAME.jpg under the names that it gives."""
+    """Write web pages in the layout of MMC4: docs_shard_SHARD_v3.jsonl, and images/NAME.jpg as named there."""
     lines = []
     for index in range(count):
         page = sample_page(rng)
@@ -101,7 +112,7 @@ def write_pages(directory: Path, rng: np.random.Generator, *, shard: int, count:
         infos = []
         for number, image in enumerate(page.images):
             name = hashlib.sha1(f"{shard} {index} {number}".encode()).hexdigest()[:12] + ".jpg"
-            write_bytes(directory / "images" / name, encode_jpeg(render(image.scene, rng, size=image_size)))
+            _write_media(directory / "images" / name, encode_jpeg(render(image.scene, rng, size=image_size)))
             similarity[number, image.sentence] = image.similarity
             infos.append(
                 {
@@ -124,8 +135,11 @@ def write_pages(directory: Path, rng: np.random.Generator, *, shard: int, count:
 
 
 def write_clips(directory: Path, rng: np.random.Generator, *, shard: int, count: int, image_size: int) -> None:
-    """Stock footage as WebVid: results_10M_train_SHARD.csv (videoid, contentUrl, duration, page_dir, name), and
-    videos/PAGE_DIR/VIDEOID.mp4. Films are twice as large as pictures, as their colours lie at half resolution."""
+    """Write stock footage in the layout of WebVid.
+
+    results_10M_train_SHARD.csv has videoid, contentUrl, duration, page_dir and name; the videos are
+    videos/PAGE_DIR/VIDEOID.mp4. Videos are twice as large as images because yuv420p halves the resolution of color.
+    """
     text = io.StringIO(newline="")
     rows = csv.DictWriter(text, ["videoid", "contentUrl", "duration", "page_dir", "name"], lineterminator="\n")
     rows.writeheader()
@@ -134,7 +148,7 @@ def write_clips(directory: Path, rng: np.random.Generator, *, shard: int, count:
         video_id = 1_000_000 + shard * 10_000 + index
         page_dir = f"{video_id // 50 * 50 + 1:09d}_{video_id // 50 * 50 + 50:09d}"
         frames = render_clip(clip, rng, size=2 * image_size, num_frames=CLIP_FRAMES)
-        write_bytes(directory / "videos" / page_dir / f"{video_id}.mp4", encode_mp4(frames, fps=CLIP_FPS))
+        _write_media(directory / "videos" / page_dir / f"{video_id}.mp4", encode_mp4(frames, fps=CLIP_FPS))
         rows.writerow(
             {
                 "videoid": video_id,
@@ -154,15 +168,17 @@ def write_storyboards(
     shard: int,
     count: int,
     image_size: int,
-    tell: Callable[[np.random.Generator], Storyboard],
+    sample: Callable[[np.random.Generator], Storyboard],
 ) -> None:
-    """Storyboards as Emu's tool for YT-Storyboard-1B writes them: SHARD.tar of VIDEO.0.txt, VIDEO.0.png, VIDEO.1.txt,
-    ... with VIDEO.final_meta.json. Text i is what was said since frame i - 1, so it comes before frame i; it may be
-    empty, and a text after the last frame has no frame."""
+    """Write storyboards in the layout of Emu's tool for YT-Storyboard-1B.
+
+    SHARD.tar holds VIDEO.0.txt, VIDEO.0.png, VIDEO.1.txt, ... and VIDEO.final_meta.json. Text i is the speech between
+    frame i - 1 and frame i, so it precedes frame i. It may be empty; a text after the last frame has no frame.
+    """
     interval = 2
-    with atomic(directory / f"{shard:07d}.tar") as file, tarfile.open(fileobj=file, mode="w") as archive:
+    with atomic_file(directory / f"{shard:07d}.tar") as file, tarfile.open(file, "w") as archive:
         for _ in range(count):
-            story = tell(rng)
+            story = sample(rng)
             parts = {}
             for index, (scene, text) in enumerate(zip(story.frames, story.subtitles, strict=True)):
                 parts[f"{index}.txt"] = text.encode()
@@ -170,13 +186,13 @@ def write_storyboards(
             if story.closing:
                 parts[f"{len(story.frames)}.txt"] = story.closing.encode()
             video_id = "".join(choose(rng, _ID_LETTERS) for _ in range(11))
-            said = [*story.subtitles, story.closing]
+            texts = [*story.subtitles, story.closing]
             meta = {
                 "id": video_id,
                 "sb": {"0": [image_size, image_size, len(story.frames), 1, len(story.frames)]},
                 "subtitle": [
                     {"text": text, "start": max(0.0, interval * i - 0.5), "duration": 1.0}
-                    for i, text in enumerate(said)
+                    for i, text in enumerate(texts)
                     if text
                 ],
                 "duration": interval * len(story.frames),
@@ -186,12 +202,12 @@ def write_storyboards(
 
 
 def write_chats(directory: Path, rng: np.random.Generator, *, shard: int, count: int, image_size: int) -> None:
-    """Chats about pictures as LLaVA's json (id, image, conversations of human and gpt), and images/IMAGE."""
+    """Write chats about images in the layout of LLaVA: json of id, image and conversations; images/IMAGE."""
     chats = []
     for index in range(count):
         scene = sample_scene(rng)
         key = f"{shard * 100_000 + index:012d}"
-        write_bytes(directory / "images" / f"{key}.jpg", encode_jpeg(render(scene, rng, size=image_size)))
+        _write_media(directory / "images" / f"{key}.jpg", encode_jpeg(render(scene, rng, size=image_size)))
         turns: list[dict[str, str]] = []
         for question, answer in conversation(scene, rng):
             if not turns:
@@ -202,13 +218,13 @@ def write_chats(directory: Path, rng: np.random.Generator, *, shard: int, count:
 
 
 def write_video_chats(directory: Path, rng: np.random.Generator, *, shard: int, count: int, image_size: int) -> None:
-    """Questions about films as VideoChat's json (video, QA of i, q, a), and videos/VIDEO."""
+    """Write questions about videos in the layout of VideoChat: json of video and QA (i, q, a); videos/VIDEO."""
     chats = []
     for index in range(count):
         clip = sample_clip(rng)
         name = f"{shard * 100_000 + index:08d}.mp4"
         frames = render_clip(clip, rng, size=2 * image_size, num_frames=CLIP_FRAMES)
-        write_bytes(directory / "videos" / name, encode_mp4(frames, fps=CLIP_FPS))
-        asked = clip_question(clip, rng)
-        chats.append({"video": name, "QA": [{"i": "", "q": asked.question, "a": asked.answer}]})
+        _write_media(directory / "videos" / name, encode_mp4(frames, fps=CLIP_FPS))
+        item = clip_question(clip, rng)
+        chats.append({"video": name, "QA": [{"i": "", "q": item.question, "a": item.answer}]})
     write_bytes(directory / f"videochat_instruct_{shard}.json", _json(chats, indent=2))

@@ -1,1 +1,1 @@
-"""What the loop can train: one small file per stage."""
+"""Training stages: models with their losses."""

@@ -1,13 +1,14 @@
-"""Pretraining: the next token by cross-entropy, the next visual embedding by regression, in one pass.
+"""Pretraining: next token by cross-entropy and next visual embedding by regression, in one forward pass.
 
-Captioning first and both losses after, with the vision side frozen, is this stage twice: `regression_coefficient=0`
-(named `caption_warmup`), then `trainable=LANGUAGE_SIDE`. Instruction tuning is it as well, on chats whose answers alone
-the batch's mask counts (named `instruct`).
+The recipe from scratch uses this stage twice: captions first with `regression_weight=0` (stage `caption_warmup`), then
+both losses with `trainable=LANGUAGE_SIDE`, so that the vision side is frozen. Instruction tuning also uses it, on chats
+of which the batch's mask counts only the answers (stage `instruct`).
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -33,31 +34,38 @@ VISION_PARTS = ("vision_encoder", "visual_norm", "causal_former")
 LANGUAGE_SIDE = (r"^decoder/", r"^lm_head/", r"^regression_head/")
 
 
-class Spread(NamedTuple):
-    """How the visual embeddings of some images vary: how many `images`, their `mean` [Q D], their `variance`."""
+@flax.struct.dataclass
+class EmbeddingStatistics:
+    """Statistics of the visual embeddings of some images.
 
-    images: jax.Array
+    Attributes:
+      count: number of images.
+      mean: mean embedding [Q D].
+      variance: variance over the images, averaged over Q and D.
+    """
+
+    count: jax.Array
     mean: jax.Array
     variance: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
-    """Weights and remedies.
+    """Weight of the regression loss, trainable parameters, and mitigations of collapse.
 
     Attributes:
-      text_coefficient: factor of the mean cross-entropy. Not published for Emu; third-party trainers take 1.
-      regression_coefficient: factor of the mean squared error. Not published; third-party trainers take 1.
+      regression_weight: weight of the mean squared error; the mean cross-entropy has weight 1. The paper gives no
+        value; third-party trainers use 1.
       trainable: regexes on parameter paths.
       normalize_targets: divide the squared error by the variance of the visual embeddings over the batch, so that
-        shrinking the embeddings gains nothing. With accumulation the vision side runs forward once more, to know it.
-      detach_regression: no gradient of the regression loss into the vision side, neither through the targets (never)
-        nor through the embeddings that the decoder reads. Costs a second backward pass of the decoder.
-      monitors: measure the embeddings' variance, cosine and rank in every step.
+        smaller embeddings do not lower the loss. With accumulation, this costs one more forward pass of the vision
+        side.
+      detach_regression: send no gradient of the regression loss into the vision side through the embeddings that the
+        decoder reads; through the targets there is never one. Costs a second backward pass of the decoder.
+      monitors: log the variance, cosine and effective rank of the visual embeddings at every step.
     """
 
-    text_coefficient: float = 1.0
-    regression_coefficient: float = 1.0
+    regression_weight: float = 1.0
     trainable: tuple[str, ...] = EVERYTHING
     normalize_targets: bool = False
     detach_regression: bool = False
@@ -66,14 +74,14 @@ class PretrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainStage:
-    """The unified objective over packed rows.
+    """Emu's objective on packed rows.
 
     Attributes:
       model: sizes of the Emu.
       batch: sizes of the global batch.
-      image_token_id: the id of `<image>`.
+      image_token_id: id of `<image>`.
       sources: names of the data sets, in the order of `source_ids`.
-      config: weights and remedies.
+      config: loss weight, trainable parameters and mitigations.
     """
 
     model: EmuConfig
@@ -85,13 +93,13 @@ class PretrainStage:
 
     @property
     def trainable(self) -> tuple[str, ...]:
-        """Regexes of what trains."""
+        """Regexes of the trainable parameters."""
         return self.config.trainable
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """Of the two losses."""
-        return {"text": self.config.text_coefficient, "regression": self.config.regression_coefficient}
+        """Weights of both losses."""
+        return {"text": 1.0, "regression": self.config.regression_weight}
 
     @property
     def emu(self) -> Emu:
@@ -100,68 +108,69 @@ class PretrainStage:
 
     @property
     def vocab_size(self) -> int:
-        """Ids that exist, special tokens included."""
+        """Number of token ids, including special tokens."""
         return self.model.decoder.vocab_size
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a global batch."""
+        """Return the shapes of a global batch."""
         return batch_spec(self.batch)
 
     def init(self, rng: jax.Array) -> Any:
-        """Boxed parameters; one row is enough to know their shapes."""
+        """Return boxed parameters. One row is enough: their shapes do not depend on the batch."""
         spec = batch_spec(dataclasses.replace(self.batch, batch_size=1, max_images=1))
         row = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in spec.items()}
         return self.emu.init(rng, row["tokens"], row["images"])["params"]
 
     def loss_denominators(self, batch: Batch) -> dict[str, jax.Array]:
-        """How many predictions each loss counts."""
+        """Return the number of predictions that each loss counts."""
         return {"text": batch["text_loss_mask"].sum(), "regression": batch["regression_mask"].sum()}
 
     @property
-    def measures(self) -> bool:
-        """Whether a microbatch must know the whole batch's embeddings."""
+    def uses_batch_statistics(self) -> bool:
+        """True if a microbatch needs the variance of the full batch's embeddings."""
         return self.config.normalize_targets
 
-    def measure(self, params: Any, batch: Batch, rng: jax.Array) -> Spread:
-        """Of the embeddings of one microbatch, as `losses` will make them with the same `rng`."""
+    def batch_statistics(self, params: Any, batch: Batch, rng: jax.Array) -> EmbeddingStatistics:
+        """Return the statistics of one microbatch's embeddings, which are those of `losses` with the same `rng`."""
         B, I = batch["images"].shape[:2]
         flat = batch["images"].reshape(B * I, *batch["images"].shape[2:])
         embeddings = self.emu.apply(
             {"params": params}, flat, deterministic=False, rngs={"dropout": rng}, method="embed_images"
         )
-        flat, present = _flatten_images(embeddings.reshape(B, I, *embeddings.shape[1:]), batch)
-        count = present.sum()
-        mean = jnp.sum(flat * present[:, None, None], axis=0) / jnp.maximum(count, 1.0)
-        return Spread(count, mean, embedding_variance(flat, mask=present))
+        flat, mask = _flatten_images(embeddings.reshape(B, I, *embeddings.shape[1:]), batch)
+        count = mask.sum()
+        mean = jnp.sum(flat * mask[:, None, None], axis=0) / jnp.maximum(count, 1.0)
+        return EmbeddingStatistics(count, mean, embedding_variance(flat, mask=mask))
 
-    def combine(self, measured: Spread) -> jax.Array:
-        """The variance over the images of all microbatches: within them, and between their means."""
-        shares = measured.images / jnp.maximum(measured.images.sum(), 1.0)
-        centre = jnp.einsum("a,aqd->qd", shares, measured.mean)
-        between = jnp.square(measured.mean - centre).mean(axis=(1, 2))
-        return jnp.sum(shares * (measured.variance + between))
+    def combine_statistics(self, stacked: EmbeddingStatistics) -> jax.Array:
+        """Return the variance over the images of all microbatches: within them plus between their means."""
+        fractions = stacked.count / jnp.maximum(stacked.count.sum(), 1.0)
+        center = jnp.einsum("a,aqd->qd", fractions, stacked.mean)
+        between = jnp.square(stacked.mean - center).mean(axis=(1, 2))
+        return jnp.sum(fractions * (stacked.variance + between))
 
     def losses(
-        self, params: Any, batch: Batch, rng: jax.Array, *, deterministic: bool, measured: jax.Array | None = None
+        self, params: Any, batch: Batch, rng: jax.Array, *, deterministic: bool, statistics: jax.Array | None = None
     ) -> LossOutput:
-        """Both losses, each apart for every data set, and the monitors of collapse.
+        """Return both losses, also separately for every data set, and the collapse monitors.
 
-        `measured` is the variance of the embeddings over the whole batch where this is but a part of it.
+        `statistics` is the variance of the visual embeddings over the full batch, if `batch` is only a part of it.
         """
         output = self._forward(params, batch, rng, deterministic=deterministic)
         text = text_losses(output.logits, tokens=batch["tokens"], vocab_size=self.vocab_size)
         predictions, inputs = output.visual_predictions, output.input_embeddings
         if self.config.detach_regression:
-            # The same forward pass, which XLA computes once; only the gradient ends at the vision side.
+            # XLA merges both forward passes, which are equal; only the gradient stops at the vision side.
             detached = {part: jax.lax.stop_gradient(x) if part in VISION_PARTS else x for part, x in params.items()}
             predictions = self._forward(detached, batch, rng, deterministic=deterministic).visual_predictions
         regression = regression_losses(predictions, input_embeddings=inputs)
         if self.config.normalize_targets:
-            assert output.visual_embeddings is not None, "a batch has slots for images"
-            if measured is None:
-                flat, present = _flatten_images(output.visual_embeddings, batch)
-                measured = embedding_variance(flat, mask=present)
-            regression = regression / jnp.maximum(measured, 1e-6)
+            variance = statistics
+            if variance is None:
+                assert output.visual_embeddings is not None, "a batch has image slots"
+                flat, mask = _flatten_images(output.visual_embeddings, batch)
+                variance = embedding_variance(flat, mask=mask)
+            regression = regression / jnp.maximum(variance, 1e-6)
 
         metrics = self._metrics(text, regression, batch)
         if self.config.monitors:
@@ -173,17 +182,19 @@ class PretrainStage:
         return LossOutput(sums, metrics)
 
     def step_flops(self, *, tokens: float, images: float) -> float:
-        """Forward, and backward as far as gradients are wanted; a document is taken to be as long as a row."""
+        """Count forward operations, and backward ones where needed; a document is assumed to fill a row."""
         forward = forward_flops(self.model, context=self.batch.length / 2)
         trains = matcher(self.trainable)
         vision = trains("vision_encoder/blocks/mlp/up/kernel")
         former = trains("causal_former/blocks/mlp/up/kernel")
         decoder = trains("decoder/blocks/mlp/up/kernel")
         heads = trains("lm_head/projection/kernel")
-        factor = lambda own, below: 1 + own + (own or below)  # adapters in a frozen part count as nothing of their own
-        return tokens * (forward.heads * factor(heads, True) + forward.decoder * factor(decoder, True)) + images * (
-            forward.causal_former * factor(former, vision) + forward.vision * factor(vision, False)
-        )
+        # One forward pass, one pass for the gradient of trained parameters, one for the gradient of inputs if the part
+        # or a part before it is trained. Adapters in a frozen part are not counted.
+        passes = lambda trained, before: 1 + trained + (trained or before)
+        per_token = forward.heads * passes(heads, True) + forward.decoder * passes(decoder, True)
+        per_image = forward.causal_former * passes(former, vision) + forward.vision * passes(vision, False)
+        return tokens * per_token + images * per_image
 
     def _forward(self, params: Any, batch: Batch, rng: jax.Array, *, deterministic: bool) -> EmuOutput:
         return self.emu.apply(
@@ -197,10 +208,10 @@ class PretrainStage:
         )
 
     def _metrics(self, text: jax.Array, regression: jax.Array, batch: Batch) -> dict[str, Mean]:
-        places, slots = batch["segment_ids"], batch["images"].shape[:2]
+        segment_ids, (B, I) = batch["segment_ids"], batch["images"].shape[:2]
         metrics = {
-            "fill/tokens": masked_mean((places > 0).astype(jnp.float32), jnp.ones(places.shape)),
-            "fill/images": Mean(batch["num_images"].sum().astype(jnp.float32), jnp.float32(slots[0] * slots[1])),
+            "fill/tokens": masked_mean((segment_ids > 0).astype(jnp.float32), jnp.ones(segment_ids.shape)),
+            "fill/images": Mean(batch["num_images"].sum().astype(jnp.float32), jnp.float32(B * I)),
         }
         if len(self.sources) > 1:
             for loss, values, mask in (
@@ -215,7 +226,7 @@ class PretrainStage:
 
 
 def _flatten_images(visual_embeddings: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """[B I Q D] as [B*I Q D], detached, and a float mask [B*I] of the images that are there."""
-    present = jnp.arange(visual_embeddings.shape[1]) < batch["num_images"][:, None]
+    """Reshape [B I Q D] to [B*I Q D], detached; also return a float mask [B*I] of the slots that hold an image."""
+    mask = jnp.arange(visual_embeddings.shape[1]) < batch["num_images"][:, None]
     flat = jax.lax.stop_gradient(visual_embeddings).reshape(-1, *visual_embeddings.shape[2:])
-    return flat, present.astype(jnp.float32).reshape(-1)
+    return flat, mask.astype(jnp.float32).reshape(-1)

@@ -1,4 +1,4 @@
-"""The autoencoder: pictures through latents and back, the latents held near a standard normal."""
+"""The autoencoder: encode images to latents and decode them, with latents close to a standard normal."""
 
 import dataclasses
 from typing import Any
@@ -17,22 +17,25 @@ from emu_jax.typing import ArrayLike
 
 @dataclasses.dataclass(frozen=True)
 class VAETrainingConfig:
-    """Weights of the terms, each a mean per value of a picture or per latent.
+    """Training of the autoencoder.
 
-    The published autoencoder adds a perceptual and an adversarial term (Rombach et al. 2022), which the drawn world
-    does not need. Its divergence weighs 1e-6 per latent against 1 per pixel.
+    Rombach et al. (2022) also use a perceptual and an adversarial term, which the synthetic shapes world does not need.
+
+    Attributes:
+      divergence_weight: weight of the mean KL divergence per latent; the mean absolute and squared errors per pixel
+        have weight 1. Rombach et al. use 1e-6.
+      dtype: compute dtype.
+      remat: activations to recompute in the backward pass.
     """
 
-    absolute_coefficient: float = 1.0
-    squared_coefficient: float = 1.0
-    divergence_coefficient: float = 1e-4
+    divergence_weight: float = 1e-4
     dtype: str = "float32"
     remat: Remat = Remat.NONE
 
 
 @dataclasses.dataclass(frozen=True)
 class VAEStage:
-    """Batches hold `images[B H W 3]`, uint8; parameters lie under `vae`."""
+    """Batches hold `images[B H W 3]`, uint8; the parameters are under `vae`."""
 
     model: VAEConfig
     batch_size: int
@@ -46,12 +49,8 @@ class VAEStage:
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """Of the three terms."""
-        return {
-            "absolute_error": self.config.absolute_coefficient,
-            "squared_error": self.config.squared_coefficient,
-            "divergence": self.config.divergence_coefficient,
-        }
+        """Weights of the three terms."""
+        return {"absolute_error": 1.0, "squared_error": 1.0, "divergence": self.config.divergence_weight}
 
     @property
     def vae(self) -> VAE:
@@ -59,21 +58,21 @@ class VAEStage:
         return VAE(self.model, remat=self.config.remat, dtype=jnp.dtype(self.config.dtype))
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a global batch."""
+        """Return the shapes of a global batch."""
         size = self.model.sample_size
         return {"images": jax.ShapeDtypeStruct((self.batch_size, size, size, self.model.in_channels), jnp.uint8)}
 
     def init(self, rng: jax.Array) -> Any:
-        """Boxed parameters."""
+        """Return boxed parameters."""
         size = self.model.factor
         return {"vae": self.vae.init(rng, jnp.zeros((1, size, size, self.model.in_channels)))["params"]}
 
     def loss_denominators(self, batch: Batch) -> dict[str, jax.Array]:
-        """Pictures."""
+        """Return the number of images."""
         return dict.fromkeys(self.loss_weights, jnp.float32(len(batch["images"])))
 
     def losses(self, params: Any, batch: Batch, rng: jax.Array, *, deterministic: bool) -> LossOutput:
-        """Errors of the reconstruction from drawn latents (deterministic: from their means), and the divergence."""
+        """Return the errors of images decoded from samples (deterministic: from means), and the divergence."""
         images = to_unit_range(batch["images"])
         variables = {"params": params["vae"]}
         posterior = self.vae.apply(variables, images, method="encode")
@@ -85,13 +84,13 @@ class VAEStage:
             "divergence": gaussian_divergences(posterior),
         }
         count = jnp.float32(len(images))
-        spread = jnp.mean(jnp.square(posterior.mean))
+        mean_square = jnp.mean(jnp.square(posterior.mean))
         return LossOutput(
             sums={name: values.sum() for name, values in terms.items()},
-            metrics={"latent_mean_square": Mean(spread * count, count)},
+            metrics={"latent_mean_square": Mean(mean_square * count, count)},
         )
 
 
 def to_unit_range(images: ArrayLike) -> jax.Array:
-    """uint8 pixels as float32 in [-1, 1]."""
+    """Convert uint8 pixels to float32 in [-1, 1]."""
     return jnp.asarray(images, jnp.float32) / 127.5 - 1.0

@@ -1,4 +1,7 @@
-"""The U-Net: predict the noise mixed into a picture, given Emu's embeddings of it, both stored or computed."""
+"""The U-Net: predict the noise added to an image's latents, conditioned on Emu's embeddings of the image.
+
+Latents and embeddings are either stored, or computed in each step by frozen models.
+"""
 
 import dataclasses
 from typing import Any
@@ -21,12 +24,13 @@ from emu_jax.training.stages.frozen import FrozenModels
 
 @dataclasses.dataclass(frozen=True)
 class VisualDecoderTrainingConfig:
-    """How the U-Net is trained.
+    """Training of the U-Net.
 
     Attributes:
-      condition_dropout: share of examples that see the unconditional embeddings instead (10% in the paper).
-      min_snr_gamma: Hang et al. 2023; None weighs every timestep alike, as the paper does.
-      dtype: the U-Net's compute type.
+      condition_dropout: fraction of examples that get the unconditional embeddings instead (10% in the paper).
+      min_snr_gamma: gamma of min-SNR weighting (Hang et al. 2023); None weights all timesteps equally, as in the paper.
+      dtype: compute dtype of the U-Net.
+      remat: activations to recompute in the backward pass.
     """
 
     condition_dropout: float = 0.1
@@ -36,21 +40,26 @@ class VisualDecoderTrainingConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.condition_dropout <= 1:
-            raise UserError(f"condition_dropout must lie between 0 and 1, not {self.condition_dropout}.")
+            raise UserError(f"training.condition_dropout must be between 0 and 1, not {self.condition_dropout}.")
 
 
 @dataclasses.dataclass(frozen=True)
 class VisualDecoderStage:
-    """Parameters lie under `unet`.
+    """The trained parameters are under `unet`.
 
-    Batches hold `latent_mean` and `latent_log_variance` `[B h w C]`, the autoencoder's posterior (latents are drawn
-    from it anew in every step), and `conditioning[B Q D]`; or, with `frozen`, captioned pictures that these are
-    computed from.
+    Batches hold `latent_mean` and `latent_log_variance` `[B h w C]`, the autoencoder's posterior (each step samples new
+    latents from it), and `conditioning[B Q D]`. With `frozen`, they hold captioned images instead, from which the step
+    computes both.
 
     Attributes:
+      model: sizes of the U-Net.
+      batch_size: rows of a global batch.
       unconditional: embeddings `[Q D]` of the empty prompt.
-      scaling_factor: the autoencoder's.
-      frozen: the models that compute; their parameters lie beside the U-Net's, have no moments and never change.
+      scaling_factor: scaling factor of the autoencoder's latents.
+      schedule: noise schedule, and the quantity that the U-Net predicts.
+      config: settings of the training.
+      frozen: models that compute latents and conditioning; their parameters are stored next to the U-Net's, without
+        moments, and never change.
     """
 
     model: UNetConfig
@@ -66,12 +75,13 @@ class VisualDecoderStage:
         width = self.model.cross_attention_dim
         if self.unconditional.ndim != 2 or self.unconditional.shape[-1] != width:
             raise UserError(
-                f"The unconditional embeddings have the shape {self.unconditional.shape}; the U-Net takes [Q, {width}]."
+                f"The unconditional embeddings have the shape {self.unconditional.shape}; the U-Net requires "
+                f"[Q, {width}]."
             )
 
     @property
     def trainable(self) -> tuple[str, ...]:
-        """The U-Net alone."""
+        """Only the U-Net."""
         return (r"^unet/",)
 
     @property
@@ -85,17 +95,17 @@ class VisualDecoderStage:
         return UNet(self.model, remat=self.config.remat, dtype=jnp.dtype(self.config.dtype))
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a global batch."""
+        """Return the shapes of a global batch."""
         size = self.model.sample_size
         if self.frozen is not None:
             pixels = size * self.frozen.vae.factor
-            return self.frozen.batch_spec(batch_size=self.batch_size, picture_size=pixels)
+            return self.frozen.batch_spec(batch_size=self.batch_size, target_size=pixels)
         latents = jax.ShapeDtypeStruct((self.batch_size, size, size, self.model.in_channels), jnp.float32)
         conditioning = jax.ShapeDtypeStruct((self.batch_size, *self.unconditional.shape), jnp.float32)
         return {"latent_mean": latents, "latent_log_variance": latents, "conditioning": conditioning}
 
     def init(self, rng: jax.Array) -> Any:
-        """Boxed parameters."""
+        """Return boxed parameters."""
         size = self.model.size_multiple
         latents = jnp.zeros((1, size, size, self.model.in_channels))
         conditioning = jnp.zeros((1, *self.unconditional.shape))
@@ -103,23 +113,23 @@ class VisualDecoderStage:
         return frozen | {"unet": self.unet.init(rng, latents, jnp.zeros((1,), jnp.int32), conditioning)["params"]}
 
     def loss_denominators(self, batch: Batch) -> dict[str, jax.Array]:
-        """Pictures."""
+        """Return the number of images."""
         return {"noise": jnp.float32(len(next(iter(batch.values()))))}
 
     def losses(self, params: Any, batch: Batch, rng: jax.Array, *, deterministic: bool) -> LossOutput:
-        """The (weighted) squared error at one random timestep per picture; deterministic drops no condition."""
-        draws, noises, times, drops = jax.random.split(rng, 4)
+        """Return the (weighted) squared error at one random timestep per image; deterministic drops no condition."""
+        latent_rng, noise_rng, timestep_rng, dropout_rng = jax.random.split(rng, 4)
         if self.frozen is None:
             posterior = Posterior(mean=batch["latent_mean"], log_variance=batch["latent_log_variance"])
             conditioning = batch["conditioning"]
         else:
             posterior, conditioning = self.frozen.posterior(params, batch), self.frozen.conditioning(params, batch)
-        latents = self.scaling_factor * posterior.sample(draws)
-        noise = standard_noise(noises, latents.shape)
+        latents = self.scaling_factor * posterior.sample(latent_rng)
+        noise = standard_noise(noise_rng, latents.shape)
         count = len(latents)
-        timesteps = jax.random.randint(times, (count,), 0, self.schedule.num_train_timesteps)
+        timesteps = jax.random.randint(timestep_rng, (count,), 0, self.schedule.num_train_timesteps)
         if not deterministic:
-            dropped = jax.random.bernoulli(drops, self.config.condition_dropout, (count, 1, 1))
+            dropped = jax.random.bernoulli(dropout_rng, self.config.condition_dropout, (count, 1, 1))
             conditioning = jnp.where(dropped, jnp.asarray(self.unconditional, conditioning.dtype), conditioning)
 
         noisy = add_noise(self.schedule, latents, noise, timesteps)
@@ -127,8 +137,8 @@ class VisualDecoderStage:
         errors = squared_errors(output, prediction_target(self.schedule, latents, noise, timesteps))
         metrics = {"squared_error": Mean(errors.sum(), jnp.float32(count))}
         for quarter in range(4):
-            chosen = (timesteps * 4 // self.schedule.num_train_timesteps == quarter).astype(jnp.float32)
-            metrics[f"squared_error/quarter_{quarter}"] = Mean((errors * chosen).sum(), chosen.sum())
+            in_quarter = (timesteps * 4 // self.schedule.num_train_timesteps == quarter).astype(jnp.float32)
+            metrics[f"squared_error/quarter_{quarter}"] = Mean((errors * in_quarter).sum(), in_quarter.sum())
         if self.config.min_snr_gamma is not None:
             errors *= min_snr_weights(self.schedule, timesteps, gamma=self.config.min_snr_gamma)
         return LossOutput(sums={"noise": errors.sum()}, metrics=metrics)

@@ -1,4 +1,4 @@
-"""The page shows each document, picture and mask of the batches, and nothing of a stranger's HTML."""
+"""The page displays each document, image and mask of the batches, and escapes HTML in the data."""
 
 import re
 
@@ -6,9 +6,11 @@ import pytest
 
 from emu_jax.cli.inspect_data import main
 from emu_jax.data.batch import BatchConfig
-from emu_jax.data.loader.inspection import histogram, page
-from emu_jax.data.loader.pipeline import DataConfig, SetConfig, make_loader
+from emu_jax.data.loader.config import DataConfig, SetConfig
+from emu_jax.data.loader.inspection import page
+from emu_jax.data.loader.pipeline import make_loader
 from emu_jax.errors import UserError
+from emu_jax.reporting.histogram import histogram
 
 
 @pytest.fixture
@@ -24,27 +26,27 @@ def loader(sets, small_tokenizer):
     return make_loader(config, tokenizer=small_tokenizer, seed=0)
 
 
-def test_everything_of_the_rows_is_drawn(loader, small_tokenizer):
+def test_all_parts_of_the_rows_are_displayed(loader, small_tokenizer):
     batches = [next(loader), next(loader)]
     text = page(batches, tokenizer=small_tokenizer, source_names=loader.source_names)
     assert text.count("data:image/png;base64,") == sum(int(b["num_images"].sum()) for b in batches)
-    assert len(re.findall(r'class="token[^"]* learnt" title', text)) == sum(b["text_loss_mask"].sum() for b in batches)
-    regressed = sum(b["regression_mask"].sum() for b in batches) / 3  # N + 1 places each
-    assert text.count('class="picture regressed" title') == regressed
+    assert len(re.findall(r'class="token[^"]* label" title', text)) == sum(b["text_loss_mask"].sum() for b in batches)
+    regressed = sum(b["regression_mask"].sum() for b in batches) / 3  # N + 1 positions each
+    assert text.count('class="image regression" title') == regressed
     assert text.count('class="document"') == sum(int(b["segment_ids"].max(axis=1).sum()) for b in batches)
     assert "&lt;pairs&gt;" in text
     assert "<pairs>" not in text
     assert "http" not in text, "self-contained"
     few = page(batches, tokenizer=small_tokenizer, source_names=loader.source_names, rows=1)
-    assert few.count("<h2>Row ") == 1
+    assert few.count("<h3>Row ") == 1
 
 
 def test_histogram():
-    drawn = histogram([1, 1, 60], length=64, bars=4)
-    assert re.findall(r"<title>(.*?)</title>", drawn) == ["0 to 16: 2", "16 to 32: 0", "32 to 48: 0", "48 to 64: 1"]
+    svg = histogram([1, 1, 60], maximum=64, bars=4)
+    assert re.findall(r"<title>(.*?)</title>", svg) == ["0 to 16: 2", "16 to 32: 0", "32 to 48: 0", "48 to 64: 1"]
 
 
-def test_the_command(sets, small_tokenizer, tmp_path, capsys, root):
+def test_command(sets, small_tokenizer, tmp_path, capsys, root):
     small_tokenizer.save(tmp_path / "tokenizer.model")
     config = tmp_path / "config.py"
     config.write_text(
@@ -58,7 +60,7 @@ def test_the_command(sets, small_tokenizer, tmp_path, capsys, root):
         "    return config\n"
     )
     main([f"--config={config}", f"--output={tmp_path / 'page.html'}", "--batches=2", "--config.data.image_first=1.0"])
-    assert "2 batches drawn" in capsys.readouterr().out
+    assert "2 batches displayed" in capsys.readouterr().out
     assert (tmp_path / "page.html").read_text().count("data:image/png") >= 4
     with pytest.raises(UserError, match="--batches"):
         main([f"--config={config}", "--batches=0"])

@@ -1,4 +1,4 @@
-"""Each document once per epoch, in the weights asked for, at places that anyone can compute."""
+"""Each document once per epoch, with the requested weights, at positions that any reader can compute."""
 
 import collections
 
@@ -16,11 +16,11 @@ from emu_jax.errors import UserError
     st.integers(0, 2**32 - 1),
     st.booleans(),
 )
-def test_each_document_as_often_as_its_set_has_epochs(sets, seed, shuffle):
+def test_each_document_once_per_epoch(sets, seed, shuffle):
     lengths, epochs, weights = zip(*sets, strict=True)
     mixture = Mixture(lengths=lengths, weights=weights, epochs=epochs, seed=seed, shuffle=shuffle)
-    places = [mixture[i] for i in range(len(mixture))]
-    counts = collections.Counter((p.set, p.index, p.epoch) for p in places if p is not None)
+    documents = [mixture[i] for i in range(len(mixture))]
+    counts = collections.Counter((p.set, p.index, p.epoch) for p in documents if p is not None)
     assert counts == {(s, i, e): 1 for s, n in enumerate(lengths) for i in range(n) for e in range(epochs[s])}
 
 
@@ -59,15 +59,15 @@ def test_unshuffled_is_in_order():
     assert [mixture[i].index for i in range(len(mixture))] == [0, 1, 2, 3, 4] * 2
 
 
-def test_no_reader_is_tied_to_one_set():
-    """Two equal sets and two readers that take every second place: both must see both sets."""
+def test_every_reader_reads_all_sets():
+    """Two equal sets and two readers that read every second position: both must read from both sets."""
     mixture = Mixture(lengths=(100, 100), weights=(1, 1), epochs=(None, None), seed=0)
     for reader in range(2):
         drawn = collections.Counter(mixture[reader + 2 * i].set for i in range(500))
         assert min(drawn.values()) > 180
 
 
-def test_bad_mixtures_are_told():
+def test_invalid_mixtures_raise_a_clear_error():
     with pytest.raises(UserError, match="is empty"):
         Mixture(lengths=(3, 0), weights=(1, 1), epochs=(None, None), seed=0)
     with pytest.raises(UserError, match="positive"):

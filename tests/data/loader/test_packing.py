@@ -1,4 +1,4 @@
-"""Rows hold what fits, all of it comes out, and little room is wasted."""
+"""Rows respect both budgets, every sequence is used once, and little space is wasted."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ sizes = st.lists(st.tuples(st.integers(1, 100), st.integers(0, 6)), min_size=1, 
 
 
 def rows_of(waiting, *, length, max_images, pool):
-    """All rows, as lists of indices into `waiting`, packed from a pool as the loader does it."""
+    """Return all rows as lists of indices into `waiting`, packed from a pool as in the loader."""
     order, rows, read = [], [], 0
     while read < len(waiting) or order:
         while read < len(waiting) and len(order) < pool:
@@ -21,11 +21,11 @@ def rows_of(waiting, *, length, max_images, pool):
             read += 1
         chosen = choose_row([waiting[i] for i in order], length=length, max_images=max_images)
         rows.append([order[i] for i in chosen])
-        order = [place for i, place in enumerate(order) if i not in set(chosen)]
+        order = [index for i, index in enumerate(order) if i not in set(chosen)]
     return rows
 
 
-def test_the_example_of_the_docstring():
+def test_docstring_example():
     assert choose_row([(50, 1), (50, 0), (50, 3), (40, 3)], length=100, max_images=4) == [0, 2]
 
 
@@ -42,7 +42,7 @@ def test_every_sequence_once_and_within_both_budgets(waiting, pool):
 
 @settings(deadline=None)
 @given(sizes)
-def test_the_oldest_goes_first_and_nothing_that_fits_stays(waiting):
+def test_the_oldest_is_first_and_nothing_that_fits_is_left(waiting):
     chosen = choose_row(waiting, length=100, max_images=6)
     assert chosen[0] == 0
     left = [100 - sum(waiting[i][0] for i in chosen), 6 - sum(waiting[i][1] for i in chosen)]
@@ -50,14 +50,14 @@ def test_the_oldest_goes_first_and_nothing_that_fits_stays(waiting):
     assert not any(tokens <= left[0] and images <= left[1] for tokens, images in rest)
 
 
-def test_too_large_a_sequence_is_refused():
+def test_a_sequence_larger_than_a_row_is_refused():
     with pytest.raises(ValueError, match="larger than a row"):
         choose_row([(10, 1), (101, 1)], length=100, max_images=6)
     with pytest.raises(ValueError, match="larger than a row"):
         choose_row([(10, 7)], length=100, max_images=6)
 
 
-def test_pairs_of_laion_s_lengths_fill_both_budgets():
+def test_pairs_with_the_lengths_of_laion_fill_both_budgets():
     """About 62 tokens and one image each, L = 1024 and I = 17, one slot more than fits on average: 95% and 85%."""
     rng = np.random.default_rng(0)
     captions = np.clip(rng.lognormal(3.1, 0.5, 4000), 3, 200).astype(int)
@@ -80,7 +80,7 @@ def sequence(tokens, images, *, value):
     )
 
 
-def test_a_row_is_written_as_the_contract_says():
+def test_contents_of_a_row():
     """tokens 7 7 7 9 9 . | positions 0 1 2 0 1 . | segments 1 1 1 2 2 ."""
     config = BatchConfig(batch_size=2, length=6, max_images=3, image_size=4)
     batch = empty_batch(config, pad_id=99)

@@ -1,4 +1,4 @@
-"""The loader gives every document once, the same way each time, and goes on exactly where it was, alone or not."""
+"""The loader returns every document once, deterministically, and resumes exactly with any number of readers."""
 
 import collections
 import dataclasses
@@ -10,14 +10,9 @@ import numpy as np
 import pytest
 
 from emu_jax.data.batch import BatchConfig, batch_spec, fill
-from emu_jax.data.loader.pipeline import (
-    DataConfig,
-    Mixing,
-    SetConfig,
-    make_loader,
-    make_reading,
-    plans_from_states,
-)
+from emu_jax.data.loader.config import DataConfig, Mixing, SetConfig
+from emu_jax.data.loader.pipeline import make_loader, make_sequence_source
+from emu_jax.data.loader.read_plan import plans_from_states
 from emu_jax.errors import UserError
 from tests.data.conftest import NUMBER_OF
 
@@ -36,15 +31,15 @@ def config(sets):
 
 
 def numbers(batch):
-    """The numbers of the documents of a batch, read off the pixels of each document's first image."""
+    """Return the numbers of the documents of a batch, from the pixels of their first images."""
     found = []
     for row in range(len(batch["num_images"])):
         slots = batch["images"][row, : batch["num_images"][row], 0, 0]
-        colours = (slots[:, 0].astype(int) + 256 * slots[:, 1].astype(int)).tolist()
+        colors = (slots[:, 0].astype(int) + 256 * slots[:, 1].astype(int)).tolist()
         assert all(slot[2] == 77 for slot in slots)
-        pages = {n for n in colours if 300 <= n < 600}
-        assert all(colours.count(n) == 2 for n in pages), "a page's two images stay with it"
-        found += sorted(set(colours))
+        pages = {n for n in colors if 300 <= n < 600}
+        assert all(colors.count(n) == 2 for n in pages), "the two images of a page are in the same row"
+        found += sorted(set(colors))
     return found
 
 
@@ -52,7 +47,7 @@ def equal(one, other):
     return one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
 
 
-def test_every_document_once_with_its_own_picture(config, small_tokenizer):
+def test_every_document_once_with_its_image(config, small_tokenizer):
     loader = make_loader(config, tokenizer=small_tokenizer, seed=0)
     spec = batch_spec(config.batch)
     found = []
@@ -92,7 +87,7 @@ def test_rows_are_full(config, small_tokenizer):
     assert np.mean([f.images for f in fills]) > 0.85
 
 
-def test_two_runs_are_the_same_and_two_seeds_are_not(config, small_tokenizer):
+def test_runs_are_deterministic_and_seeds_differ(config, small_tokenizer):
     one, same, other = (make_loader(config, tokenizer=small_tokenizer, seed=seed) for seed in (0, 0, 1))
     assert equal(next(one), next(same))
     assert not equal(next(one), next(other))
@@ -100,7 +95,7 @@ def test_two_runs_are_the_same_and_two_seeds_are_not(config, small_tokenizer):
 
 @pytest.mark.parametrize("prefetch", [0, 2])
 @pytest.mark.parametrize("mixing", list(Mixing))
-def test_resume_gives_the_very_next_batch(config, small_tokenizer, mixing, prefetch):
+def test_resume_returns_the_next_batch(config, small_tokenizer, mixing, prefetch):
     config = dataclasses.replace(
         config, mixing=mixing, prefetch=prefetch, sets=tuple(dataclasses.replace(s, epochs=None) for s in config.sets)
     )
@@ -123,8 +118,8 @@ def test_resume_gives_the_very_next_batch(config, small_tokenizer, mixing, prefe
 
 
 @pytest.mark.slow
-def test_two_workers_resume_to_the_very_next_batch(config, small_tokenizer):
-    """Also before the second worker has given anything, and on to no workers at all."""
+def test_two_workers_resume_with_the_next_batch(config, small_tokenizer):
+    """Also before the second worker has returned a batch, and with no workers afterwards."""
     config = dataclasses.replace(
         config, workers=2, sets=tuple(dataclasses.replace(s, epochs=None) for s in config.sets)
     )
@@ -147,12 +142,12 @@ def test_two_workers_resume_to_the_very_next_batch(config, small_tokenizer):
     found = [n for batch in itertools.islice(first, 3) for n in numbers(batch)]
     plans = plans_from_states([first.get_state()])
     first.close()
-    alone = make_loader(dataclasses.replace(finite, workers=0), tokenizer=small_tokenizer, seed=5, plans=plans)
-    found += [n for batch in alone for n in numbers(batch)]
+    serial = make_loader(dataclasses.replace(finite, workers=0), tokenizer=small_tokenizer, seed=5, plans=plans)
+    found += [n for batch in serial for n in numbers(batch)]
     assert len(found) == len(set(found)) == ALL
 
 
-def test_homogeneous_batches_hold_one_set_each(config, small_tokenizer):
+def test_homogeneous_batches_have_one_set_each(config, small_tokenizer):
     config = dataclasses.replace(
         config,
         mixing=Mixing.HOMOGENEOUS,
@@ -167,13 +162,13 @@ def test_homogeneous_batches_hold_one_set_each(config, small_tokenizer):
     assert drawn == {0: 20, 1: 10, 2: 10}
 
 
-def test_homogeneous_ends_when_all_sets_have(config, small_tokenizer):
+def test_homogeneous_mixing_ends_with_the_last_set(config, small_tokenizer):
     config = dataclasses.replace(config, mixing=Mixing.HOMOGENEOUS)
     found = [n for batch in make_loader(config, tokenizer=small_tokenizer, seed=0) for n in numbers(batch)]
     assert len(found) == len(set(found)) == ALL
 
 
-def test_processes_are_disjoint_and_together_complete(config, small_tokenizer):
+def test_processes_read_disjoint_documents_and_together_all(config, small_tokenizer):
     found = []
     for process in range(2):
         loader = make_loader(config, tokenizer=small_tokenizer, seed=0, process_index=process, process_count=2)
@@ -185,7 +180,7 @@ def test_processes_are_disjoint_and_together_complete(config, small_tokenizer):
 
 @pytest.mark.parametrize("mixing", list(Mixing))
 @pytest.mark.parametrize("chain", [(4, 2), (4, 8), (1, 8, 4), (4, 1, 4), (2, 4, 2)])
-def test_goes_on_with_another_number_of_processes(config, small_tokenizer, chain, mixing):
+def test_resume_with_another_number_of_processes(config, small_tokenizer, chain, mixing):
     """Each document once per epoch, through several changes; processes stop after different numbers of batches."""
     config = dataclasses.replace(
         config, mixing=mixing, pool=5, batch=dataclasses.replace(config.batch, batch_size=8, length=64)
@@ -218,7 +213,7 @@ def test_a_state_of_other_readers_or_other_data_is_refused(config, small_tokeniz
         plans_from_states([two.get_state()])
 
 
-def test_bad_configs_are_told(config, small_tokenizer, tmp_path):
+def test_invalid_configs_raise_a_clear_error(config, small_tokenizer, tmp_path):
     def make(**changes):
         return make_loader(dataclasses.replace(config, **changes), tokenizer=small_tokenizer, seed=0, process_count=2)
 
@@ -234,7 +229,7 @@ def test_bad_configs_are_told(config, small_tokenizer, tmp_path):
         make(sets=())
 
 
-def test_a_missing_shard_is_told(sets, tmp_path, config, small_tokenizer):
+def test_a_missing_shard_raises_a_clear_error(sets, tmp_path, config, small_tokenizer):
     shard = next(sets["pairs"].glob("*.array_record-*"))
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -243,25 +238,25 @@ def test_a_missing_shard_is_told(sets, tmp_path, config, small_tokenizer):
         make_loader(dataclasses.replace(config, sets=(SetConfig(path=str(broken)),)), tokenizer=small_tokenizer, seed=0)
 
 
-def test_too_many_documents_that_teach_nothing_stop_the_loader(config, small_tokenizer):
-    from emu_jax.data.sequence import Regress
+def test_too_many_documents_without_loss_stop_the_loader(config, small_tokenizer):
+    from emu_jax.data.sequence_config import Regress
 
     config = dataclasses.replace(
         config, sets=(SetConfig(path=config.sets[2].path),), regress=Regress.NONE, num_image_tokens=90,
         max_rejected=0.0001,
     )  # fmt: skip
-    with pytest.raises(UserError, match=r"could not be used, more than the share of 0\.0001"):
+    with pytest.raises(UserError, match=r"could not be used, more than the fraction 0\.0001"):
         next(make_loader(config, tokenizer=small_tokenizer, seed=0))
 
 
-def test_what_a_reader_needs_travels_to_workers(config, small_tokenizer):
-    reading = make_reading(config, tokenizer=small_tokenizer, seed=0)
-    before, _ = reading.sequence_at(0, 3)
-    after, _ = pickle.loads(pickle.dumps(reading)).sequence_at(0, 3)
+def test_the_sequence_source_is_picklable(config, small_tokenizer):
+    source = make_sequence_source(config, tokenizer=small_tokenizer, seed=0)
+    before, _ = source.sequence_at(0, 3)
+    after, _ = pickle.loads(pickle.dumps(source)).sequence_at(0, 3)
     assert before.tokens.tolist() == after.tokens.tolist()
 
 
-def test_the_stored_set_is_read_by_tfds_too(sets):
+def test_tfds_reads_a_prepared_set(sets):
     import tensorflow_datasets as tfds
 
     source = tfds.builder_from_directory(sets["pairs"]).as_data_source("train")

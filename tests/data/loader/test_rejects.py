@@ -1,4 +1,4 @@
-"""What the loader cannot use is listed with source, key and reason, once, and stops the run where it is too much."""
+"""Documents that the loader cannot use are listed once, with source, key and reason; too many stop the run."""
 
 import dataclasses
 import json
@@ -9,8 +9,9 @@ import pytest
 
 from emu_jax.data.batch import BatchConfig
 from emu_jax.data.document import Document, Image, Layout, Text
-from emu_jax.data.loader.pipeline import DataConfig, SetConfig, make_loader
-from emu_jax.data.prepare.folder import build_folder
+from emu_jax.data.loader.config import DataConfig, SetConfig
+from emu_jax.data.loader.pipeline import make_loader
+from emu_jax.data.prepare.tfds_folder import build_folder
 from emu_jax.data.records import to_example
 from emu_jax.errors import UserError
 
@@ -18,11 +19,11 @@ COUNT = 300
 
 
 def make_set(folder, broken):
-    """COUNT pairs, of which the numbered ones have a picture that cannot be decoded."""
+    """Prepare COUNT pairs, of which those in `broken` have an image that cannot be decoded."""
 
     def examples():
         for n in range(COUNT):
-            image = b"no picture" if n in broken else np.zeros((8, 8, 3), np.uint8)
+            image = b"no image" if n in broken else np.zeros((8, 8, 3), np.uint8)
             segments = (Image(image), Text(f"number {n}"))
             yield n, to_example(Document(segments, source="web", key=f"0.tar:{n}", layout=Layout.PAIR))
 
@@ -46,7 +47,7 @@ def listed(tmp_path, reader="00000-of-00001"):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_each_is_listed_and_the_rest_is_read(tmp_path, small_tokenizer):
+def test_each_reject_is_listed_and_the_other_documents_are_read(tmp_path, small_tokenizer):
     broken = {3, 100, 250}
     config = config_of(make_set(tmp_path / "set", broken), tmp_path)
     loader = make_loader(config, tokenizer=small_tokenizer, seed=0)
@@ -58,7 +59,7 @@ def test_each_is_listed_and_the_rest_is_read(tmp_path, small_tokenizer):
 
 
 def test_a_damaged_record_is_listed_by_its_number(tmp_path, small_tokenizer):
-    """One byte of a shard: what is stored with it cannot be read, the rest can."""
+    """One changed byte of a shard makes the records of its chunk unreadable; the others can be read."""
     folder = make_set(tmp_path / "set", set())
     shard = next(folder.glob("*.array_record-*"))
     data = bytearray(shard.read_bytes())
@@ -73,59 +74,59 @@ def test_a_damaged_record_is_listed_by_its_number(tmp_path, small_tokenizer):
     assert all(reject["reason"].startswith("the record is damaged") for reject in found)
 
 
-def test_a_damaged_set_is_the_user_s_to_mend(tmp_path, small_tokenizer):
+def test_a_damaged_set_is_a_user_error(tmp_path, small_tokenizer):
     folder = make_set(tmp_path / "set", set())
     config, shard, info = (
         config_of(folder, tmp_path),
         next(folder.glob("*.array_record-*")),
         folder / "dataset_info.json",
     )
-    whole, told = shard.read_bytes(), info.read_text()
-    for cut in (0, 1000, len(whole) // 2, len(whole) - 5):
-        shard.write_bytes(whole[:cut])
-        with pytest.raises(UserError, match="is damaged or cut"):
+    intact, metadata = shard.read_bytes(), info.read_text()
+    for size in (0, 1000, len(intact) // 2, len(intact) - 5):
+        shard.write_bytes(intact[:size])
+        with pytest.raises(UserError, match="is damaged or truncated"):
             next(make_loader(config, tokenizer=small_tokenizer, seed=0))
-    shard.write_bytes(whole)
-    for text in ("", told[: len(told) // 2], "[]", '{"splits": [{"name": "train"}]}'):
+    shard.write_bytes(intact)
+    for text in ("", metadata[: len(metadata) // 2], "[]", '{"splits": [{"name": "train"}]}'):
         info.write_text(text)
         with pytest.raises(UserError, match=r"dataset_info\.json is damaged"):
             make_loader(config, tokenizer=small_tokenizer, seed=0)
-    info.write_text(told.replace(f'"{COUNT}"', f'"{COUNT + 7}"'))
-    with pytest.raises(UserError, match=f"hold {COUNT} documents, and its dataset_info.json says {COUNT + 7}"):
+    info.write_text(metadata.replace(f'"{COUNT}"', f'"{COUNT + 7}"'))
+    with pytest.raises(UserError, match=f"hold {COUNT} documents, but its dataset_info.json lists {COUNT + 7}"):
         next(make_loader(config, tokenizer=small_tokenizer, seed=0))
 
 
-def test_resumed_the_list_goes_back_with_the_data(tmp_path, small_tokenizer):
+def test_resume_restores_the_list_of_rejects(tmp_path, small_tokenizer):
     config = config_of(make_set(tmp_path / "set", {7 * n for n in range(9)}), tmp_path)
     straight = make_loader(config, tokenizer=small_tokenizer, seed=0)
     states, counts = [], []
     for _ in straight:
         states.append(json.loads(json.dumps(straight.get_state())))
         counts.append(len(listed(tmp_path)))
-    whole = listed(tmp_path)
-    assert len(whole) == 9
+    complete = listed(tmp_path)
+    assert len(complete) == 9
     stop = next(i for i, count in enumerate(counts) if count >= 3)
     resumed = make_loader(config, tokenizer=small_tokenizer, seed=0)
     resumed.set_state(states[stop])
     list(resumed)
-    assert listed(tmp_path) == whole
+    assert listed(tmp_path) == complete
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.e2e)])
-def test_too_many_stop_the_run_with_one_line(tmp_path, small_tokenizer, workers):
+def test_too_many_rejects_stop_the_run_with_one_line(tmp_path, small_tokenizer, workers):
     config = config_of(make_set(tmp_path / "set", set(range(0, COUNT, 2))), tmp_path, workers=workers)
     loader = make_loader(config, tokenizer=small_tokenizer, seed=0)
     with pytest.raises(
-        UserError, match=r"^11 of \d+ documents could not be used, more than the share of 0\.01"
-    ) as told:
+        UserError, match=r"^11 of \d+ documents could not be used, more than the fraction 0\.01"
+    ) as caught:
         for _ in loader:
             pass
-    assert "web: 0.tar:" in str(told.value)
-    assert "\n" not in str(told.value)
+    assert "web: 0.tar:" in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert max(len(listed(tmp_path, f"{i:05d}-of-{max(workers, 1):05d}")) for i in range(max(workers, 1))) == 11
 
 
-def test_what_went_wrong_before_a_restart_still_counts(tmp_path, small_tokenizer):
+def test_rejects_before_a_restart_still_count(tmp_path, small_tokenizer):
     config = config_of(make_set(tmp_path / "set", set(range(0, COUNT, 2))), tmp_path)
     loader = make_loader(config, tokenizer=small_tokenizer, seed=0)
     next(loader)

@@ -1,4 +1,4 @@
-"""With Apache Beam as the engine a set has the same records and the same summary; without Beam one line says so."""
+"""Apache Beam gives the same records and the same summary; without Beam there is one clear error."""
 
 import dataclasses
 import importlib.util
@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from emu_jax.cli.prepare_data import main
-from emu_jax.data.loader.prepared import PreparedSet
+from emu_jax.data.loader.prepared_set import PreparedSet
 from emu_jax.data.prepare.beam import Runner
-from emu_jax.data.prepare.prepare import PrepareConfig, prepare
+from emu_jax.data.prepare.cleaning import PrepareConfig
+from emu_jax.data.prepare.job import prepare
 from emu_jax.data.records import serialize
 from emu_jax.errors import UserError
-from tests.data.conftest import picture, write_jsonl
+from tests.data.conftest import color_image, write_jsonl
 
 CONFIG = PrepareConfig(source="jsonl", image_size=8, min_side=4, max_rejected=0.2)
 
@@ -29,8 +30,8 @@ def pair(n, image=None):
 
 @pytest.fixture
 def inputs(tmp_path):
-    """Files with documents found again in the same and in another file, broken and unwanted ones, and nothing else."""
-    images = {f"{n}.png": picture(n) for n in range(40)} | {"long.png": np.zeros((4, 40, 3), np.uint8)}
+    """Write files with duplicates within and across files, and with broken and dropped documents."""
+    images = {f"{n}.png": color_image(n) for n in range(40)} | {"long.png": np.zeros((4, 40, 3), np.uint8)}
     files = [
         [pair(n) for n in range(20)] + [pair(3), pair(50, image="missing"), pair(51, image="long")],
         [pair(n) for n in range(10, 30)],
@@ -47,11 +48,11 @@ def records(folder):
 
 @needs_beam
 @pytest.mark.e2e
-def test_the_same_records_and_the_same_summary(inputs, tmp_path):
+def test_same_records_and_same_summary(inputs, tmp_path):
     here = prepare(inputs, tmp_path / "here", config=CONFIG)
     beam = prepare(inputs, tmp_path / "beam", config=CONFIG, runner=Runner("DirectRunner"))
     assert here.written == 40
-    assert here.outcomes["duplicate"] == {"the same as one before": 1 + 10 + 10 + 5}
+    assert here.reasons["duplicate"] == {"same content as an earlier document": 1 + 10 + 10 + 5}
     assert records(tmp_path / "beam") == records(tmp_path / "here")
     assert dataclasses.replace(beam, directory=here.directory) == here
     for name in ("rejects.jsonl", "samples.html"):
@@ -61,8 +62,8 @@ def test_the_same_records_and_the_same_summary(inputs, tmp_path):
 
 @needs_beam
 @pytest.mark.e2e
-def test_beam_goes_on_with_what_was_begun_here(inputs, tmp_path, monkeypatch):
-    import emu_jax.data.prepare.prepare as module
+def test_beam_resumes_a_preparation_without_beam(inputs, tmp_path, monkeypatch):
+    import emu_jax.data.prepare.job as module
 
     real = module.make_part
     monkeypatch.setattr(
@@ -73,15 +74,15 @@ def test_beam_goes_on_with_what_was_begun_here(inputs, tmp_path, monkeypatch):
     monkeypatch.undo()
     notes = tmp_path / ".out.partial" / "part-00000.json"
     marked = json.loads(notes.read_text())
-    marked["rejects"][0]["reason"] = "kept from the first run"
+    marked["rejects"][0]["reason"] = "saved by the first run"
     notes.write_text(json.dumps(marked))
     prepare(inputs, tmp_path / "out", config=CONFIG, runner=Runner("DirectRunner"))
-    assert "kept from the first run" in (tmp_path / "out" / "rejects.jsonl").read_text()
+    assert "saved by the first run" in (tmp_path / "out" / "rejects.jsonl").read_text()
 
 
 @needs_beam
 @pytest.mark.e2e
-def test_bad_input_is_told_as_without_beam(inputs, tmp_path):
+def test_invalid_input_raises_the_same_error_as_without_beam(inputs, tmp_path):
     (tmp_path / "no.tar").write_bytes(b"no tar at all")
     with pytest.raises(UserError, match=r"no\.tar is not a tar file"):
         prepare(
@@ -90,12 +91,12 @@ def test_bad_input_is_told_as_without_beam(inputs, tmp_path):
             config=PrepareConfig(source="pairs"),
             runner=Runner("DirectRunner"),
         )
-    with pytest.raises(UserError, match="--runner=NoRunner is no runner of Apache Beam"):
+    with pytest.raises(UserError, match="--runner=NoRunner is not a runner of Apache Beam"):
         Runner("NoRunner")
 
 
-def test_without_beam_one_line_says_what_to_do(inputs, tmp_path, monkeypatch):
+def test_without_beam_a_clear_error(inputs, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "apache_beam", None)
-    with pytest.raises(UserError, match=r"--runner wants Apache Beam, which is not installed: pip install"):
+    with pytest.raises(UserError, match=r"--runner requires Apache Beam, which is not installed: pip install"):
         main(["--source=jsonl", f"--input={inputs[0]}", f"--output={tmp_path / 'out'}", "--runner=DirectRunner"])
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Each layout as its makers publish it, small: COUNT documents whose text and picture tell their number."""
+"""A small data set in each published layout: COUNT documents whose text and image encode their number."""
 
 import csv
 import functools
@@ -21,30 +21,30 @@ COUNT = 6
 
 
 def words(n):
-    """Text that tells its number, and whether it is still the text that was written."""
-    return f"picture {n} {hashlib.sha1(str(n).encode()).hexdigest()[:12]}"
+    """Return text that encodes a number, with a checksum."""
+    return f"image {n} {hashlib.sha1(str(n).encode()).hexdigest()[:12]}"
 
 
 def number_of(text):
-    match = re.search(r"picture (\d+) (\w{12})", text)
+    match = re.search(r"image (\d+) (\w{12})", text)
     return int(match[1]) if match and words(match[1]) == match[0] else None
 
 
-def picture(n):
+def image_file(n):
     file = io.BytesIO()
     PIL.Image.fromarray(np.full((8, 8, 3), (n, 3 * n, 77), np.uint8)).save(file, "PNG")
     return file.getvalue()
 
 
 @functools.lru_cache(maxsize=1000)
-def shown(data):
-    """The number in a picture's colour, or None where it is not one of ours any more."""
+def number_of_image(data):
+    """Return the number in the color of an image, or None if it is not one of these images."""
     pixel = decode(data)[0, 0].astype(int).tolist()
     return pixel[0] if pixel == [pixel[0], 3 * pixel[0], 77] else None
 
 
 def name_of(n):
-    """Of a file or an image: a small change to it names nothing else."""
+    """Return a file name such that no small change of it names another file."""
     return f"{n}-{hashlib.sha1(str(n).encode()).hexdigest()[:8]}"
 
 
@@ -64,7 +64,7 @@ def tar_of(path, members):
 def media(folder, count=COUNT, kind="png"):
     folder.mkdir(parents=True, exist_ok=True)
     for n in range(count):
-        (folder / f"{name_of(n)}.{kind}").write_bytes(picture(n))
+        (folder / f"{name_of(n)}.{kind}").write_bytes(image_file(n))
 
 
 def write_json(path, value):
@@ -75,13 +75,13 @@ def write_json(path, value):
 def make_pairs(d):
     members = []
     for n in range(COUNT):
-        members += [(f"{n:05d}.jpg", picture(n)), (f"{n:05d}.txt", words(n).encode())]
+        members += [(f"{n:05d}.jpg", image_file(n)), (f"{n:05d}.txt", words(n).encode())]
         members += [(f"{n:05d}.json", json.dumps({"caption": words(n), "url": "x"}).encode())]
     return tar_of(d / "00000.tar", members)
 
 
 def make_pairs_parquet(d):
-    rows = [{"jpg": picture(n), "caption": words(n), "key": str(n)} for n in range(COUNT)]
+    rows = [{"jpg": image_file(n), "caption": words(n), "key": str(n)} for n in range(COUNT)]
     pyarrow.parquet.write_table(
         pyarrow.Table.from_pylist(rows), d / "0.parquet", row_group_size=2, write_page_checksum=True
     )
@@ -123,7 +123,7 @@ def make_webvid(d):
     rows = csv.writer(text)
     rows.writerow(["videoid", "contentUrl", "duration", "page_dir", "name"])
     for n in range(COUNT):
-        (d / "videos" / "1_50" / f"{id_of(n)}.mp4").write_bytes(picture(n))  # the reader does not look inside
+        (d / "videos" / "1_50" / f"{id_of(n)}.mp4").write_bytes(image_file(n))  # the reader does not decode it
         rows.writerow([id_of(n), "u", "PT1S", "1_50", f'{words(n)}, "quoted",\nover two lines'])
     (d / "results.csv").write_text(text.getvalue())
     return d / "results.csv"
@@ -132,8 +132,8 @@ def make_webvid(d):
 def make_storyboard(d):
     members = []
     for n in range(COUNT):
-        members += [(f"video{n}.0.txt", words(n).encode()), (f"video{n}.0.png", picture(n))]
-        members += [(f"video{n}.1.txt", b""), (f"video{n}.1.png", picture(n)), (f"video{n}.2.txt", b"the end")]
+        members += [(f"video{n}.0.txt", words(n).encode()), (f"video{n}.0.png", image_file(n))]
+        members += [(f"video{n}.1.txt", b""), (f"video{n}.1.png", image_file(n)), (f"video{n}.2.txt", b"the end")]
         members += [(f"video{n}.final_meta.json", b"{}")]
     return tar_of(d / "0.tar", members)
 
@@ -177,10 +177,22 @@ def make_coco(d):
     return write_json(d / "dataset_coco.json", {"images": images, "dataset": "coco"})
 
 
+def make_coco_captions(d):
+    (d / "train2014").mkdir()
+    for n in range(COUNT):
+        (d / "train2014" / f"COCO_train2014_{id_of(n):012d}.jpg").write_bytes(image_file(n))
+    images = [{"id": id_of(n), "file_name": f"COCO_train2014_{id_of(n):012d}.jpg"} for n in range(COUNT)]
+    annotations = [{"image_id": id_of(n), "id": n, "caption": words(n)} for n in range(COUNT)]
+    (d / "annotations").mkdir()
+    return write_json(
+        d / "annotations" / "captions_train2014.json", {"info": {}, "images": images, "annotations": annotations}
+    )
+
+
 def make_vqa(d, prefix=""):
     (d / "train2014").mkdir()
     for n in range(COUNT):
-        (d / "train2014" / f"COCO_train2014_{id_of(n):012d}.jpg").write_bytes(picture(n))
+        (d / "train2014" / f"COCO_train2014_{id_of(n):012d}.jpg").write_bytes(image_file(n))
     questions = [{"image_id": id_of(n), "question_id": id_of(n), "question": words(n)} for n in range(COUNT)]
     answers = [
         {"image_id": id_of(n), "question_id": id_of(n), "answers": [{"answer": a} for a in ("no", "yes", "yes")]}
@@ -199,7 +211,7 @@ def make_vizwiz(d):
 def make_visdial(d):
     (d / "images").mkdir()
     for n in range(COUNT):
-        (d / "images" / f"{id_of(n):012d}.jpg").write_bytes(picture(n))
+        (d / "images" / f"{id_of(n):012d}.jpg").write_bytes(image_file(n))
     dialogs = [
         {
             "image_id": id_of(n),
@@ -234,6 +246,7 @@ MAKERS = {
     "alpaca": make_alpaca,
     "videochat": make_videochat,
     "coco_karpathy": make_coco,
+    "coco_captions": make_coco_captions,
     "vqav2": lambda d: make_vqa(d, "v2_"),
     "okvqa": make_vqa,
     "vizwiz": make_vizwiz,
@@ -247,13 +260,13 @@ def read(source, path, **options):
 
 
 def numbers(document):
-    """The numbers in a document's texts, and those in its pictures."""
+    """Return the numbers in the texts of a document, and those in its images."""
     texts = {number_of(s.text) for s in document.segments if isinstance(s, Text)} - {None}
-    pictures = set()
+    images = set()
     for s in document.segments:
         if isinstance(s, Image | Video):
-            pictures.add(shown(s.data))
-    return texts, pictures
+            images.add(number_of_image(s.data))
+    return texts, images
 
 
 def kinds(document):

@@ -1,4 +1,4 @@
-"""Broken files and files of another kind: never a crash, never a wrong pairing of text and picture."""
+"""Damaged files and files of another type: never a crash, never a wrong pairing of text and image."""
 
 import json
 
@@ -11,11 +11,11 @@ from emu_jax.errors import UserError
 from tests.data.sources.makers import MAKERS, make_mmc4, numbers, read
 
 
-def test_a_json_line_cut_in_the_middle_and_unknown_fields(tmp_path):
+def test_a_truncated_json_line_and_unknown_fields(tmp_path):
     path = make_mmc4(tmp_path)
     lines = path.read_text().splitlines()
     lines[1] = lines[1][: len(lines[1]) // 2]
-    lines[2] = json.dumps({**json.loads(lines[2]), "a_field_nobody_knows": [1, {"x": None}]})
+    lines[2] = json.dumps({**json.loads(lines[2]), "an_unknown_field": [1, {"x": None}]})
     path.write_text("\n".join(lines))
     found = read("mmc4", path)
     assert [isinstance(f, Rejected) for f in found] == [False, True, False, False, False, False]
@@ -23,7 +23,7 @@ def test_a_json_line_cut_in_the_middle_and_unknown_fields(tmp_path):
 
 
 @pytest.mark.parametrize("source", sorted(SOURCES))
-def test_a_file_of_another_kind_is_the_user_s_to_mend(source, tmp_path):
+def test_a_file_of_another_type_is_a_user_error(source, tmp_path):
     path = tmp_path / "file_questions.json"
     path.write_bytes(b"\x00\x01 neither tar nor json nor parquet nor csv")
     if SOURCES[source].read is SOURCES["jsonl"].read or source == "mmc4":
@@ -38,18 +38,18 @@ def test_a_file_of_another_kind_is_the_user_s_to_mend(source, tmp_path):
 @pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("source", MAKERS)
 def test_mutated_files(source, count, tmp_path):
-    """Bytes changed, cut out, doubled, the end cut off: no crash, and what is read still belongs together."""
+    """Bytes are changed, removed or repeated, or the end is removed: no crash, and texts and images still match."""
     rng = np.random.default_rng(list(source.encode()))
     path = MAKERS[source](tmp_path)
-    whole = path.read_bytes()
+    intact = path.read_bytes()
     documents = 0
     for i in range(count):
-        data = bytearray(whole)
+        data = bytearray(intact)
         at, length = int(rng.integers(len(data))), int(rng.integers(1, 40))
         match i % 4:
             case 0:
-                for place in rng.integers(0, len(data), rng.integers(1, 6)):
-                    data[place] = rng.integers(0, 256)
+                for position in rng.integers(0, len(data), rng.integers(1, 6)):
+                    data[position] = rng.integers(0, 256)
             case 1:
                 del data[at : at + length]
             case 2:
@@ -66,11 +66,11 @@ def test_mutated_files(source, count, tmp_path):
                 assert document.reason
                 continue
             try:
-                texts, pictures = numbers(document)
+                texts, images = numbers(document)
             except DecodeError:
                 continue
-            if pictures and texts and None not in pictures:
-                assert texts == pictures, (source, i)
+            if images and texts and None not in images:
+                assert texts == images, (source, i)
                 documents += 1
     if source not in ("sharegpt", "alpaca"):
-        assert documents > count // 10, "the mutations must leave something to compare"
+        assert documents > count // 10, "enough documents must remain to compare"

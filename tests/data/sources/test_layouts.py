@@ -1,4 +1,4 @@
-"""Each layout is read into documents whose text and pictures belong together, in their order."""
+"""Each layout is read into documents with the right texts and images, in order."""
 
 import pytest
 
@@ -8,25 +8,26 @@ from tests.data.sources.makers import COUNT, MAKERS, kinds, numbers, read, words
 
 LAYOUTS = {
     "pairs": Layout.PAIR, "pairs_parquet": Layout.PAIR, "mmc4": Layout.PAGE, "obelics": Layout.PAGE,
-    "webvid": Layout.VIDEO, "storyboard": Layout.STORYBOARD, "coco_karpathy": Layout.PAIR, "jsonl": Layout.PAIR,
+    "webvid": Layout.VIDEO, "storyboard": Layout.STORYBOARD, "coco_karpathy": Layout.PAIR, "coco_captions": Layout.PAIR,
+    "jsonl": Layout.PAIR,
 }  # fmt: skip
 
 
-def test_every_source_is_tried_here():
+def test_every_source_is_tested():
     assert MAKERS.keys() == SOURCES.keys()
 
 
 @pytest.mark.parametrize("source", MAKERS)
-def test_text_and_pictures_of_each_document_belong_together(source, tmp_path):
+def test_texts_and_images_of_each_document_match(source, tmp_path):
     found = read(source, MAKERS[source](tmp_path))
     assert not [f for f in found if isinstance(f, Rejected)]
     expected = 2 * (COUNT - 1) if source == "coco_karpathy" else COUNT
     assert len(found) == len({f.key for f in found}) == expected
     for i, document in enumerate(found):
         n = i // 2 if source == "coco_karpathy" else i
-        texts, pictures = numbers(document)
+        texts, images = numbers(document)
         assert texts == {n}
-        assert pictures == (set() if source in ("sharegpt", "alpaca") else {n})
+        assert images == (set() if source in ("sharegpt", "alpaca") else {n})
         assert document.layout is LAYOUTS.get(source, Layout.CHAT)
         assert document.source == source
         if document.layout is Layout.CHAT:
@@ -36,7 +37,7 @@ def test_text_and_pictures_of_each_document_belong_together(source, tmp_path):
             assert all(s.role is None for s in document.segments)
 
 
-def test_the_order_within_documents(tmp_path):
+def test_order_within_documents(tmp_path):
     def first(source):
         folder = tmp_path / source
         folder.mkdir()
@@ -47,6 +48,6 @@ def test_the_order_within_documents(tmp_path):
     assert first("storyboard") == [words(0), "Image", "Image", "the end"]
     assert first("llava") == ["Image", words(0), "yes"]
     assert first("visdial") == ["Image", words(0), "yes", "and then", "no"]
-    assert first("vqav2") == ["Image", words(0), "yes"], "the answer most people gave"
+    assert first("vqav2") == ["Image", words(0), "yes"], "the most common answer"
     assert first("sharegpt") == [words(0), "an <image> in text"]
     assert first("alpaca") == [f"say\n{words(0)}", "yes"]

@@ -1,4 +1,4 @@
-"""A file far larger than memory is read a few documents at a time."""
+"""Files larger than memory are read a few documents at a time."""
 
 import json
 import tracemalloc
@@ -8,10 +8,10 @@ import pyarrow.parquet
 import pytest
 
 from emu_jax.data.sources import SOURCES, ReadOptions
-from tests.data.sources.makers import picture, tar_of, words
+from tests.data.sources.makers import image_file, tar_of, words
 
 ROWS = 400
-HEAVY = 100_000  # bytes of each document
+HEAVY = 100_000  # bytes per document
 
 
 def webvid(d):
@@ -28,7 +28,7 @@ def pairs(d):
 
 
 def jsonl(d):
-    (d / "1.png").write_bytes(picture(1))
+    (d / "1.png").write_bytes(image_file(1))
     record = {"layout": "pair", "segments": [{"image": "1.png"}, {"text": "x" * HEAVY}]}
     (d / "d.jsonl").write_text((json.dumps(record) + "\n") * ROWS)
     return d / "d.jsonl"
@@ -45,14 +45,14 @@ def test_reading_holds_a_few_documents(tmp_path, source, make):
     assert peak < 20 * HEAVY < path.stat().st_size / 10
 
 
-def test_a_large_row_group_is_not_held_whole(tmp_path):
-    """Arrow's own memory, since its buffers are none of Python's."""
+def test_a_large_row_group_is_read_page_by_page(tmp_path):
+    """Measure the memory of Arrow, which Python does not count."""
     table = pyarrow.table({"jpg": [bytes([n % 256]) * HEAVY for n in range(ROWS)], "caption": ["x"] * ROWS})
     pyarrow.parquet.write_table(
         table,
         tmp_path / "0.parquet",
         row_group_size=ROWS,
-        write_batch_size=8,  # values of a page: else the page itself is as large as the group
+        write_batch_size=8,  # values per page; otherwise the page is as large as the group
         compression="none",
         use_dictionary=False,
     )

@@ -66,7 +66,7 @@ def test_scenes_of_one_object(rng):
 def test_shapes_colors_and_positions_of_several_objects(rng, count):
     """Too many sets to count them: their probability by the exact count is compared with how often they are drawn."""
     scenes = [sample_scene(rng, num_objects=count) for _ in range(2 * SAMPLES)]
-    sets = [frozenset((item.shape, item.color, item.place) for item in scene.objects) for scene in scenes]
+    sets = [frozenset((item.shape, item.color, item.location) for item in scene.objects) for scene in scenes]
     probabilities = e.object_sets(count)
     assert math.fsum(probabilities.values()) == pytest.approx(1.0)
     surprise = np.array([-math.log(probabilities[one]) for one in sets])

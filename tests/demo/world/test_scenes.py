@@ -1,4 +1,4 @@
-"""The drawn world's scenes and pictures: what is held out, what is drawn, and that a seed gives it again."""
+"""Scenes and their images: held-out combinations, rendering, and reproducibility by seed."""
 
 import itertools
 from collections import Counter
@@ -14,12 +14,12 @@ from emu_jax.demo.world.scenes import (
     BACKGROUNDS,
     COLORS,
     HELD_OUT,
-    PLACES,
+    LOCATIONS,
     SHAPES,
     Background,
     Color,
+    Location,
     Object,
-    Place,
     Scene,
     Shape,
     Size,
@@ -31,22 +31,22 @@ from emu_jax.demo.world.scenes import (
 from emu_jax.demo.world.stories import sample_blend, sample_in_context, sample_page, sample_storyboard
 
 seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
-RED_CIRCLE = Object(Shape.CIRCLE, Color.RED, Size.LARGE, Place.TOP_LEFT)
+RED_CIRCLE = Object(Shape.CIRCLE, Color.RED, Size.LARGE, Location.TOP_LEFT)
 
 
-def test_fifteen_per_cent_are_held_out_and_every_pair_is_left():
-    assert len(HELD_OUT) == 18 == round(0.15 * len(COLORS) * len(SHAPES) * len(PLACES))
-    left = set(itertools.product(COLORS, SHAPES, PLACES)) - set(HELD_OUT)
+def test_fifteen_per_cent_are_held_out_and_every_pair_remains():
+    assert len(HELD_OUT) == 18 == round(0.15 * len(COLORS) * len(SHAPES) * len(LOCATIONS))
+    training = set(itertools.product(COLORS, SHAPES, LOCATIONS)) - set(HELD_OUT)
     for first, second in ((0, 1), (0, 2), (1, 2)):
-        kinds = (COLORS, SHAPES, PLACES)
-        pairs = {(triple[first], triple[second]) for triple in left}
-        assert pairs == set(itertools.product(kinds[first], kinds[second]))
+        options = (COLORS, SHAPES, LOCATIONS)
+        pairs = {(triple[first], triple[second]) for triple in training}
+        assert pairs == set(itertools.product(options[first], options[second]))
     assert set(Counter(color for color, _, _ in HELD_OUT).values()) == {3}
-    assert set(Counter(place for _, _, place in HELD_OUT)) == set(PLACES)
+    assert set(Counter(location for _, _, location in HELD_OUT)) == set(LOCATIONS)
 
 
 @given(rng=seeds, count=st.sampled_from([None, 1, 2, 3]))
-def test_training_never_shows_a_held_out_combination(rng, count):
+def test_training_scenes_have_no_held_out_combination(rng, count):
     assert not has_held_out(sample_scene(rng, split=Split.TRAIN, num_objects=count))
     clip = sample_clip(rng, split=Split.TRAIN)
     story, task, page = sample_storyboard(rng), sample_in_context(rng), sample_page(rng)
@@ -69,37 +69,37 @@ def test_held_out_scenes_have_exactly_one_held_out_object(rng, count):
 def test_half_of_the_test_scenes_are_held_out():
     rng = np.random.default_rng(0)
     found = sum(has_held_out(sample_scene(rng, split=Split.TEST, num_objects=1)) for _ in range(2000))
-    assert 920 < found < 1080  # 3.6 deviations
+    assert 920 < found < 1080  # 3.6 standard deviations
 
 
-def test_training_scenes_cover_all_that_is_left():
+def test_training_scenes_cover_all_other_combinations():
     rng = np.random.default_rng(0)
     scenes = [sample_scene(rng) for _ in range(6000)]
-    seen = {(item.color, item.shape, item.place) for scene in scenes for item in scene.objects}
-    assert seen == set(itertools.product(COLORS, SHAPES, PLACES)) - set(HELD_OUT)
+    seen = {(item.color, item.shape, item.location) for scene in scenes for item in scene.objects}
+    assert seen == set(itertools.product(COLORS, SHAPES, LOCATIONS)) - set(HELD_OUT)
     assert {len(scene.objects) for scene in scenes} == {1, 2, 3}
     assert {scene.background for scene in scenes} == set(BACKGROUNDS)
 
 
-def test_scenes_that_cannot_be_told_are_refused():
+def test_ambiguous_scenes_are_refused():
     with pytest.raises(ValueError, match="differ"):
-        Scene((RED_CIRCLE, Object(Shape.CIRCLE, Color.RED, Size.SMALL, Place.TOP_RIGHT)), Background.WHITE)
+        Scene((RED_CIRCLE, Object(Shape.CIRCLE, Color.RED, Size.SMALL, Location.TOP_RIGHT)), Background.WHITE)
     with pytest.raises(ValueError, match="differ"):
-        Scene((RED_CIRCLE, Object(Shape.SQUARE, Color.BLUE, Size.SMALL, Place.TOP_LEFT)), Background.WHITE)
+        Scene((RED_CIRCLE, Object(Shape.SQUARE, Color.BLUE, Size.SMALL, Location.TOP_LEFT)), Background.WHITE)
     with pytest.raises(ValueError, match="center"):
-        Scene((RED_CIRCLE, Object(Shape.SQUARE, Color.BLUE, Size.SMALL, Place.CENTER)), Background.WHITE)
+        Scene((RED_CIRCLE, Object(Shape.SQUARE, Color.BLUE, Size.SMALL, Location.CENTER)), Background.WHITE)
     with pytest.raises(ValueError, match="one to three"):
         Scene((), Background.WHITE)
 
 
 @given(seed=st.integers(0, 1000), size=st.sampled_from([32, 48, 64]))
 def test_a_seed_gives_the_same_scene_and_the_same_pixels(seed, size):
-    def draw():
+    def sample():
         rng = np.random.default_rng(seed)
         scene = sample_scene(rng)
         return scene, render(scene, rng, size=size)
 
-    (first, pixels), (second, again) = draw(), draw()
+    (first, pixels), (second, again) = sample(), sample()
     assert first == second
     assert pixels.shape == (size, size, 3)
     np.testing.assert_array_equal(pixels, again)
@@ -107,8 +107,8 @@ def test_a_seed_gives_the_same_scene_and_the_same_pixels(seed, size):
 
 @pytest.mark.parametrize("background", BACKGROUNDS)
 @pytest.mark.parametrize("color", COLORS)
-def test_an_object_has_its_colour_at_its_place_and_the_rest_is_background(color, background):
-    scene = Scene((Object(Shape.SQUARE, color, Size.LARGE, Place.TOP_RIGHT),), background)
+def test_an_object_has_its_color_at_its_location_and_the_rest_is_background(color, background):
+    scene = Scene((Object(Shape.SQUARE, color, Size.LARGE, Location.TOP_RIGHT),), background)
     image = render(scene, np.random.default_rng(0), jitter=NO_JITTER)
     np.testing.assert_array_equal(image[8, 24], COLOR_VALUES[color])
     np.testing.assert_array_equal(image[24, 8], [BACKGROUND_VALUES[background]] * 3)
@@ -117,22 +117,22 @@ def test_an_object_has_its_colour_at_its_place_and_the_rest_is_background(color,
     assert not different[:, :16].any()
 
 
-@pytest.mark.parametrize(("size", "least", "most"), [(Size.SMALL, 9, 10), (Size.LARGE, 14, 16)])
+@pytest.mark.parametrize(("size", "minimum", "maximum"), [(Size.SMALL, 9, 10), (Size.LARGE, 14, 16)])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_objects_are_wide_enough_for_their_shape_to_be_seen(shape, size, least, most):
-    scene = Scene((Object(shape, Color.RED, size, Place.CENTER),), Background.BLACK)
+def test_objects_are_wide_enough_for_their_shape(shape, size, minimum, maximum):
+    scene = Scene((Object(shape, Color.RED, size, Location.CENTER),), Background.BLACK)
     mask = (render(scene, np.random.default_rng(0), jitter=NO_JITTER)[:, :, 0] > 70).any(0)
-    assert least <= mask.sum() <= most
+    assert minimum <= mask.sum() <= maximum
 
 
-def test_drawings_of_a_scene_differ():
+def test_renderings_of_a_scene_differ():
     rng = np.random.default_rng(0)
     scene = Scene((RED_CIRCLE,), Background.WHITE)
     assert len({render(scene, rng).tobytes() for _ in range(10)}) == 10
 
 
 @pytest.mark.parametrize("direction", Direction)
-def test_clips_move_the_way_they_say(direction):
+def test_clips_move_in_their_direction(direction):
     rng = np.random.default_rng(1)
     clip = next(clip for clip in iter(lambda: sample_clip(rng), None) if clip.direction is direction)
     frames = render_clip(clip, rng, num_frames=4).astype(float)
@@ -148,23 +148,23 @@ def test_clips_move_the_way_they_say(direction):
 
 
 @given(rng=seeds, split=st.sampled_from(Split))
-def test_stories_change_one_thing_at_a_time(rng, split):
+def test_storyboards_change_one_attribute_at_a_time(rng, split):
     story = sample_storyboard(rng, split=split)
     assert len(story.frames) == len(story.subtitles) in (3, 4)
     for before, after in itertools.pairwise(story.frames):
-        kinds = ("shape", "color", "size", "place")
-        changed = [kind for kind in kinds if getattr(before.object, kind) is not getattr(after.object, kind)]
+        attributes = ("shape", "color", "size", "location")
+        changed = [name for name in attributes if getattr(before.object, name) is not getattr(after.object, name)]
         assert len(changed) == 1
         assert before.background is after.background
 
 
 @given(rng=seeds, split=st.sampled_from(Split))
-def test_in_context_targets_take_the_colour_of_the_second_picture_and_all_else_of_the_first(rng, split):
+def test_in_context_targets_differ_from_the_first_image_only_in_color(rng, split):
     task = sample_in_context(rng, split=split)
     first, second, target = task.first.object, task.second.object, task.target.object
     assert first.color is not second.color
     assert first.shape is not second.shape
-    assert target == Object(first.shape, second.color, first.size, first.place)
+    assert target == Object(first.shape, second.color, first.size, first.location)
     assert task.target.background is task.first.background
     assert not has_held_out(task.first)
     assert not has_held_out(task.second)

@@ -1,4 +1,4 @@
-"""The drawn world in words: captions read back, answers that are so, noise that stays true."""
+"""Texts of the synthetic world: captions can be parsed, answers are correct, noisy texts contain nothing false."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from emu_jax.demo.world.grammar import (
     ParsedObject,
     caption,
     captions,
-    is_right_caption,
+    is_correct_caption,
     parse_caption,
     score_attributes,
 )
@@ -24,8 +24,8 @@ from emu_jax.demo.world.scenes import (
     SHAPES,
     Background,
     Color,
+    Location,
     Object,
-    Place,
     Scene,
     Shape,
     Size,
@@ -36,17 +36,17 @@ from emu_jax.demo.world.stories import sample_page
 
 seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 splits = st.sampled_from(Split)
-RED = Object(Shape.CIRCLE, Color.RED, Size.LARGE, Place.TOP_LEFT)
-BLUE = Object(Shape.SQUARE, Color.BLUE, Size.SMALL, Place.BOTTOM_RIGHT)
+RED = Object(Shape.CIRCLE, Color.RED, Size.LARGE, Location.TOP_LEFT)
+BLUE = Object(Shape.SQUARE, Color.BLUE, Size.SMALL, Location.BOTTOM_RIGHT)
 ONE, TWO = Scene((RED,), Background.WHITE), Scene((RED, BLUE), Background.BLACK)
 
 
 def parsed(scene):
-    return {ParsedObject(item.shape, item.color, item.size, item.place) for item in scene.objects}
+    return {ParsedObject(item.shape, item.color, item.size, item.location) for item in scene.objects}
 
 
 @given(rng=seeds, split=splits, count=st.sampled_from([1, 2, 3]))
-def test_every_right_caption_reads_back_as_its_scene(rng, split, count):
+def test_every_correct_caption_parses_to_its_scene(rng, split, count):
     scene = sample_scene(rng, split=split, num_objects=count)
     texts = captions(scene)
     assert len(texts) == {1: 5, 2: 8, 3: 24}[count]
@@ -66,11 +66,11 @@ def test_captions_of_different_scenes_differ(rng):
     assert (captions(first) & captions(second) != frozenset()) == (first == second)
 
 
-def test_captions_are_short_and_match_whatever_their_case():
+def test_captions_are_short_and_match_in_any_case():
     assert all(len(text.split()) <= 14 for text in captions(ONE))
-    assert is_right_caption(" A large RED circle at the top left on a white  background.", ONE)
-    assert not is_right_caption("a small red circle at the top left on a white background", ONE)
-    assert not is_right_caption("a large red circle on a white background", ONE)
+    assert is_correct_caption(" A large RED circle at the top left on a white  background.", ONE)
+    assert not is_correct_caption("a small red circle at the top left on a white background", ONE)
+    assert not is_correct_caption("a large red circle on a white background", ONE)
 
 
 @pytest.mark.parametrize(
@@ -80,28 +80,28 @@ def test_captions_are_short_and_match_whatever_their_case():
         ("a red circle on a white", [ParsedObject(Shape.CIRCLE, Color.RED)], None),
         (
             "a circle and a blue square at the top left, the background is gray",
-            [ParsedObject(Shape.CIRCLE), ParsedObject(Shape.SQUARE, Color.BLUE, None, Place.TOP_LEFT)],
+            [ParsedObject(Shape.CIRCLE), ParsedObject(Shape.SQUARE, Color.BLUE, None, Location.TOP_LEFT)],
             Background.GRAY,
         ),
         ("a red red circle", [ParsedObject(None, Color.RED), ParsedObject(Shape.CIRCLE, Color.RED)], None),
     ],
 )
-def test_half_right_captions_are_read_as_far_as_they_go(text, objects, background):
+def test_partly_correct_captions_are_parsed(text, objects, background):
     assert parse_caption(text) == ParsedCaption(tuple(objects), background)
 
 
 @given(text=st.text())
-def test_reading_takes_any_text(text):
+def test_any_text_can_be_parsed(text):
     found = parse_caption(text)
     assert found is None or found.objects
     assert all(0.0 <= value <= 1.0 for value in score_attributes(text, TWO).values())
 
 
-def test_scores_count_attribute_by_attribute():
+def test_scores_per_attribute():
     wrong = "a large green circle at the top left on a white background"
-    assert score_attributes(wrong, ONE) == {"shape": 1, "color": 0, "size": 1, "place": 1, "background": 1}
+    assert score_attributes(wrong, ONE) == {"shape": 1, "color": 0, "size": 1, "location": 1, "background": 1}
     half = "a large red circle at the top left on a black background"
-    assert score_attributes(half, TWO) == {"shape": 0.5, "color": 0.5, "size": 0.5, "place": 0.5, "background": 1}
+    assert score_attributes(half, TWO) == {"shape": 0.5, "color": 0.5, "size": 0.5, "location": 0.5, "background": 1}
     swapped = "a small blue square at the bottom right and a large red circle at the top left on a black background"
     assert set(score_attributes(swapped, TWO).values()) == {1.0}
     assert set(score_attributes("the answer is", ONE).values()) == {0.0}
@@ -109,38 +109,40 @@ def test_scores_count_attribute_by_attribute():
 
 
 @given(rng=seeds, split=splits)
-def test_answers_are_so_and_questions_leave_no_doubt(rng, split):
+def test_answers_are_correct_and_questions_unambiguous(rng, split):
     scene = sample_scene(rng, split=split)
     asked = questions(scene, rng)
     assert {item.kind for item in asked} == set(QuestionKind) - {QuestionKind.DIRECTION}
     for item in asked:
-        assert item.is_right(item.answer)
+        assert item.is_correct(item.answer)
         if item.kind is QuestionKind.COUNT:
             assert item.answer == COUNT_WORDS[len(scene.objects) - 1]
             continue
-        meant = [
-            thing
-            for thing in scene.objects
+        matching = [
+            candidate
+            for candidate in scene.objects
             if not any(
-                shape.value in item.question.split("?")[0].split() for shape in SHAPES if shape is not thing.shape
+                shape.value in item.question.split("?")[0].split() for shape in SHAPES if shape is not candidate.shape
             )
-            and not any(color.value in item.question.split() for color in COLORS if color is not thing.color)
-            and not any(p.value in item.question for p in Place if p is not thing.place)
+            and not any(color.value in item.question.split() for color in COLORS if color is not candidate.color)
+            and not any(p.value in item.question for p in Location if p is not candidate.location)
         ]
-        attribute = {QuestionKind.COLOR: "color", QuestionKind.SHAPE: "shape", QuestionKind.PLACE: "place"}[item.kind]
-        assert [getattr(thing, attribute).value for thing in meant] == [item.answer]
+        attribute = {QuestionKind.COLOR: "color", QuestionKind.SHAPE: "shape", QuestionKind.LOCATION: "location"}[
+            item.kind
+        ]
+        assert [getattr(candidate, attribute).value for candidate in matching] == [item.answer]
 
 
-def test_an_answer_may_come_as_a_phrase():
-    where = next(q for q in questions(ONE, np.random.default_rng(0)) if q.kind is QuestionKind.PLACE)
-    assert where.is_right("At the top left.")
-    assert where.is_right("top left")
-    assert not where.is_right("top right")
-    assert not where.is_right("")
+def test_an_answer_may_be_a_phrase():
+    where = next(q for q in questions(ONE, np.random.default_rng(0)) if q.kind is QuestionKind.LOCATION)
+    assert where.is_correct("At the top left.")
+    assert where.is_correct("top left")
+    assert not where.is_correct("top right")
+    assert not where.is_correct("")
 
 
 @given(rng=seeds, split=splits)
-def test_clips_in_words(rng, split):
+def test_texts_of_clips(rng, split):
     clip = sample_clip(rng, split=split)
     assert clip_caption(clip, rng) in clip_captions(clip)
     for text in clip_captions(clip):
@@ -150,13 +152,13 @@ def test_clips_in_words(rng, split):
             (ParsedObject(clip.start.shape, clip.start.color, clip.start.size),), clip.background
         )
     asked = clip_question(clip, rng)
-    assert asked.is_right(clip.direction.value)
+    assert asked.is_correct(clip.direction.value)
     assert asked.kind is QuestionKind.DIRECTION
     assert parse_direction(asked.question) is None
 
 
 @given(rng=seeds)
-def test_alt_texts_leave_out_and_never_lie(rng):
+def test_alt_texts_omit_but_never_contradict(rng):
     scene = sample_scene(rng)
     text = alt_text(scene, rng)
     assert text.strip() == text != ""
@@ -165,26 +167,26 @@ def test_alt_texts_leave_out_and_never_lie(rng):
     assert words & {color.value for color in COLORS} <= {item.color.value for item in scene.objects}
 
 
-def test_alt_texts_are_noisy_but_mostly_tell_shape_and_colour():
+def test_alt_texts_are_noisy_but_mostly_name_shape_and_color():
     rng = np.random.default_rng(0)
     scenes = [sample_scene(rng, num_objects=1) for _ in range(2000)]
     texts = [alt_text(scene, rng) for scene in scenes]
-    clean = sum(is_right_caption(text, scene) for text, scene in zip(texts, scenes, strict=True))
-    telling = sum(
+    clean = sum(is_correct_caption(text, scene) for text, scene in zip(texts, scenes, strict=True))
+    informative = sum(
         s.object.color.value in t.lower() and s.object.shape.value in t.lower()
         for t, s in zip(texts, scenes, strict=True)
     )
     assert 0.15 < clean / 2000 < 0.35
-    assert telling / 2000 > 0.8
+    assert informative / 2000 > 0.8
     assert any(".jpg" in text for text in texts)
     assert any(text.isupper() for text in texts)
 
 
 @given(rng=seeds)
-def test_pages_describe_the_pictures_that_are_matched(rng):
+def test_pages_describe_their_matched_images(rng):
     page = sample_page(rng)
     for image in page.images:
-        assert is_right_caption(page.sentences[image.sentence], image.scene) == (image.similarity >= 0.32)
+        assert is_correct_caption(page.sentences[image.sentence], image.scene) == (image.similarity >= 0.32)
 
 
 @given(rng=seeds)
@@ -194,12 +196,12 @@ def test_chats_have_one_to_three_turns(rng):
     assert all(question and answer for question, answer in turns)
 
 
-def test_the_corpus_holds_every_word_of_the_world():
+def test_the_corpus_has_every_word_of_the_world():
     lines = list(corpus(np.random.default_rng(0), 3000))
     assert len(lines) == 3000
     assert all(lines)
     assert lines == list(corpus(np.random.default_rng(0), 3000))
     words = set(" ".join(lines).lower().replace("?", " ").replace(",", " ").split())
-    wanted = [item.value for kind in (Shape, Color, Size, Place, Background) for item in kind]
-    wanted += [*COUNT_WORDS, "left right up down what color shape where how many image 1 2 describe answer"]
-    assert set(" ".join(wanted).split()) <= words
+    required = [item.value for enum in (Shape, Color, Size, Location, Background) for item in enum]
+    required += [*COUNT_WORDS, "left right up down what color shape where how many image 1 2 describe answer"]
+    assert set(" ".join(required).split()) <= words

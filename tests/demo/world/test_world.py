@@ -1,4 +1,4 @@
-"""The drawn world on disk, opened with the libraries that people open the real sets with."""
+"""The files of the synthetic world, opened with the libraries that are used for the real sets."""
 
 import csv
 import hashlib
@@ -15,10 +15,10 @@ import pytest
 
 from emu_jax.data.document import Document
 from emu_jax.data.sources import SOURCES, ReadOptions
-from emu_jax.demo.world.classifier import read_scene
-from emu_jax.demo.world.files import atomic, encode_mp4
+from emu_jax.demo.world.classifier import classify_scene
 from emu_jax.demo.world.grammar import parse_caption
-from emu_jax.demo.world.motion import parse_direction
+from emu_jax.demo.world.media import encode_mp4
+from emu_jax.demo.world.motion import parse_direction, render_clip, sample_clip
 from emu_jax.demo.world.scenes import Object, is_held_out
 from emu_jax.demo.world.world import WorldSizes, write_world
 from emu_jax.errors import UserError
@@ -28,7 +28,7 @@ SIZES = WorldSizes(laion2b=60, laion_coco=150, mmc4=20, webvid=12, storyboards=2
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return write_world(tmp_path_factory.mktemp("drawn") / "world", seed=1, sizes=SIZES).directory
+    return write_world(tmp_path_factory.mktemp("synthetic") / "world", seed=1, sizes=SIZES).directory
 
 
 def digests(directory):
@@ -50,18 +50,18 @@ def frames(path):
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
-def shows(image, text):
-    """Whether the picture's objects are those that the text names, in colour, shape, size and place, and the ground."""
-    read, said = read_scene(image), parse_caption(text)
-    kinds = ("shape", "color", "size", "place")
-    seen = {tuple(getattr(item, kind) for kind in kinds) for item in read.objects}
-    return said.background is read.background and seen == {
-        tuple(getattr(item, kind) for kind in kinds) for item in said.objects
-    }
+def matches(image, text):
+    """Return True if the text names the background and the objects of the image with all their attributes."""
+    detected, parsed = classify_scene(image), parse_caption(text)
+
+    def objects(found):
+        return {(item.shape, item.color, item.size, item.location) for item in found.objects}
+
+    return parsed.background is detected.background and objects(parsed) == objects(detected)
 
 
 @pytest.mark.parametrize("name", ["laion2b", "laion_coco"])
-def test_pairs_are_as_img2dataset_leaves_them(world, name):
+def test_pairs_have_the_layout_of_img2dataset(world, name):
     folder = world / name
     assert sorted(path.name for path in folder.iterdir()) == ["00000.parquet", "00000.tar", "00000_stats.json"]
     samples = members(folder / "00000.tar")
@@ -80,31 +80,31 @@ def test_pairs_are_as_img2dataset_leaves_them(world, name):
         assert pixels(samples[f"{key}.jpg"]).shape == (row["height"], row["width"], 3) == (32, 32, 3)
 
 
-def test_clean_captions_say_what_is_in_the_picture(world):
+def test_clean_captions_describe_their_images(world):
     samples = members(world / "laion_coco" / "00000.tar")
     keys = {name.split(".")[0] for name in samples}
-    assert all(shows(pixels(samples[f"{key}.jpg"]), samples[f"{key}.txt"].decode()) for key in keys)
+    assert all(matches(pixels(samples[f"{key}.jpg"]), samples[f"{key}.txt"].decode()) for key in keys)
 
 
-def test_no_picture_of_the_pairs_is_held_out(world):
+def test_no_image_of_the_pairs_is_held_out(world):
     for name in ("laion2b", "laion_coco"):
         for path, data in members(world / name / "00000.tar").items():
             if path.endswith(".jpg"):
-                found = read_scene(pixels(data)).objects
+                found = classify_scene(pixels(data)).objects
                 assert found
-                assert not any(is_held_out(Object(item.shape, item.color, item.size, item.place)) for item in found)
+                assert not any(is_held_out(Object(item.shape, item.color, item.size, item.location)) for item in found)
 
 
-def test_links_are_lost_now_and_then(tmp_path):
+def test_some_links_are_dead(tmp_path):
     sizes = WorldSizes(**dict.fromkeys(vars(WorldSizes()), 0) | {"laion2b": 600})
     folder = write_world(tmp_path, sizes=sizes, image_size=16).folders["laion2b"]
     rows = pyarrow.parquet.read_table(folder / "00000.parquet").to_pylist()
-    lost = [row for row in rows if row["status"] == "failed_to_download"]
-    assert lost
-    assert all(row["sha256"] is row["width"] is None and row["error_message"] for row in lost)
+    dead = [row for row in rows if row["status"] == "failed_to_download"]
+    assert dead
+    assert all(row["sha256"] is row["width"] is None and row["error_message"] for row in dead)
 
 
-def test_pages_are_as_mmc4_has_them(world):
+def test_pages_have_the_layout_of_mmc4(world):
     folder = world / "mmc4"
     documents = [json.loads(line) for line in (folder / "docs_shard_0_v3.jsonl").read_text().splitlines()]
     assert len(documents) == SIZES.mmc4
@@ -117,31 +117,31 @@ def test_pages_are_as_mmc4_has_them(world):
             sentence = document["text_list"][info["matched_text_index"]]
             assert info["matched_sim"] == row[info["matched_text_index"]] == row.max()
             image = pixels((folder / "images" / info["image_name"]).read_bytes())
-            assert info["matched_sim"] < 0.32 or shows(image, sentence)
+            assert info["matched_sim"] < 0.32 or matches(image, sentence)
 
 
-def test_clips_are_as_webvid_has_them(world):
+def test_clips_have_the_layout_of_webvid(world):
     folder = world / "webvid"
     with open(folder / "results_10M_train_0.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == SIZES.webvid
     assert list(rows[0]) == ["videoid", "contentUrl", "duration", "page_dir", "name"]
     for row in rows:
-        film = frames(folder / "videos" / row["page_dir"] / f"{row['videoid']}.mp4")
-        assert len(film) == 8
-        assert film[0].shape == (64, 64, 3)
-        said = parse_caption(row["name"]).objects[0]
-        first, last = (read_scene(film[index]).largest for index in (0, -1))
-        assert (first.shape, first.color, first.size) == (said.shape, said.color, said.size)
-        assert (last.shape, last.color, last.size) == (said.shape, said.color, said.size)
-        x = ("left" in last.place.value) - ("left" in first.place.value)
-        y = ("top" in last.place.value) - ("top" in first.place.value)
+        video = frames(folder / "videos" / row["page_dir"] / f"{row['videoid']}.mp4")
+        assert len(video) == 8
+        assert video[0].shape == (64, 64, 3)
+        parsed = parse_caption(row["name"]).objects[0]
+        first, last = (classify_scene(video[index]).largest for index in (0, -1))
+        assert (first.shape, first.color, first.size) == (parsed.shape, parsed.color, parsed.size)
+        assert (last.shape, last.color, last.size) == (parsed.shape, parsed.color, parsed.size)
+        x = ("left" in last.location.value) - ("left" in first.location.value)
+        y = ("top" in last.location.value) - ("top" in first.location.value)
         assert {(1, 0): "left", (-1, 0): "right", (0, 1): "up", (0, -1): "down"}[x, y] == parse_direction(
             row["name"]
         ).value
 
 
-def test_storyboards_are_as_emus_tool_writes_them(world):
+def test_storyboards_have_the_layout_of_emus_tool(world):
     samples = members(world / "storyboards" / "0000000.tar")
     videos = {name.split(".")[0] for name in samples}
     assert len(videos) == SIZES.storyboards
@@ -156,20 +156,20 @@ def test_storyboards_are_as_emus_tool_writes_them(world):
             text for i in texts if (text := samples[f"{video}.{i}.txt"].decode())
         ]
         first = samples[f"{video}.0.txt"].decode()
-        assert not first or shows(pixels(samples[f"{video}.0.png"]), first)
+        assert not first or matches(pixels(samples[f"{video}.0.png"]), first)
 
 
-def test_in_context_targets_are_the_first_object_in_the_second_colour(world):
+def test_in_context_targets_are_the_first_object_in_the_second_color(world):
     samples = members(world / "in_context" / "0000000.tar")
     videos = {name.split(".")[0] for name in samples}
     assert len(videos) == SIZES.in_context
     for video in videos:
-        first, second, target = (read_scene(pixels(samples[f"{video}.{i}.png"])).largest for i in range(3))
-        assert (target.shape, target.size, target.place) == (first.shape, first.size, first.place)
+        first, second, target = (classify_scene(pixels(samples[f"{video}.{i}.png"])).largest for i in range(3))
+        assert (target.shape, target.size, target.location) == (first.shape, first.size, first.location)
         assert target.color is second.color is not first.color
 
 
-def test_chats_are_as_llava_has_them(world):
+def test_chats_have_the_layout_of_llava(world):
     chats = json.loads((world / "llava" / "llava_instruct_0.json").read_text())
     assert len(chats) == SIZES.llava
     for chat in chats:
@@ -180,7 +180,7 @@ def test_chats_are_as_llava_has_them(world):
         assert [turn["value"].count("<image>") for turn in turns] == [1] + [0] * (len(turns) - 1)
 
 
-def test_video_chats_are_as_videochat_has_them(world):
+def test_video_chats_have_the_layout_of_videochat(world):
     chats = json.loads((world / "videochat" / "videochat_instruct_0.json").read_text())
     assert len(chats) == SIZES.videochat
     for chat in chats:
@@ -188,14 +188,14 @@ def test_video_chats_are_as_videochat_has_them(world):
         assert {qa["a"] for qa in chat["QA"]} < {"left", "right", "up", "down"}
 
 
-def test_a_seed_gives_the_same_bytes_and_another_seed_others(world, tmp_path):
+def test_equal_seeds_give_equal_bytes_and_other_seeds_others(world, tmp_path):
     again = write_world(tmp_path / "again", seed=1, sizes=SIZES)
     assert digests(again.directory) == digests(world)
-    mine, other = digests(world), digests(write_world(tmp_path / "other", seed=2, sizes=SIZES.scaled(0.2)).directory)
-    assert all(mine[name] != digest for name, digest in other.items() if name.endswith((".tar", ".jsonl", ".csv")))
+    own, other = digests(world), digests(write_world(tmp_path / "other", seed=2, sizes=SIZES.scaled(0.2)).directory)
+    assert all(own[name] != digest for name, digest in other.items() if name.endswith((".tar", ".jsonl", ".csv")))
 
 
-def test_a_stopped_world_goes_on_to_the_same_bytes(world, tmp_path):
+def test_an_interrupted_world_resumes_to_equal_bytes(world, tmp_path):
     class Stopped(Exception):
         pass
 
@@ -205,8 +205,6 @@ def test_a_stopped_world_goes_on_to_the_same_bytes(world, tmp_path):
 
     with pytest.raises(Stopped):
         write_world(tmp_path, seed=1, sizes=SIZES, progress=stop)
-    (tmp_path / "webvid").mkdir()
-    (tmp_path / "webvid" / ".results_10M_train_0.csv.partial").write_bytes(b"videoid,cont")
     calls = []
     summary = write_world(tmp_path, seed=1, sizes=SIZES, progress=lambda *call: calls.append(call))
     assert (summary.written, summary.found) == (5, 3)
@@ -215,47 +213,40 @@ def test_a_stopped_world_goes_on_to_the_same_bytes(world, tmp_path):
     assert write_world(tmp_path, seed=1, sizes=SIZES).written == 0
 
 
-def test_sets_beyond_a_shard_are_split_and_keys_stay_unique(tmp_path, monkeypatch):
+def test_large_sets_have_several_shards_with_unique_keys(tmp_path, monkeypatch):
     monkeypatch.setattr("emu_jax.demo.world.world.SHARD_SIZE", 50)
     sizes = WorldSizes(**dict.fromkeys(vars(WorldSizes()), 0) | {"laion_coco": 55})
     folder = write_world(tmp_path, sizes=sizes, image_size=16).folders["laion_coco"]
     first, second = members(folder / "00000.tar"), members(folder / "00001.tar")
     assert (len(first), len(second)) == (3 * 50, 3 * 5)
     assert not set(first) & set(second)
-    pictures = [{data for name, data in shard.items() if name.endswith("jpg")} for shard in (first, second)]
-    assert not pictures[0] & pictures[1]
+    images = [{data for name, data in shard.items() if name.endswith("jpg")} for shard in (first, second)]
+    assert not images[0] & images[1]
 
 
-def test_another_world_or_other_files_are_never_written_over(world, tmp_path):
+def test_other_worlds_and_other_files_are_never_overwritten(world, tmp_path):
     with pytest.raises(UserError, match="another seed: choose an empty directory"):
         write_world(world, seed=2, sizes=SIZES)
     with pytest.raises(UserError, match="another image_size, sizes: choose"):
         write_world(world, seed=1, image_size=48)
     (tmp_path / "letter.txt").write_text("mine")
-    with pytest.raises(UserError, match="not empty and is no drawn world"):
+    with pytest.raises(UserError, match="not empty and holds no synthetic world"):
         write_world(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
-def test_scaled_sizes_leave_no_set_out():
+def test_scaled_sizes_omit_no_set():
     assert WorldSizes(mmc4=0).scaled(1e-6) == WorldSizes(1, 1, 0, 1, 1, 1, 1, 1)
     assert WorldSizes(webvid=100).scaled(0.5).webvid == 50
 
 
-def test_a_file_left_unfinished_never_bears_its_name(tmp_path):
-    def stop():
-        with atomic(tmp_path / "a.bin") as file:
-            file.write(b"half")
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        stop()
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_same_film_gives_the_same_bytes():
-    film = np.random.default_rng(0).integers(0, 255, (8, 64, 64, 3)).astype(np.uint8)
-    assert encode_mp4(film, fps=4) == encode_mp4(film, fps=4)
+def test_equal_videos_give_equal_bytes():
+    """With x264's assembly code, one of these in ten differed from run to run."""
+    rng = np.random.default_rng(0)
+    videos = [render_clip(sample_clip(rng), rng, size=64, num_frames=8) for _ in range(12)]
+    expected = [encode_mp4(video, fps=4) for video in videos]
+    for _ in range(8):
+        assert [encode_mp4(video, fps=4) for video in videos] == expected
 
 
 @pytest.mark.parametrize(
@@ -271,7 +262,7 @@ def test_the_same_film_gives_the_same_bytes():
         ("videochat", "videochat", "videochat_instruct_0.json"),
     ],
 )
-def test_the_readers_for_the_real_sets_take_every_document(world, name, source, file):
+def test_the_sources_of_the_real_sets_accept_every_document(world, name, source, file):
     found = list(SOURCES[source].read(world / name / file, ReadOptions()))
     assert len(found) == getattr(SIZES, name)
     assert all(isinstance(document, Document) for document in found)

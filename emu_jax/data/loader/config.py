@@ -1,0 +1,80 @@
+"""Options of the loader."""
+
+import dataclasses
+import enum
+
+from emu_jax.data.batch import BatchConfig
+from emu_jax.data.sequence_config import Regress, SystemMessage
+
+
+class Mixing(enum.Enum):
+    """The data sets of one batch."""
+
+    MIXED = "mixed"  # documents of all sets by weight
+    HOMOGENEOUS = "homogeneous"  # one set per step, drawn by weight, as the paper appears to do
+
+
+class Frames(enum.Enum):
+    """The choice of the frames of a video."""
+
+    UNIFORM = "uniform"
+    RANDOM = "random"
+
+
+@dataclasses.dataclass(frozen=True)
+class SetConfig:
+    """One prepared set of the mixture.
+
+    Attributes:
+      path: the folder that `prepare-data` wrote.
+      name: for metrics; empty means the path.
+      weight: relative number of documents drawn (with HOMOGENEOUS mixing: of steps).
+      epochs: passes over the set; None repeats it indefinitely.
+      page_image_first: see `SequenceConfig`; 0.5 for MMC4.
+    """
+
+    path: str
+    name: str = ""
+    weight: float = 1.0
+    epochs: int | None = None
+    split: str = "train"
+    page_image_first: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Data sets, and options for converting their documents to batches.
+
+    Attributes:
+      sets: the mixture.
+      batch: shape of a batch over all processes.
+      max_images_per_document: maximum number of images per document; the paper uses 5 per page. None: as many as fit in
+        a row.
+      image_first, predict_boi, regress, num_image_tokens, frames, system_message: see `SequenceConfig`.
+      frame_choice: evenly spaced or random frames of a video.
+      pool: sequences per reader that wait to be packed. A larger pool packs rows tighter, but takes longer to read
+        again when a run resumes.
+      workers: worker processes; 0 reads in the process itself.
+      prefetch: batches made in advance, by a thread or by each worker; 0 makes each batch when it is requested.
+      shuffle: False keeps the order of the documents, for inspection and evaluation.
+      max_rejected: fraction of documents that may be unusable before the loader stops.
+      rejects: folder in which each reader lists the documents it skipped; `train` uses WORKDIR/rejects. Empty: no list.
+    """
+
+    sets: tuple[SetConfig, ...]
+    batch: BatchConfig
+    num_image_tokens: int = 32
+    max_images_per_document: int | None = None
+    image_first: float = 0.5
+    predict_boi: bool = False
+    regress: Regress = Regress.ALL
+    system_message: SystemMessage = SystemMessage.NONE
+    frames: int = 8
+    frame_choice: Frames = Frames.UNIFORM
+    mixing: Mixing = Mixing.MIXED
+    pool: int = 256
+    workers: int = 0
+    prefetch: int = 2
+    shuffle: bool = True
+    max_rejected: float = 0.01
+    rejects: str = ""

@@ -1,0 +1,59 @@
+"""Load the images of prepared sets for training an autoencoder: one image of each document per pass."""
+
+import dataclasses
+
+import grain
+import numpy as np
+
+from emu_jax.data.document import Document, Image, Video
+from emu_jax.data.images import preprocess
+from emu_jax.data.loader.prepared_set import PreparedSet
+from emu_jax.data.loader.visual_decoder_examples import rows_per_process
+from emu_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageDataConfig:
+    """Options for loading images.
+
+    Attributes:
+      sets: folders that `prepare-data` wrote.
+      image_size: pixels per side.
+    """
+
+    sets: tuple[str, ...]
+    image_size: int
+
+
+def make_image_loader(
+    config: ImageDataConfig, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
+) -> grain.DatasetIterator:
+    """Return an endless iterator of batches `{"images": uint8 [rows, H, W, 3]}`, resumable at any batch.
+
+    Each batch has the rows of this process.
+
+    Raises:
+      UserError: no sets, or a batch size that does not divide among the processes.
+    """
+    if not config.sets:
+        raise UserError("The image data has no sets; name at least one prepared set.")
+    rows = rows_per_process(batch_size, process_count)
+
+    def draw(document: Document, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        images = document_images(document)
+        return {"images": preprocess(images[int(rng.integers(len(images)))], config.image_size)}
+
+    documents = [grain.MapDataset.source(PreparedSet(path)).filter(document_images) for path in config.sets]
+    dataset = grain.MapDataset.concatenate(documents).seed(seed).shuffle()[process_index::process_count]
+    return iter(dataset.random_map(draw).repeat().to_iter_dataset().batch(rows))
+
+
+def document_images(document: Document) -> list[bytes | np.ndarray]:
+    """Return the images of a document, including the stored frames of its videos."""
+    found: list[bytes | np.ndarray] = []
+    for segment in document.segments:
+        if isinstance(segment, Image):
+            found.append(segment.data)
+        elif isinstance(segment, Video) and not isinstance(segment.data, bytes):
+            found += [frame.data for frame in segment.data]
+    return found

@@ -1,0 +1,68 @@
+"""Options for laying documents out as token sequences."""
+
+import dataclasses
+import enum
+
+from emu_jax.errors import UserError
+
+
+class Regress(enum.Enum):
+    """The images of a document that have a regression loss."""
+
+    ALL = "all"  # as in the paper
+    AFTER_TEXT = "after_text"  # images with text before them, as needed for text-to-image generation
+    NONE = "none"
+
+
+class SystemMessage(enum.Enum):
+    """The system message of a chat that has none."""
+
+    NONE = "none"
+    RELEASE = "release"  # SYSTEM_IMAGE or SYSTEM_VIDEO, for chats with an image or a video
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceConfig:
+    """Options for the layout of documents.
+
+    Attributes:
+      length: maximum number of tokens in a sequence (at most L, the length of a row).
+      max_images: maximum number of images in a sequence (at most I, the image slots of a row); the paper uses 5 per
+        page.
+      num_image_tokens: N, `<image>` tokens per image.
+      frames: T, frames per video.
+      image_first: probability that the image (or video) of a PAIR or VIDEO comes before its text. Emu2 uses 0.5.
+      page_image_first: probability that an image of a PAGE stays before its matched sentence instead of moving after
+        it. 1 keeps the order of the page.
+      predict_boi: train the position before `[IMG]` to predict it (the release does not).
+      regress: the images with a regression loss. Images of the user in a chat never have one.
+      system_message: for chats without one.
+    """
+
+    length: int
+    max_images: int
+    num_image_tokens: int = 32
+    frames: int = 8
+    image_first: float = 0.5
+    page_image_first: float = 1.0
+    predict_boi: bool = False
+    regress: Regress = Regress.ALL
+    system_message: SystemMessage = SystemMessage.NONE
+
+    def __post_init__(self):
+        if self.length < self.image_length + 2:
+            raise UserError(
+                f"A sequence of {self.length} tokens cannot hold an image of {self.image_length} tokens together with "
+                "<s> and </s>; raise length or lower num_image_tokens."
+            )
+        for name in ("max_images", "num_image_tokens", "frames"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("image_first", "page_image_first"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} must be a probability from 0 to 1, not {getattr(self, name)}.")
+
+    @property
+    def image_length(self) -> int:
+        """Tokens of one image: N, plus `[IMG]` and `[/IMG]`."""
+        return self.num_image_tokens + 2

@@ -1,0 +1,171 @@
+"""Training runs of an Emu: the stages `pretrain`, `caption_warmup` and `instruct`."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from emu_jax.config import from_config_dict
+from emu_jax.data.loader.config import DataConfig
+from emu_jax.data.loader.pipeline import Loader, make_loader
+from emu_jax.data.loader.read_plan import plans_from_states
+from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.errors import UserError
+from emu_jax.hardware import generation
+from emu_jax.models.config import EmuConfig
+from emu_jax.training.chips import ChipConfig
+from emu_jax.training.config import TrainConfig
+from emu_jax.training.loop import DataFactory
+from emu_jax.training.runs.run import Run
+from emu_jax.training.stages.pretrain import PretrainConfig, PretrainStage
+
+PRETRAIN, CAPTION_WARMUP, INSTRUCT = EMU_STAGES = ("pretrain", "caption_warmup", "instruct")
+
+
+@dataclasses.dataclass(frozen=True)
+class EmuRunConfig:
+    """Complete configuration of a run.
+
+    Attributes:
+      model: sizes; a `decoder.vocab_size` of 0 takes the size from the tokenizer.
+      tokenizer: path of a SentencePiece model.
+      data: data sets, and the shape of a batch.
+      train: length, optimizer, mesh, checkpoints.
+      stage: `pretrain` (both losses), `caption_warmup` (only the text loss, until the visual embeddings are
+        informative) or `instruct` (chats).
+      pretrain: weight of the regression loss, and trainable parameters.
+      instruct: True if the tokenizer has the tokens `[USER]` and `[ASSISTANT]`.
+      chips: settings for some TPU generations.
+    """
+
+    model: EmuConfig
+    tokenizer: str
+    data: DataConfig
+    train: TrainConfig
+    stage: str = PRETRAIN
+    pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
+    instruct: bool = False
+    chips: tuple[ChipConfig, ...] = ()
+
+
+def open_emu_run(config: Mapping[str, Any] | Any) -> Run:
+    """Return the run of a config, on the devices of this machine.
+
+    Raises:
+      UserError: invalid fields, or fields that contradict each other or the tokenizer.
+    """
+    run = read_emu_config(config)
+    tokenizer = Tokenizer.load(run.tokenizer, instruct=run.instruct)
+    run = with_vocabulary(run, vocab_size=tokenizer.vocab_size)
+    run = for_chip(run, device_kind=jax.devices()[0].device_kind)
+    return Run(
+        config=run,
+        train=run.train,
+        stage=make_stage(run, image_token_id=tokenizer.image_token_id),
+        data=emu_data(run, tokenizer=tokenizer),
+        tokenizer=Path(run.tokenizer),
+    )
+
+
+def read_emu_config(config: Mapping[str, Any] | Any) -> EmuRunConfig:
+    """Read a config, and check that its model and data fit each other.
+
+    Raises:
+      UserError: unknown, missing or mistyped fields, or sizes that do not fit.
+    """
+    run = from_config_dict(EmuRunConfig, config)
+    queries, requested = run.model.causal_former.num_image_tokens, run.data.num_image_tokens
+    if queries != requested:
+        raise UserError(
+            f"data.num_image_tokens is {requested}, but model.causal_former.num_image_tokens is {queries}: set both to "
+            "the same number."
+        )
+    if run.model.vision.image_size != run.data.batch.image_size:
+        raise UserError(
+            f"data.batch.image_size is {run.data.batch.image_size}, but model.vision.image_size is "
+            f"{run.model.vision.image_size}: set both to the same number."
+        )
+    if run.data.batch.length > run.model.decoder.max_length:
+        raise UserError(
+            f"data.batch.length is {run.data.batch.length}, more than model.decoder.max_length, which is "
+            f"{run.model.decoder.max_length}."
+        )
+    return run
+
+
+def with_vocabulary(run: EmuRunConfig, *, vocab_size: int) -> EmuRunConfig:
+    """Return `run` with the vocabulary size of the tokenizer in its model.
+
+    Raises:
+      UserError: the model has another vocabulary size.
+    """
+    decoder = run.model.decoder
+    if decoder.vocab_size not in (0, vocab_size):
+        raise UserError(
+            f"model.decoder.vocab_size is {decoder.vocab_size}, but {run.tokenizer} has {vocab_size} tokens; set it to "
+            "0 to use the tokenizer's."
+        )
+    model = dataclasses.replace(run.model, decoder=dataclasses.replace(decoder, vocab_size=vocab_size))
+    return dataclasses.replace(run, model=model)
+
+
+def for_chip(run: EmuRunConfig, *, device_kind: str) -> EmuRunConfig:
+    """Return `run` with the settings in `chips` for devices of this kind."""
+    chip = next((chip for chip in run.chips if chip.name == generation(device_kind)), None)
+    if chip is None:
+        return run
+    parts = {name: getattr(run.model, name) for name in ("vision", "causal_former", "decoder")}
+    parts = {name: dataclasses.replace(part, saved_activations=getattr(chip, name)) for name, part in parts.items()}
+    options = chip.compiler_options + run.train.compiler_options
+    train = dataclasses.replace(run.train, compiler_options=options)
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, **parts), train=train)
+
+
+def make_stage(run: EmuRunConfig, *, image_token_id: int) -> PretrainStage:
+    """Return the stage that `run.stage` names; the vocabulary size of `run` must be set.
+
+    Raises:
+      UserError: unknown stage, or a config that this stage cannot use.
+    """
+    if run.stage not in EMU_STAGES:
+        raise UserError(f"stage must be one of {', '.join(EMU_STAGES)}, not {run.stage!r}.")
+    if run.stage == INSTRUCT and not run.instruct:
+        raise UserError("The stage instruct requires [USER] and [ASSISTANT]: set config.instruct=true.")
+    config = run.pretrain
+    if run.stage == CAPTION_WARMUP:
+        config = dataclasses.replace(config, regression_weight=0.0)
+    return PretrainStage(
+        model=run.model,
+        batch=run.data.batch,
+        image_token_id=image_token_id,
+        sources=tuple(one.name or one.path for one in run.data.sets),
+        config=config,
+        name=run.stage,
+    )
+
+
+def emu_data(run: EmuRunConfig, *, tokenizer: Tokenizer) -> DataFactory:
+    """Return a factory of the loader, which can resume with another number of processes or workers."""
+
+    def load(**keywords: Any) -> Loader:
+        return make_loader(
+            run.data,
+            tokenizer=tokenizer,
+            seed=run.train.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            **keywords,
+        )
+
+    def make(states: list[Any]) -> Loader:
+        if not states:
+            return load()
+        if len(states) == jax.process_count() and states[0]["workers"] == run.data.workers:
+            loader = load()
+            loader.set_state(states[jax.process_index()])
+            return loader
+        return load(plans=plans_from_states(states))
+
+    return make
