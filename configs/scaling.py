@@ -9,7 +9,7 @@ variance of its targets, so that embeddings gain nothing by shrinking.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, pretrain_14b
 
 SETS = {"laion_coco": ("caption", 4.0), "mmc4": ("interleaved", 1.0), "storyboards": ("storyboard", 1.0),
         "webvid": ("video", 1.0)}  # fmt: skip
@@ -36,7 +36,7 @@ def synthetic(demo: str, *, batch_size: int) -> ConfigDict:
 
 def pod() -> ConfigDict:
     """Rows of 1024 tokens on 224 x 224 pixels, the sets and weights of the paper."""
-    config = common.paper()
+    config = pretrain_14b.get_config()
     for part in ("vision", "causal_former", "decoder"):
         config.model[part].remat = "dots"
     config.data.batch.batch_size = 256
@@ -45,7 +45,7 @@ def pod() -> ConfigDict:
 
 
 def from_scratch(config: ConfigDict) -> ConfigDict:
-    """What every preset shares."""
+    """Set the fields that every preset shares."""
     config.data.predict_boi = True
     config.data.image_first = 0.5
     config.pretrain.normalize_targets = True

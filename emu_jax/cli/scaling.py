@@ -8,18 +8,24 @@
 
     python -m emu_jax scaling fit --points=FILE.csv --json=law.json
 
-`python -m emu_jax scaling plan --help` and the like list the options of each. docs/scaling.md explains the method.
+`python -m emu_jax scaling plan --help` and the like list the options of each. experiments/records/scaling_fit.md compares the fits with published ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import difflib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from emu_jax.cli.arguments import ArgumentParser
+from emu_jax.cli.arguments import ArgumentParser, at_least
+from emu_jax.cli.imports import heavy_imports
 from emu_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from emu_jax.scaling.analysis import Analysis
 
 PRESETS = ("cpu", "one_gpu", "pod")
 PRESET_FILES = "experiments/scaling/{}.py"
@@ -59,36 +65,57 @@ def plan(argv: list[str]) -> None:
     which.add_argument("--config", metavar="FILE", help="the fields of a study")
     parser.add_argument("--study", type=Path, required=True, metavar="DIR", help="folder of the study")
     parser.add_argument("--topology", help="take hours from the TPU compiler, such as v5p:2x2x1 (minutes per size)")
-    a, words = parser.parse_known_args(argv)
+    a, overrides = parser.parse_config_args(argv)
 
-    from emu_jax.cli.config_file import read_config
-    from emu_jax.config import from_config_dict
-    from emu_jax.scaling.folder import write_plan
-    from emu_jax.scaling.plan import make_plan
-    from emu_jax.scaling.study import StudyConfig
-    from emu_jax.scaling.tables import plan_table
-    from emu_jax.training.run import read_run_config, with_vocabulary
+    with heavy_imports():
+        from emu_jax.cli.config_file import read_config
+        from emu_jax.config import from_config_dict
+        from emu_jax.scaling.folder import write_plan
+        from emu_jax.scaling.plan import make_plan
+        from emu_jax.scaling.study import StudyConfig
+        from emu_jax.scaling.tables import plan_table
+        from emu_jax.training.runs.emu import read_emu_config, with_vocabulary
 
     path = PRESET_FILES.format(a.preset) if a.preset else a.config
-    study = from_config_dict(StudyConfig, read_config([f"--config={path}", *words]))
-    shared = read_config([f"--config={study.config}", *(f"--config.{override}" for override in study.overrides)])
-    base = read_run_config(shared)
+    study = from_config_dict(StudyConfig, read_config(path, overrides))
+    shared = read_config(study.config, [f"--config.{override}" for override in study.overrides])
+    base = read_emu_config(shared)
     vocab_size = study.vocab_size or _vocab_size(base.tokenizer, instruct=base.instruct)
     base = with_vocabulary(base, vocab_size=vocab_size)
-    seconds = None
-    if a.topology is not None:
-        from emu_jax.compile_analysis.topologies import parse_topology
-        from emu_jax.scaling.hours import compiled_seconds
-
-        seconds = compiled_seconds(shared, parse_topology(a.topology), vocab_size=vocab_size)
+    seconds = None if a.topology is None else _compiled_seconds(shared, a.topology, vocab_size=vocab_size)
     planned = make_plan(study, base, seconds_per_step=seconds)
     write_plan(a.study, planned)
     print(plan_table(planned))
     print(f"the plan is {a.study}; `python -m emu_jax scaling run --study={a.study}` runs it")
 
 
+def _compiled_seconds(config: Any, topology: str, *, vocab_size: int) -> Callable[[dict[str, int]], float]:
+    """Return a function that compiles the train step of a size for `topology` and returns its estimated seconds."""
+    with heavy_imports():
+        from emu_jax.compile_analysis.program import GenerationShape
+        from emu_jax.compile_analysis.programs import PROGRAMS
+        from emu_jax.compile_analysis.report import compile_report
+        from emu_jax.compile_analysis.topologies import parse_topology
+
+    target = parse_topology(topology)
+
+    def seconds(sizes: dict[str, int]) -> float:
+        sized = copy.deepcopy(config)
+        sized.model.decoder.vocab_size = vocab_size
+        for name, value in sizes.items():
+            part, field = name.split(".")
+            sized.model[part][field] = value
+        unused = GenerationShape(rows=1, prompt=1, new_tokens=1, steps=1)
+        found = compile_report(PROGRAMS["train"](sized, unused), target).cost.seconds
+        print(f"decoder width {sizes['decoder.width']}: {found:.4g} s per step on {target}", flush=True)
+        return found
+
+    return seconds
+
+
 def _vocab_size(tokenizer: str, *, instruct: bool) -> int:
-    from emu_jax.data.tokenizer import Tokenizer
+    with heavy_imports():
+        from emu_jax.data.tokenizer import Tokenizer
 
     if not Path(tokenizer).is_file():
         raise UserError(
@@ -113,20 +140,21 @@ def run(argv: list[str]) -> None:
     parser.add_argument("--study", type=Path, required=True, metavar="DIR", help="folder that `plan` wrote")
     parser.add_argument("--index", type=int, default=0, help="which part of the list, from 0 (default 0)")
     parser.add_argument("--of", type=int, default=1, metavar="N", help="number of parts (default 1)")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N runs that are left")
+    parser.add_argument("--limit", type=at_least(0), metavar="N", help="only the first N runs that are left")
     parser.add_argument("--paste", metavar="BUCKET", help="print commands for pods, with workdirs in BUCKET")
     parser.add_argument("--pod", default="", metavar="OPTIONS", help="of tools/tpu/pod.sh, for --paste")
     a = parser.parse_args(argv)
 
-    from emu_jax.scaling.folder import read_plan
-    from emu_jax.scaling.runner import commands, run_all, slice_of, unfinished
+    with heavy_imports():
+        from emu_jax.scaling.folder import read_plan
+        from emu_jax.scaling.runner import commands, run_all, slice_of, unfinished
 
     chosen = slice_of(read_plan(a.study), index=a.index, of=a.of)
     if a.paste is not None:
         print("\n".join(commands(chosen, bucket=a.paste, pod_options=a.pod)))
         return
     if a.limit is not None:
-        chosen = unfinished(a.study, chosen)[: max(a.limit, 0)]
+        chosen = unfinished(a.study, chosen)[: a.limit]
     run_all(a.study, chosen, say=lambda line: print(line, flush=True))
 
 
@@ -142,10 +170,11 @@ def collect(argv: list[str]) -> None:
     parser.add_argument("--study", type=Path, required=True, metavar="DIR", help="folder that `plan` wrote")
     a = parser.parse_args(argv)
 
-    from emu_jax.scaling.collect import collect as collect_rows
-    from emu_jax.scaling.collect import write_table
-    from emu_jax.scaling.folder import read_plan
-    from emu_jax.scaling.tables import outcome_table
+    with heavy_imports():
+        from emu_jax.scaling.collect import collect as collect_rows
+        from emu_jax.scaling.collect import write_table
+        from emu_jax.scaling.folder import read_plan
+        from emu_jax.scaling.tables import outcome_table
 
     rows = collect_rows(a.study, read_plan(a.study))
     paths = write_table(a.study, rows)
@@ -170,9 +199,10 @@ def fit(argv: list[str]) -> None:
     a = parser.parse_args(argv)
     _check_source(a)
 
-    from emu_jax.io.files import write_json
-    from emu_jax.scaling.analysis import fit_json
-    from emu_jax.scaling.tables import fit_table
+    with heavy_imports():
+        from emu_jax.io.files import write_json
+        from emu_jax.scaling.analysis import fit_json
+        from emu_jax.scaling.tables import fit_table
 
     analysis = _analysis(a)
     for name, result in analysis.results.items():
@@ -202,7 +232,8 @@ def plot(argv: list[str]) -> None:
     if output is None:
         raise UserError("--output is missing: the page to write.")
 
-    from emu_jax.scaling.report import write_scaling_report
+    with heavy_imports():
+        from emu_jax.scaling.report import write_scaling_report
 
     analysis = _analysis(a)
     source = a.study or a.points
@@ -222,7 +253,7 @@ def _add_fit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--loss", default="loss", metavar="COLUMNS", help="one or several, with commas (default loss)")
     parser.add_argument("--group", metavar="COLUMN", help="fit the rows of each value of this column separately")
     parser.add_argument("--pin-e", type=float, metavar="E", help="hold E at a value, such as a known entropy")
-    parser.add_argument("--bootstraps", type=int, default=100, help="samples for the intervals (default 100)")
+    parser.add_argument("--bootstraps", type=at_least(0), default=100, help="samples for the intervals (default 100)")
     parser.add_argument("--level", type=float, default=0.9, help="of the intervals (default 0.9)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstraps (default 0)")
     parser.add_argument("--budget", default="", metavar="FLOPS", help="predict optima there, such as 1e21,1e22")
@@ -233,9 +264,10 @@ def _check_source(a: argparse.Namespace) -> None:
         raise UserError("Give either --study=DIR or --points=FILE.")
 
 
-def _analysis(a: argparse.Namespace):
-    from emu_jax.scaling.analysis import analyze
-    from emu_jax.scaling.fit import FitOptions
+def _analysis(a: argparse.Namespace) -> Analysis:
+    with heavy_imports():
+        from emu_jax.scaling.analysis import analyze
+        from emu_jax.scaling.fit import FitOptions
 
     try:
         budgets = tuple(float(word) for word in a.budget.split(",") if word)

@@ -62,9 +62,8 @@ def _row(run: Run, workdir: Path, outcome: Outcome) -> dict[str, Any]:
         "seed": run.seed,
         "commit": _commit(workdir),
     }
-    held_out = next(
-        (record for record in reversed(records) if any(name.startswith(EVALUATION) for name in record)), {}
-    )
+    evaluations = [record for record in records if any(name.startswith(EVALUATION) for name in record)]
+    held_out = evaluations[-1] if evaluations else {}
     evaluated = {_column(name): value for name, value in held_out.items() if name.startswith(EVALUATION)}
     names = sorted({name for record in logged[-FINAL_RECORDS:] for name in record if name.split("/")[0] == "loss"})
     trained = {f"train_{_column(name)}": _mean(logged[-FINAL_RECORDS:], name) for name in names}

@@ -31,7 +31,7 @@ LEAST_TRAINED = 6  # points that a fit needs
 
 @dataclasses.dataclass(frozen=True)
 class FitOptions:
-    """How a table is fitted.
+    """Options of a fit.
 
     Attributes:
       pinned: the value of E; None fits it.
@@ -97,7 +97,7 @@ class HeldOut:
 
     @property
     def inside(self) -> np.ndarray:
-        """True where the observed loss lies in the interval."""
+        """True where the observed loss is inside the interval."""
         return (self.points.loss >= self.low) & (self.points.loss <= self.high)
 
 
@@ -310,7 +310,9 @@ def _held_out_json(held_out: HeldOut) -> dict[str, Any]:
         "law": {name: getattr(held_out.law, name) for name in ("E", "A", "alpha", "B", "beta")},
         "points": [dict(zip(names, map(_finite, row), strict=True)) for row in columns],
         "fraction_inside": _finite(held_out.inside[observed].mean()) if observed.any() else None,
-        "mean_log_error": _finite(np.log(points.loss / held_out.predicted)[observed].mean()) if observed.any() else None,
+        "mean_log_error": _finite(np.log(points.loss / held_out.predicted)[observed].mean())
+        if observed.any()
+        else None,
     }
 
 

@@ -1,4 +1,4 @@
-"""The folder of a study: STUDY/plan.json, STUDY/plan.csv, STUDY/runs/ID (a workdir of `train`) and what is collected."""
+"""The folder of a study: STUDY/plan.json, STUDY/plan.csv, STUDY/runs/ID (workdirs of `train`) and the table."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Approach 3 of arXiv 2203.15556: Huber loss on log L, L-BFGS from a grid of starts.
 
-The law is log L = logsumexp(a - alpha log N, b - beta log D, e) with A = exp(a), B = exp(b), E = exp(e). The sum of the
-Huber losses (delta 1e-3) is minimized, not their mean: the mean stops L-BFGS before it has converged (arXiv 2404.10102).
+The law is log L = logsumexp(a - alpha log N, b - beta log D, e) with A = exp(a), B = exp(b), E = exp(e). The sum of
+the Huber losses (delta 1e-3) is minimized, not their mean: the mean stops L-BFGS before it has converged (arXiv
+2404.10102).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ STARTS = np.array(
         )
     )
 )  # fmt: skip
-SCREENING, SURVIVORS = 10, 300  # L-BFGS iterations of every start; starts that go on
+SCREENING, SURVIVORS = 10, 300  # L-BFGS iterations of every start; starts that continue
 ITERATIONS, POLISHED = 150, 6  # iterations of those; starts that are brought to convergence
 TINY = 1e-300  # in place of E = 0, whose logarithm is infinite
 
@@ -108,7 +109,13 @@ def _objective(data: _Data, losses: Float[np.ndarray, "n"]) -> Objective:
         values = np.where(size < DELTA, 0.5 * residual**2, DELTA * (size - 0.5 * DELTA)).sum(axis=1)
         pull = np.clip(residual, -DELTA, DELTA) / DELTA**2
         of_size, of_data, floor = (part * pull for part in parts)
-        gradients = [of_size.sum(1), of_data.sum(1), floor.sum(1), -of_size @ data.log_params, -of_data @ data.log_tokens]
+        gradients = [
+            of_size.sum(1),
+            of_data.sum(1),
+            floor.sum(1),
+            -of_size @ data.log_params,
+            -of_data @ data.log_tokens,
+        ]
         return values / DELTA**2, np.stack(gradients, axis=1)
 
     return objective

@@ -26,7 +26,7 @@ class Minimum:
 
     Attributes:
       loss: at the minimum.
-      inside: the minimum lies between the smallest and the largest model of the curve.
+      inside: the minimum is between the smallest and the largest model of the curve.
       offset: ln(minimum / center of the curve's sizes), 0 for a centered grid.
     """
 
@@ -135,7 +135,9 @@ def fit_frontier(
     grid = np.geomspace(1e-3, 2.0, 200)
     best = int(np.argmin([solve(gamma)[0] for gamma in grid]))
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-    gamma = float(minimize_scalar(lambda g: solve(g)[0], bounds=(low, high), method="bounded", options={"xatol": 1e-12}).x)
+    gamma = float(
+        minimize_scalar(lambda g: solve(g)[0], bounds=(low, high), method="bounded", options={"xatol": 1e-12}).x
+    )
     _, e, k = solve(gamma)
     return Frontier(e, float(k * np.exp(gamma * center)), gamma)
 
@@ -173,11 +175,11 @@ def parabola_warnings(points: Points, fit: PowerLaws, law: Law, *, target: float
     outside = [m.budget for m in fit.minima if not m.inside]
     if outside:
         budgets = ", ".join(f"{budget:.2g}" for budget in outside)
-        found.append(f"the minimum lies outside of the sizes that were run at C = {budgets}: these are extrapolated")
+        found.append(f"the minimum is outside of the sizes that were run at C = {budgets}: these are extrapolated")
     offsets = np.array([m.offset for m in fit.minima])
     if np.abs(offsets).max() > OFF_CENTER:
         found.append(
-            f"the grid is off-center: minima lie at {np.exp(offsets.min()):.2g} to {np.exp(offsets.max()):.2g} times "
+            f"the grid is off-center: minima are at {np.exp(offsets.min()):.2g} to {np.exp(offsets.max()):.2g} times "
             "the center of their sizes"
         )
     skew = abs(law.alpha - law.beta) / (law.alpha + law.beta)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -18,7 +19,7 @@ Sizes = dict[str, int]  # a field of `model` -> its value, as in "decoder.width"
 
 @dataclasses.dataclass(frozen=True)
 class LadderConfig:
-    """How all sizes follow from the decoder's width.
+    """The rule by which all sizes follow from the decoder's width.
 
     Attributes:
       width_per_layer: decoder width over decoder depth.
@@ -115,6 +116,7 @@ _PARTS = {
 }
 
 
+@functools.cache
 def count(model: EmuConfig) -> Counts:
     """Count the parameters of `model` from its shapes; allocates nothing."""
     inputs = jax.eval_shape(lambda: _inputs(model))

@@ -80,9 +80,7 @@ class Law:
         return Frontier(self.E, reducible, self.gamma)
 
 
-def law_from_power_laws(
-    *, size: tuple[float, float], frontier: Frontier, flops: float
-) -> Law | None:
+def law_from_power_laws(*, size: tuple[float, float], frontier: Frontier, flops: float) -> Law | None:
     """Return the law whose optima are N* = `size[0]` C^`size[1]` and whose frontier is `frontier`.
 
     At the optimum alpha A / N^alpha = beta B / D^beta, which leaves one law. None where the exponents allow none.

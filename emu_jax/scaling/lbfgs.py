@@ -80,7 +80,12 @@ def _search(
         new_value, new_gradient = objective(tried)
         enough = new_value <= value[searching] + SUFFICIENT_DECREASE * fraction * slope[searching]
         found = searching[enough]
-        x[found], value[found], gradient[found], moved[found] = tried[enough], new_value[enough], new_gradient[enough], True
+        x[found], value[found], gradient[found], moved[found] = (
+            tried[enough],
+            new_value[enough],
+            new_gradient[enough],
+            True,
+        )
         searching = searching[~enough]
         if not len(searching):
             break

@@ -15,7 +15,7 @@ from emu_jax.config import from_config_dict, to_dict
 from emu_jax.errors import UserError
 from emu_jax.scaling.ladder import Counts, Sizes, count
 from emu_jax.scaling.study import Form, StudyConfig
-from emu_jax.training.run import RunConfig
+from emu_jax.training.runs.emu import EmuRunConfig
 
 SecondsPerStep = Callable[[Sizes], float]
 
@@ -29,7 +29,7 @@ class Run:
       config: the training config.
       overrides: field of the config -> value, as text.
       width: of the decoder.
-      params: N, of the whole model, as `Counts.total`.
+      params: N, of the full model, as `Counts.total`.
       decoder_params: N of the decoder and its heads.
       image_params_tokens: Nv Dv + Nc Dc of one image, so that C = 6 (N D + this x images).
       tokens: D, decoder tokens that are no padding, at the study's `fill`.
@@ -111,7 +111,7 @@ class _Length:
     budget: float
 
 
-def make_plan(study: StudyConfig, base: RunConfig, *, seconds_per_step: SecondsPerStep | None = None) -> Plan:
+def make_plan(study: StudyConfig, base: EmuRunConfig, *, seconds_per_step: SecondsPerStep | None = None) -> Plan:
     """Lay out the runs of a study.
 
     Args:
@@ -140,7 +140,7 @@ def make_plan(study: StudyConfig, base: RunConfig, *, seconds_per_step: SecondsP
     return Plan(study, f"{hours_from} on {study.hardware.name}", tuple(runs))
 
 
-def _resized(base: RunConfig, sizes: Sizes) -> RunConfig:
+def _resized(base: EmuRunConfig, sizes: Sizes) -> EmuRunConfig:
     model = base.model
     for name, value in sizes.items():
         part, field = name.split(".")
@@ -148,14 +148,14 @@ def _resized(base: RunConfig, sizes: Sizes) -> RunConfig:
     return dataclasses.replace(base, model=model)
 
 
-def _lengths(study: StudyConfig, base: RunConfig, counts: Counts) -> Iterable[_Length]:
+def _lengths(study: StudyConfig, base: EmuRunConfig, counts: Counts) -> Iterable[_Length]:
     """Return the lengths of one size, shortest first."""
     batch = base.data.batch
     tokens_per_step = batch.batch_size * batch.length * study.fill
     flops_per_token = counts.flops(tokens=1.0, images=study.images_per_token)
     for point in study.grid:
-        wanted = point / flops_per_token if study.form is Form.ISOFLOP else point
-        steps = round(wanted / tokens_per_step)
+        tokens = point / flops_per_token if study.form is Form.ISOFLOP else point
+        steps = round(tokens / tokens_per_step)
         tokens = steps * tokens_per_step
         low, high = study.tokens_per_param
         in_range = study.form is Form.FIXED_TOKENS or low <= tokens / counts.total <= high

@@ -172,7 +172,7 @@ FIGURES: dict[str, tuple[str, Draw]] = {
 
 
 def draw(name: str, result: FitResult, *, prefix: str = "") -> str:
-    """Return the figure `name` of FIGURES as an SVG element; `prefix` makes its ids unique on a page of several results."""
+    """Return the figure `name` of FIGURES as an SVG element; `prefix` makes its ids unique on a page."""
     with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 9, "svg.hashsalt": name}):
         figure = Figure(figsize=(6.2, 4.2), layout="constrained")
         axes = figure.subplots()

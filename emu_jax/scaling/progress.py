@@ -16,7 +16,7 @@ OUTCOME = "outcome.json"
 
 
 class Outcome(enum.Enum):
-    """How a run ended."""
+    """State of a run."""
 
     MISSING = "missing"  # nothing there
     UNFINISHED = "unfinished"  # stopped or running
@@ -40,7 +40,7 @@ def outcome_of(workdir: Path, run: Run, *, collapse_variance: float = 0.02, coll
     saved = has_checkpoint(workdir, run.steps) or not (workdir / CHECKPOINTS).is_dir()  # a pod's are in its bucket
     if records[-1]["step"] < run.steps or not saved:
         return Outcome.UNFINISHED
-    last = next((record for record in reversed(records) if "loss" in record), {})
+    last: dict[str, Any] = next((record for record in reversed(records) if "loss" in record), {})
     if last.get("loss", 0.0) is None:
         return Outcome.DIVERGED
     collapsed = is_collapsed(records, variance_fraction=collapse_variance, least_rank=collapse_rank)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emu_jax.reporting.page import Section, escape, table, write_report
+from emu_jax.reporting.page import Section, escape, table, write_page
 from emu_jax.scaling.fit import FIT_NAMES, FitResult, to_json
 from emu_jax.scaling.plots import FIGURES, TITLES, draw
 
@@ -33,7 +33,7 @@ def write_scaling_report(
         sections += _sections(result, prefix)
     if rows:
         sections.append(Section("Runs", _runs_table(rows), "Every run that has begun, as it ended."))
-    write_report(path, sections, title=title, lead=lead)
+    write_page(path, sections, title=title, lead=lead)
 
 
 def _sections(result: FitResult, prefix: str) -> list[Section]:
@@ -113,7 +113,7 @@ def _cell(value: Any) -> str:
 
 
 def _value(value: float | None, bounds: Sequence[float | None] | None) -> str:
-    """Return "0.34 (0.33, 0.36)" with the interval in small type."""
+    """Return "0.34 (0.33, 0.36)" with the interval in smaller type."""
     if value is None:
         return "–"
     text = f"{value:.4g}"

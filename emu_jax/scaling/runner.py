@@ -16,10 +16,10 @@ from pathlib import Path
 
 from emu_jax.errors import UserError
 from emu_jax.io.files import file_errors, write_json
+from emu_jax.reporting.numbers import duration
 from emu_jax.scaling.folder import workdir_of
 from emu_jax.scaling.plan import Plan, Run
 from emu_jax.scaling.progress import Outcome, has_checkpoint, mark_diverged, outcome_of
-from emu_jax.training.log import duration
 from emu_jax.training.loop import CHECKPOINTS
 
 LOG = "train.log"
@@ -160,7 +160,7 @@ def _forwarding_signals(process: subprocess.Popen) -> Iterator[list[int]]:
 
     def forward(signum: int, frame: object) -> None:
         received.append(signum)
-        if signum == signal.SIGTERM:  # Ctrl-C reaches the whole process group from the terminal
+        if signum == signal.SIGTERM:  # Ctrl-C reaches the complete process group from the terminal
             process.send_signal(signum)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -189,7 +189,16 @@ def _locked(workdir: Path, *, say: Say) -> Iterator[int]:
 
 def _commit() -> str | None:
     """Return the commit of the checkout that this package is in, marked where files are changed; None without git."""
-    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    describe = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+        "--exclude=*",
+    ]
     try:
         done = subprocess.run(describe, capture_output=True, text=True, check=False)
     except OSError:

@@ -1,4 +1,4 @@
-"""What a scaling study is: a ladder of sizes, a grid of budgets or of token counts, and what all runs share."""
+"""The definition of a scaling study: a ladder of sizes, a grid of budgets or tokens, and what all runs share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from emu_jax.scaling.ladder import LadderConfig
 
 
 class Form(enum.Enum):
-    """How the grid is laid out."""
+    """Form of the grid."""
 
     ISOFLOP = "isoflop"  # each size at each budget, with the tokens that the budget leaves
     FIXED_TOKENS = "fixed_tokens"  # each size at each number of tokens
@@ -18,7 +18,7 @@ class Form(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class HardwareConfig:
-    """What the runs are expected to run on, for the hours of the plan.
+    """Hardware of the runs, for the hours of the plan.
 
     Attributes:
       name: for the table, such as "H100" or "v5p:2x2x1".

@@ -44,10 +44,10 @@ def plan_table(plan: Plan) -> str:
     ]
     head = ("run", "C", "N", "D", "D/N", "steps", "from step", "LR", "hours", "")
     hours, chips = sum(run.hours for run in plan.runs), plan.study.hardware.chips
-    alone = sum(run.hours * run.steps / run.new_steps for run in plan.runs)
+    unshared = sum(run.hours * run.steps / run.new_steps for run in plan.runs)
     total = (
         f"{len(plan.runs)} runs, {hours:.4g} hours ({hours * chips:.4g} chip hours) by {plan.hours_from}; "
-        f"{alone:.4g} hours if no steps were shared"
+        f"{unshared:.4g} hours if no steps were shared"
     )
     return f"{_aligned(head, rows)}\n\n{total}"
 
@@ -71,12 +71,11 @@ def fit_table(result: FitResult, *, title: str) -> str:
             bounds = [fit["intervals"].get(key) for key in _NUMBERS]
             rows.append(["", *("" if b is None or None in b else f"{b[0]:.4g}..{b[1]:.4g}" for b in bounds)])
     lines = [f"{title}: {len(result.points)} points", _aligned(("", *_NUMBERS), rows)]
-    for one in found["vpnls"]["optimal"]:
-        if one["loss"] is not None:
-            lines.append(
-                f"  C = {one['budget']:.3g}: N* = {one['params']:.4g}, D* = {one['tokens']:.4g}, "
-                f"loss {one['loss']:.4f} (VPNLS)"
-            )
+    lines += [
+        f"  C = {one['budget']:.3g}: N* = {one['params']:.4g}, D* = {one['tokens']:.4g}, loss {one['loss']:.4f} (VPNLS)"
+        for one in found["vpnls"]["optimal"]
+        if one["loss"] is not None
+    ]
     warnings = [*found["warnings"], *(f"{n}: {w}" for n in FIT_NAMES if found[n] for w in found[n]["warnings"])]
     return "\n".join([*lines, *(f"  WARNING: {warning}" for warning in warnings), ""])
 

@@ -162,7 +162,7 @@ def _project(design: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> tu
     weighted = design * weights[..., None]
     gram = np.einsum("snk,snl->skl", weighted, design)
     coefficients, _ = _non_negative(gram, np.einsum("snk,sn->sk", weighted, targets))
-    # One step of refinement: the normal equations alone lose half of the digits.
+    # One step of refinement: the normal equations lose half of the digits.
     residual = targets - np.einsum("snk,sk->sn", design, coefficients)
     active = coefficients > 0
     masked = np.where(active[:, :, None] & active[:, None, :], gram, np.eye(design.shape[-1]))

@@ -1,6 +1,6 @@
 """A study on two CPU cores: 1e11 to 1e13 FLOPs, 3e13 held out, on the synthetic shapes world.
 
-    python -m emu_jax scaling plan --config=experiments/scaling/cpu.py --study=runs/scaling/cpu
+python -m emu_jax scaling plan --config=experiments/scaling/cpu.py --study=runs/scaling/cpu
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """A study on one GPU: 1e15 to 1e17 FLOPs, 3e17 held out, on the synthetic shapes world.
 
-    python -m emu_jax scaling plan --config=experiments/scaling/one_gpu.py --study=runs/scaling/one_gpu
+python -m emu_jax scaling plan --config=experiments/scaling/one_gpu.py --study=runs/scaling/one_gpu
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """A study on a v5p-64 slice with the paper's data: 1e18 to 1e20 FLOPs, 1e21 held out.
 
-    python -m emu_jax scaling plan --config=experiments/scaling/pod.py --study=runs/scaling/pod
-    python -m emu_jax scaling run --study=runs/scaling/pod --paste=gs://my-bucket/scaling
+python -m emu_jax scaling plan --config=experiments/scaling/pod.py --study=runs/scaling/pod
+python -m emu_jax scaling run --study=runs/scaling/pod --paste=gs://my-bucket/scaling
 """
 
 from ml_collections import ConfigDict

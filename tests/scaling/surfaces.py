@@ -12,12 +12,11 @@ SURFACES = {
     "soda": Law(E=3.169, A=215886.0, alpha=0.684, B=4750.0, beta=0.439),
     "sparse_nmm": Law(E=2.158, A=381773.0, alpha=0.710, B=4659.0, beta=0.372),  # arXiv 2504.07951
 }
+BUDGETS = tuple(np.geomspace(6e18, 3e21, 7))
 FIELDS = ("E", "A", "alpha", "B", "beta")
 
 
-def isoflop_grid(
-    law: Law, *, budgets=tuple(np.geomspace(6e18, 3e21, 7)), sizes: int = 10, span: float = 8.0, drift: float = 1.0
-) -> Points:
+def isoflop_grid(law: Law, *, budgets=BUDGETS, sizes: int = 10, span: float = 8.0, drift: float = 1.0) -> Points:
     """Noise-free points: for each budget, `sizes` models from 1/span to span times the optimum.
 
     `drift` moves the grid's center by this factor from the first budget to the last.

@@ -26,12 +26,14 @@ def test_an_interval_of_many_points_is_the_percentiles_and_of_few_is_wider():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "budgets", "sizes"), [("chinchilla", 6, 8), ("sparse_nmm", 6, 8), ("chinchilla", 5, 6)])
+@pytest.mark.parametrize(
+    ("name", "budgets", "sizes"), [("chinchilla", 6, 8), ("sparse_nmm", 6, 8), ("chinchilla", 5, 6)]
+)
 def test_intervals_cover_the_truth(name, budgets, sizes):
     """90% intervals of 100 bootstraps, 100 simulated studies with 0.5% noise; chance alone gives 0.90 +- 0.03."""
     law = SURFACES[name]
     points = isoflop_grid(law, budgets=np.geomspace(6e18, 3e21, budgets), sizes=sizes, span=6.0)
-    hits = {field: 0 for field in ("E", "alpha", "beta", "a")}
+    hits = dict.fromkeys(("E", "alpha", "beta", "a"), 0)
     for seed in range(100):
         table = noisy(points, deviation=0.005, seed=seed)
         counts = draw_counts(len(points), samples=100, seed=seed).astype(float)

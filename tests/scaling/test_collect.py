@@ -32,7 +32,8 @@ def write_workdir(study, run, *, loss, variance=0.5, steps=STEPS, config=False):
     workdir = workdir_of(study, run)
     workdir.mkdir(parents=True)
     records = [
-        {"step": steps // 2, "loss": 3.0, "loss/text": 2.0, "visual_embedding_variance": 0.5, "visual_embedding_rank": 9.0},
+        {"step": steps // 2, "loss": 3.0, "loss/text": 2.0, "visual_embedding_variance": 0.5,
+         "visual_embedding_rank": 9.0},
         {"step": steps, "loss": loss, "loss/text": 1.0, "loss/text/caption": 0.9, "fill/tokens": 0.5,
          "fill/images": 0.25, "visual_embedding_variance": variance, "visual_embedding_rank": 9.0},
     ]  # fmt: skip

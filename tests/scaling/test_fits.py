@@ -50,7 +50,7 @@ def test_a_pinned_floor_is_kept_and_the_rest_comes_back(fit):
     law = SURFACES["soda"]
     assert_same(fit(isoflop_grid(law), pinned=law.E), law, rel=1e-6)
     wrong = fit(isoflop_grid(law), pinned=2.5)
-    assert wrong.E == pytest.approx(2.5, rel=1e-12)
+    assert pytest.approx(2.5, rel=1e-12) == wrong.E
     assert wrong.alpha < law.alpha  # a floor that is too low is made up for by a slower fall
 
 
@@ -59,7 +59,7 @@ def test_a_floor_of_zero_can_be_pinned():
     for fit in (fit_vpnls, fit_huber):
         found = fit(isoflop_grid(law), pinned=0.0)
         assert found.alpha == pytest.approx(law.alpha, rel=1e-6)
-        assert found.B == pytest.approx(law.B, rel=1e-6)
+        assert pytest.approx(law.B, rel=1e-6) == found.B
 
 
 def test_negative_terms_are_never_fitted():
@@ -118,14 +118,14 @@ def test_approaches_1_and_2_find_the_exponents_on_centered_grids():
             found = fit(points)
             assert found.size[1] == pytest.approx(law.a, abs=2e-3)
             assert found.data[1] == pytest.approx(law.b, abs=2e-3)
-            assert found.law.E == pytest.approx(law.E, abs=0.02)
+            assert pytest.approx(law.E, abs=0.02) == found.law.E
 
 
 def test_a_frontier_comes_back():
     frontier = SURFACES["chinchilla"].frontier
     budgets = np.geomspace(1e18, 1e22, 9)
     found = fit_frontier(budgets, frontier.loss(budgets))
-    assert found.E == pytest.approx(frontier.E, rel=1e-6)
+    assert pytest.approx(frontier.E, rel=1e-6) == found.E
     assert found.gamma == pytest.approx(frontier.gamma, rel=1e-6)
 
 

@@ -18,9 +18,8 @@ from emu_jax.scaling.runner import commands, slice_of
 from emu_jax.scaling.study import Form, HardwareConfig, StudyConfig
 from emu_jax.training.config import OptimizerConfig, Schedule
 from emu_jax.training.optimizer import make_schedule
-from emu_jax.training.run import read_run_config, with_vocabulary
+from emu_jax.training.runs.emu import read_emu_config, with_vocabulary
 
-PRESETS = ("cpu", "one_gpu", "pod")
 
 
 def load(path):
@@ -32,7 +31,7 @@ def load(path):
 
 @pytest.fixture(scope="module")
 def base(root):
-    run = read_run_config(load(root / "configs" / "scaling.py")("cpu"))
+    run = read_emu_config(load(root / "configs" / "scaling.py")("cpu"))
     return with_vocabulary(run, vocab_size=516)
 
 
@@ -166,17 +165,26 @@ def test_commands_for_pods_copy_the_parents_checkpoint_first(plan):
         f"gcloud storage cp -r gs://b/study/{child.parent}/checkpoints/{child.start} "
         f"gs://b/study/{child.id}/checkpoints/"
     )
-    assert start.startswith(f"tools/tpu/pod.sh keep --type=v5p-64 --spot --workdir=gs://b/study/{child.id} -- --config=")
+    assert start.startswith(
+        f"tools/tpu/pod.sh keep --type=v5p-64 --spot --workdir=gs://b/study/{child.id} -- --config="
+    )
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", ["cpu", *(pytest.param(name, marks=pytest.mark.slow) for name in ("one_gpu", "pod"))])
 def test_presets_are_studies_of_at_least_four_sizes_at_most_budgets(root, preset):
     study = from_config_dict(StudyConfig, load(root / "experiments" / "scaling" / f"{preset}.py")())
     assert from_config_dict(StudyConfig, to_dict(study)) == study
     path, _, argument = study.config.partition(":")
-    run = with_vocabulary(read_run_config(load(root / path)(argument)), vocab_size=study.vocab_size or 516)
+    run = with_vocabulary(read_emu_config(load(root / path)(argument)), vocab_size=study.vocab_size or 516)
     points = [run.point for run in make_plan(study, run).runs if run.seed == study.seeds[0]]
     assert sum(points.count(point) >= 4 for point in study.grid) >= len(study.grid) - 1
+
+
+@pytest.mark.parametrize("preset", ["one_gpu", "pod"])
+def test_every_preset_is_a_study_of_a_config_that_is_there(root, preset):
+    study = from_config_dict(StudyConfig, load(root / "experiments" / "scaling" / f"{preset}.py")())
+    path, _, argument = study.config.partition(":")
+    assert read_emu_config(load(root / path)(argument)).train.optimizer.schedule is Schedule.WSD
 
 
 @pytest.mark.parametrize(

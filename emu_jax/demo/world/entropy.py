@@ -1,7 +1,7 @@
 """The entropy of the synthetic world's texts, computed from the generator: the lowest loss that any model can reach.
 
-A text's entropy is taken given all that precedes it in its document. A text after its image has only its wording left; a
-text before its image carries the scene too. Images are taken to show their scene without error, and the kind of the
+A text's entropy is taken given all that precedes it in its document. A text after its image has only its wording left;
+a text before its image carries the scene too. Images are taken to show their scene without error, and the kind of the
 document to be known. Nats per document are exact; the tokens per document that they are divided by are a mean over
 sampled documents, each `[IMG]` and `</s>` counted as in training with `predict_boi`.
 """
@@ -9,6 +9,7 @@ sampled documents, each `[IMG]` and `</s>` counted as in training with `predict_
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections import defaultdict
@@ -165,13 +166,14 @@ def wording_entropy(num_objects: int) -> float:
         if all(item.location != one.location and (item.color, item.shape) != (one.color, one.shape) for one in used):
             used.append(item)
     scene = Scene(tuple(sorted(used[:num_objects], key=lambda item: LOCATIONS.index(item.location))), BACKGROUNDS[0])
-    return entropy(outcomes(lambda rng: caption(scene, rng)))
+    return entropy(outcomes(functools.partial(caption, scene)))
 
 
 def caption_entropy(*, image_first: bool) -> float:
     """Return the entropy of a caption, after or before its image."""
     return math.fsum(
-        p * (wording_entropy(count) + (0.0 if image_first else scene_entropy(count))) for count, p in NUM_OBJECTS.items()
+        p * (wording_entropy(count) + (0.0 if image_first else scene_entropy(count)))
+        for count, p in NUM_OBJECTS.items()
     ) + (0.0 if image_first else entropy(NUM_OBJECTS))
 
 
@@ -181,12 +183,12 @@ def clips() -> dict[Clip, float]:
 
 
 def video_entropy(*, image_first: bool) -> float:
-    """Return the entropy of a clip's caption, after or before its frames; it does not tell the clip's row."""
+    """Return the entropy of a clip's caption, after or before its frames; it does not name the clip's row or column."""
     if image_first:
-        return entropy(outcomes(lambda rng: clip_caption(next(iter(clips())), rng)))
+        return entropy(outcomes(functools.partial(clip_caption, next(iter(clips())))))
     found: dict[str, float] = defaultdict(float)
     for clip, of_clip in clips().items():
-        for text, probability in outcomes(lambda rng, clip=clip: clip_caption(clip, rng)).items():
+        for text, probability in outcomes(functools.partial(clip_caption, clip)).items():
             found[text] += of_clip * probability
     return entropy(found)
 
@@ -212,7 +214,7 @@ def storyboard_entropy() -> float:
 
 def allowed_steps(item: Object) -> dict[tuple[Object, str], float]:
     """Return (next object, words) -> probability, without held-out objects."""
-    steps = {step: p for step, p in outcomes(lambda rng: next_step(item, rng)).items() if not is_held_out(step[0])}
+    steps = {step: p for step, p in outcomes(functools.partial(next_step, item)).items() if not is_held_out(step[0])}
     total = math.fsum(steps.values())
     return {step: p / total for step, p in steps.items()}
 
