@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from emu_jax.convert.visual_decoder import load_visual_decoder
+    from emu_jax.data.media_paths import Image, Video
     from emu_jax.errors import UserError
     from emu_jax.generation.api import load
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "load", "load_visual_decoder"]
+__all__ = ["Image", "UserError", "Video", "load", "load_visual_decoder"]
 
 _HOME = {
+    "Image": "emu_jax.data.media_paths",
     "UserError": "emu_jax.errors",
+    "Video": "emu_jax.data.media_paths",
     "load": "emu_jax.generation.api",
     "load_visual_decoder": "emu_jax.convert.visual_decoder",
 }

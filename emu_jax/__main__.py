@@ -43,7 +43,7 @@ def use_huge_pages() -> None:
     """Restart the process once with a glibc that asks the kernel for huge pages.
 
     XLA's CPU programs allocate their temporary buffers again in every call. With pages of 4 KB, this takes a quarter of
-    a small model's train step. glibc reads the setting only at its start. A GLIBC_TUNABLES set by the user is kept.
+    a small model's train step. glibc reads the setting only at its start. A GLIBC_TUNABLES of the user is not changed.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"

@@ -88,6 +88,10 @@ RETIRED = {
 
 # File -> the retired words that are right there.
 ALLOWED = {
+    # the flag --judge-base-url
+    "emu_jax/cli/evaluate.py": {"judge"},
+    "emu_jax/cli/evaluation_output.py": {"judge"},
+    "emu_jax/evaluation/tasks/mmvet.py": {"judge"},
     "emu_jax/config.py": {"kept", "final share", "cooldown share", "pictures"},  # old names of config fields
     "emu_jax/demo/examples.py": {"films", "pixel reader"},  # old task names, which seed the scenes
     # Texts of the synthetic data sets.

@@ -1,14 +1,14 @@
-"""Hand a model to PyTorch users: the release's own layout, or a Hugging Face LLaMA folder with the rest beside it.
+"""Export a model to PyTorch: in the release's layout, or as a Hugging Face LLaMA folder with the rest in `emu/`.
 
   python -m emu_jax export-torch models/emu out/emu                                safetensors, the release's names
-  python -m emu_jax export-torch models/emu out/emu --bin                          pytorch_model.bin (wants torch)
+  python -m emu_jax export-torch models/emu out/emu --bin                          pytorch_model.bin (requires torch)
   python -m emu_jax export-torch models/emu out/llama --format huggingface --dtype bfloat16
   python -m emu_jax export-torch models/emu_instruct out/merged --merge-lora
 
   python -m emu_jax export-torch runs/decoder out/decoder                          a run of the stage visual_decoder
 
-CHECKPOINT is a model directory, a training run (its newest checkpoint goes out), or one step of a run. A visual decoder
-goes out beside the Emu as unet/, vae/ and scheduler/, which diffusers opens.
+CHECKPOINT is a model directory, a training run (its newest checkpoint), or one step of a run. A visual decoder is
+written next to the Emu as unet/, vae/ and scheduler/, which diffusers opens.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bf
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = ArgumentParser(__name__, __doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="model directory, run, or step of a run")
-    parser.add_argument("destination", metavar="DEST", type=Path, help="folder to be made")
+    parser.add_argument("destination", metavar="DEST", type=Path, help="folder to write")
     parser.add_argument("--format", choices=[layout.value for layout in Layout], default=Layout.RELEASE.value)
-    parser.add_argument("--dtype", choices=list(DTYPES), help="cast to this (default: as the parameters are)")
-    parser.add_argument("--merge-lora", action="store_true", help="add the adapters to the weights they adapt")
-    parser.add_argument("--bin", action="store_true", help="one pytorch_model.bin instead of safetensors")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="cast to this type (default: as saved)")
+    parser.add_argument("--merge-lora", action="store_true", help="add the adapters to the weights that they adapt")
+    parser.add_argument("--bin", action="store_true", help="write one pytorch_model.bin instead of safetensors")
     parser.add_argument(
         "--shard-gb", type=float, default=SHARD_BYTES / 1e9, help="largest safetensors file (default 5)"
     )
@@ -48,15 +48,15 @@ def main(argv: list[str]) -> None:
         return
     dtype = None if arguments.dtype is None else DTYPES[arguments.dtype]
     prepared = prepare_export(arguments.checkpoint, dtype=dtype, merge_lora=arguments.merge_lora)
-    with byte_progress("exporting", total=prepared.nbytes) as advance:
+    with byte_progress("exporting", total=prepared.nbytes) as progress:
         files = prepared.write(
             arguments.destination,
             layout=Layout(arguments.format),
             binary=arguments.bin,
             shard_bytes=int(arguments.shard_gb * 1e9),
-            progress=advance,
+            progress=progress,
         )
     if prepared.zeros:
-        print(f"this model never had, and Emu does not use, what is written as zeros: {', '.join(prepared.zeros)}")
+        print(f"written as zeros, because this model does not have them: {', '.join(prepared.zeros)}")
     print(f"{len(prepared.tensors)} tensors ({prepared.nbytes / 1e9:.2f} GB) are in {arguments.destination}:")
     print("\n".join(f"  {name}" for name in files))

@@ -32,6 +32,7 @@ import PIL.Image
 from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.data.document import Role
 from emu_jax.data.images import DecodeError, decode
+from emu_jax.data.media_paths import is_video, named_file
 from emu_jax.data.tokenizer import BOI, EOI, IMAGE_TOKEN
 from emu_jax.errors import UserError
 from emu_jax.generation.api import load
@@ -40,7 +41,7 @@ from emu_jax.generation.mixed import OpenImage
 from emu_jax.generation.options import ImageOptions
 from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.generation.pixels import SafetyCheck, contact_sheet
-from emu_jax.generation.prompt import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Part
+from emu_jax.generation.prompt import Part
 from emu_jax.generation.sampling import TextOptions
 
 TEXT, IMAGE, STORY = "text", "image", "story"
@@ -171,7 +172,7 @@ def prompt_parts(arguments: Any) -> list[Part]:
     if arguments.prompt is not None:
         parts = parse_prompt(arguments.prompt)
     else:
-        parts = [Path(part) if _is_file(part) else part for part in arguments.parts]
+        parts = [named_file(part) or part for part in arguments.parts]
     if not parts:
         raise UserError("There is no prompt; give text and files, as in: photo.jpg 'What is this?'")
     check_parts(parts, special_tokens=arguments.special_tokens)
@@ -192,7 +193,7 @@ def parse_prompt(prompt: str) -> list[Part]:
         if i % 2 == 0:
             if piece:
                 parts.append(piece)
-        elif piece == IMAGE_TOKEN.strip("<>") or piece in ("s", "/s", "unk") or (" " in piece and not _is_file(piece)):
+        elif piece in (IMAGE_TOKEN.strip("<>"), "s", "/s", "unk") or (" " in piece and not named_file(piece)):
             parts.append(f"<{piece}>")
         else:
             parts.append(Path(piece))
@@ -210,7 +211,7 @@ def check_parts(parts: list[Part], *, special_tokens: bool = False) -> None:
             _check_text(part, special_tokens=special_tokens)
         elif isinstance(part, Path) and not part.is_file():
             raise UserError(f"There is no file {part}.")
-        elif isinstance(part, Path) and part.suffix.lower() not in VIDEO_SUFFIXES:
+        elif isinstance(part, Path) and not is_video(part):
             try:
                 decode(part)
             except DecodeError as error:
@@ -288,12 +289,3 @@ def _story(
             print(f"<{path}>")
         else:
             print(part)
-
-
-def _is_file(word: str) -> bool:
-    """Files, and single words that end like one (so that a missing one is told)."""
-    ends = Path(word).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and not re.search(r"\s", word)
-    try:
-        return ends or Path(word).is_file()
-    except OSError:  # a text longer than file names may be
-        return False

@@ -1,4 +1,4 @@
-"""CLIP's vision tower with its projection (Radford et al. 2021): what Stable Diffusion's safety checker looks with."""
+"""CLIP's vision encoder with its projection (Radford et al. 2021), used by Stable Diffusion's safety checker."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from emu_jax.layers.norms import LayerNorm
 from emu_jax.layers.patches import patches
 from emu_jax.layers.stack import stack
 from emu_jax.sharding import axes
-from emu_jax.typing import Array, Float
+from emu_jax.typing import Array, Float, typechecked
 
 _ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -26,7 +26,7 @@ _ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class ClipVisionConfig:
-    """CLIPVisionConfig and the projection's width; the defaults are those that transformers leaves unsaid."""
+    """CLIPVisionConfig and the projection's width. The defaults are those of transformers."""
 
     image_size: int = 224
     patch_size: int = 32
@@ -40,42 +40,46 @@ class ClipVisionConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_act not in _ACTIVATIONS:
-            raise UserError(f"The CLIP tower's hidden_act must be one of {', '.join(_ACTIVATIONS)}.")
+            raise UserError(f"The CLIP encoder's hidden_act must be one of {', '.join(_ACTIVATIONS)}.")
 
     @classmethod
     def from_transformers(cls, config: Mapping[str, Any]) -> "ClipVisionConfig":
-        """Reads a CLIPConfig; older ones keep the tower's sizes under `vision_config_dict`."""
-        tower = (config.get("vision_config") or {}) | (config.get("vision_config_dict") or {})
+        """Read a CLIPConfig. Older ones have the encoder's sizes under `vision_config_dict`."""
+        sizes = (config.get("vision_config") or {}) | (config.get("vision_config_dict") or {})
         names = {field.name for field in dataclasses.fields(cls)}
-        values = {name: value for name, value in tower.items() if name in names and value is not None}
+        values = {name: value for name, value in sizes.items() if name in names and value is not None}
         return cls(**values | {"projection_dim": config.get("projection_dim", cls.projection_dim)})
 
 
 class ClipBlock(nn.Module):
-    """`x + attention(norm(x))`, then `x + mlp(norm(x))`."""
+    """`x + attention(norm(x))`, then `x + mlp(norm(x))`; `mask` is that of the text tower, None for images.
 
-    config: ClipVisionConfig
+    `config` is that of either tower: they have the same names.
+    """
+
+    config: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, _per_layer: None, _shared: None) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, _per_layer: None, mask: jax.Array | None) -> tuple[jax.Array, None]:
         config = self.config
         heads, eps = config.num_attention_heads, config.layer_norm_eps
         attention = Attention(heads, config.hidden_size // heads, qkv_bias=True, out_bias=True, name="attention")
-        x += attention(LayerNorm(eps, name="attention_norm")(x))[0]
+        x += attention(LayerNorm(eps, name="attention_norm")(x), mask=mask)[0]
         mlp = Mlp(config.intermediate_size, _ACTIVATIONS[config.hidden_act], use_bias=True, name="mlp")
         return x + mlp(LayerNorm(eps, name="mlp_norm")(x)), None
 
 
 class ClipVision(nn.Module):
-    """Normalised pictures to embeddings: the class token after the last layer, normed and projected. Float32."""
+    """Embeds normalized images: the class token after the last layer, normalized and projected. Float32."""
 
     config: ClipVisionConfig
 
     @nn.compact
+    @typechecked
     def __call__(self, images: Float[Array, "n H W C"]) -> Float[Array, "n D"]:
         config, width, eps = self.config, self.config.hidden_size, self.config.layer_norm_eps
-        cut = patches(images, config.patch_size)
-        x = DenseGeneral((width,), (axes.PATCH,), (axes.EMBED,), name="patch_embed")(cut)
+        pixels = patches(images, config.patch_size)
+        x = DenseGeneral((width,), (axes.PATCH,), (axes.EMBED,), name="patch_embed")(pixels)
         small = nn.initializers.normal(0.02)
         class_token = self.param("class_token", nn.with_logical_partitioning(small, (axes.EMBED,)), (width,))
         x = jnp.concatenate([jnp.broadcast_to(class_token, (len(x), 1, width)), x], axis=1)

@@ -1,1 +1,1 @@
-"""What a trained Emu can do: scores on scenes never seen, and the page that shows them."""
+"""Evaluation on the public benchmarks: tasks, metrics, and the runner that takes a model through them."""

@@ -1,4 +1,4 @@
-"""The passes without a cache, compiled for each shape: images to embeddings, whole sequences to all outputs."""
+"""Forward passes without a cache, compiled per shape: images to embeddings, complete sequences to all outputs."""
 
 import functools
 from typing import Any
@@ -11,7 +11,7 @@ from emu_jax.models.outputs import EmuOutput
 
 @functools.partial(jax.jit, static_argnames="model")
 def embed_images(params: Any, images: jax.Array, *, model: Emu) -> jax.Array:
-    """The `visual_embeddings` `[n, Q, D]` of images `[n, S, S, 3]`."""
+    """Return the `visual_embeddings` `[n, Q, D]` of images `[n, S, S, 3]`."""
     return model.apply({"params": params}, images, method=Emu.embed_images)
 
 
@@ -25,6 +25,6 @@ def forward_pass(
     *,
     model: Emu,
 ) -> EmuOutput:
-    """The model as it is, its logits cropped to the true vocabulary."""
+    """Return all outputs of the model, with logits cropped to the unpadded vocabulary."""
     output = model.apply({"params": params}, tokens, images, positions=positions, segment_ids=segment_ids)
     return output.replace(logits=output.logits[..., : model.config.decoder.vocab_size])

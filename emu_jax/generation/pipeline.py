@@ -29,7 +29,7 @@ from emu_jax.generation.options import ImageOptions, image_options, text_options
 from emu_jax.generation.pixels import SafetyCheck, screened, to_images
 from emu_jax.generation.prompt import Part, Prompt, PromptBatch, build_prompt, load_images, only_image, pad_prompts
 from emu_jax.generation.sampling import TextOptions, compile_options
-from emu_jax.generation.score import score_candidates
+from emu_jax.generation.score import candidate_ids, pad_candidates, score_candidates
 from emu_jax.generation.text import generate_tokens
 from emu_jax.models.config import EmuConfig
 from emu_jax.models.emu import Emu
@@ -39,6 +39,7 @@ _IMAGES_AT_ONCE = 64
 _CANDIDATES_AT_ONCE = 64
 
 Parts = Sequence[Part] | Part
+Input = Parts | Prompt  # parts, or what `build_prompt` made of them
 
 
 class EmuPipeline:
@@ -83,7 +84,7 @@ class EmuPipeline:
 
     def generate_text_batch(
         self,
-        prompts: Sequence[Parts],
+        prompts: Sequence[Input],
         *,
         return_ids: bool = False,
         special_tokens: bool = False,
@@ -104,34 +105,33 @@ class EmuPipeline:
             found += [tokens[row, 1 : lengths[row]].tolist() for row in range(len(some))]
         return found if return_ids else [self.tokenizer.decode(ids) for ids in found]
 
-    def score(
-        self, prompt: Parts, candidates: Sequence[str], *, special_tokens: bool = False, end: bool = False
-    ) -> np.ndarray:
-        """Log-likelihood (natural, summed over its tokens) of each candidate after the prompt, float32 `[n]`.
+    def score(self, prompt: Input, candidates: Sequence[str], **options: bool) -> np.ndarray:
+        """Return `score_batch` of one prompt, float32 `[n]`."""
+        return self.score_batch([prompt], [candidates], **options)[0]
 
-        `end` counts the `</s>` after it too, as the release ranks whole answers.
+    def score_batch(
+        self,
+        prompts: Sequence[Input],
+        candidates: Sequence[Sequence[str]],
+        *,
+        special_tokens: bool = False,
+        end: bool = False,
+    ) -> np.ndarray:
+        """Return log-likelihoods (natural, summed over tokens) of as many candidates after each prompt, `[B, n]`.
+
+        `end` counts the `</s>` after a candidate too, as the release ranks complete answers.
         """
-        if not candidates:
-            raise UserError("There is no candidate to score.")
-        built = self.build_prompt(prompt, special_tokens=special_tokens)
-        ids = [self.tokenizer.encode(text.strip(), special_tokens=special_tokens) for text in candidates]
-        ids = [[*one, self.tokenizer.eos_id] if end else one for one in ids]
-        if not all(ids):
-            raise UserError("A candidate is empty.")
-        longest = max(map(len, ids))
-        if longest > self._room([built]):
-            raise UserError(f"The prompt and a candidate of {longest} tokens do not fit in {self._max_length} tokens.")
-        length = min(bucket(longest, smallest=4), self._room([built]))
-        batch = self._batch([built])
-        scores = []
-        for some in _chunks(ids, _CANDIDATES_AT_ONCE):
-            padded = np.zeros((power_of_two(len(some)), length), np.int32)
-            for row, one in enumerate(some):
-                padded[row, : len(one)] = one
-            lengths = np.array([len(one) for one in some] + [0] * (len(padded) - len(some)), np.int32)
+        ids = candidate_ids(candidates, self.tokenizer, special_tokens=special_tokens, end=end)
+        built = [self.build_prompt(prompt, special_tokens=special_tokens) for prompt in prompts]
+        longest = max(len(one) for some in ids for one in some)
+        length = min(bucket(longest, smallest=4), self._room(built, wanted=longest))
+        batch, scores = self._batch(built), []
+        for columns in _chunks(range(len(ids[0])), max(1, _CANDIDATES_AT_ONCE // len(built))):
+            padded, counts = pad_candidates([[some[i] for i in columns] for some in ids], length=length)
             with self._on_mesh():
-                scores.append(score_candidates(self.params, batch, padded, lengths, model=self.model)[: len(some)])
-        return np.concatenate([np.asarray(score, np.float32) for score in scores])
+                found = score_candidates(self.params, batch, padded, counts, model=self.model)
+            scores.append(np.asarray(found)[: len(built), : len(columns)])
+        return np.concatenate(scores, axis=1)
 
     # ---- embeddings
 
@@ -150,7 +150,7 @@ class EmuPipeline:
         return self.generate_embeddings_batch([prompt], special_tokens=special_tokens)[0]
 
     def generate_embeddings_batch(
-        self, prompts: Sequence[Parts], *, special_tokens: bool = False, batch_size: int = 64
+        self, prompts: Sequence[Input], *, special_tokens: bool = False, batch_size: int = 64
     ) -> np.ndarray:
         """`generate_embeddings` of many prompts, float32 `[n, N, D]`."""
         built = [self.build_prompt(prompt, special_tokens=special_tokens, open_image=True) for prompt in prompts]
@@ -331,8 +331,10 @@ class EmuPipeline:
         with self._on_mesh():
             return forward_pass(self.params, tokens, images, positions, segment_ids, model=self.model)
 
-    def build_prompt(self, prompt: Parts, *, special_tokens: bool = False, open_image: bool = False) -> Prompt:
-        """The tokens and images of a prompt (see `generation.prompt.build_prompt`)."""
+    def build_prompt(self, prompt: Input, *, special_tokens: bool = False, open_image: bool = False) -> Prompt:
+        """The tokens and images of a prompt (see `generation.prompt.build_prompt`); a built one as it is."""
+        if isinstance(prompt, Prompt):
+            return prompt
         return build_prompt(
             prompt,
             tokenizer=self.tokenizer,
@@ -366,7 +368,7 @@ class EmuPipeline:
         special = self.tokenizer
         return compile_options(
             asked,
-            room=room,
+            capacity=room,
             max_new_tokens=limit,
             bos_id=special.bos_id,
             eos_id=special.eos_id,

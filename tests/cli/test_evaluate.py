@@ -20,6 +20,7 @@ from emu_jax.diffusion.schedule import NoiseSchedule
 from emu_jax.diffusion.unet import UNet
 from emu_jax.diffusion.vae import VAE
 from emu_jax.errors import UserError
+from emu_jax.evaluation.catalog import TASK_NAMES
 from emu_jax.models.emu import Emu
 from emu_jax.models.presets import emu_tiny
 from emu_jax.sharding.specs import unbox
@@ -61,10 +62,9 @@ def directory(tmp_path_factory):
 
 
 def test_scores_are_printed_and_written(directory, tmp_path, capsys):
-    output, page = tmp_path / "scores.json", tmp_path / "scores.html"
-    words = ["--checkpoint", str(directory), "--task", "drawn-world", "--num-scenes", "4", "--num-frames", "2"]
-    evaluate.main([*words, "--steps", "2", "--output", str(output), "--report", str(page)])
-    metrics = json.loads(output.read_text(), parse_constant=pytest.fail)
+    words = ["--checkpoint", str(directory), "--task", "synthetic", "--num-scenes", "4", "--num-frames", "2"]
+    evaluate.main([*words, "--steps", "2", "--output", str(tmp_path)])
+    metrics = json.loads((tmp_path / "synthetic/scores.json").read_text(), parse_constant=pytest.fail)
     assert metrics["caption_exact"] == metrics["untrained"]["caption_exact"] == 0
     assert metrics["num_scenes"]["caption_exact"] == 4
     assert metrics["num_scenes"]["text_to_image_color_and_shape"] == 2
@@ -72,19 +72,34 @@ def test_scores_are_printed_and_written(directory, tmp_path, capsys):
     assert metrics["visual_embedding_variance"] != metrics["untrained"]["visual_embedding_variance"]
     assert metrics["settings"]["num_frames"] == 2
     assert "text_to_image_color_and_shape" in capsys.readouterr().out
-    assert "Captions of one object" in page.read_text()
+    assert "Captions of one object" in (tmp_path / "synthetic/report.html").read_text()
 
 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--checkpoint", "nowhere"], "There is no model at nowhere"),
-        (["--checkpoint", "nowhere", "--num-scenes", "0"], "num_scenes must be at least 1"),
-        (["--checkpoint", "nowhere", "--task", "chess"], "invalid choice: 'chess'"),
-        ([], "--checkpoint"),
+        (["--checkpoint", "nowhere", "--task", "synthetic", "--output", "out"], "There is no model at nowhere"),
+        (
+            ["--checkpoint", "nowhere", "--task", "synthetic", "--output", "out", "--num-scenes", "0"],
+            "num_scenes must be at least 1",
+        ),
+        (["--checkpoint", "nowhere", "--task", "chess", "--output", "out", "--data", "."], "There is no task 'chess'"),
+        (["--checkpoint", "nowhere", "--task", "vqav2", "--output", "out"], "--data is required"),
+        (["--task", "vqav2", "--data", ".", "--output", "out"], "--checkpoint is required"),
+        (["--predictions", "p", "--task", "a,b", "--output", "out"], "--predictions are of one task"),
+        (["--predictions", "p", "--checkpoint", "x", "--task", "vqav2", "--output", "out"], "leave out --checkpoint"),
+        ([], "--task is required"),
     ],
 )
 def test_mistakes_are_one_line(words, line):
     with pytest.raises(UserError, match=line) as caught:
         evaluate.main(words)
     assert "\n" not in str(caught.value)
+
+
+def test_every_task_is_listed_with_its_files(capsys):
+    evaluate.main(["--list"])
+    listed = capsys.readouterr().out
+    for name in (*TASK_NAMES, "synthetic"):
+        assert f"{name}: " in listed
+    assert "ROOT/vqav2/v2_mscoco_val2014_annotations.json" in listed

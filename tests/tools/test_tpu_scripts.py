@@ -1,4 +1,4 @@
-"""The scripts of tools/tpu: what they would run, what they refuse, and how a worker keeps a run going."""
+"""The scripts in tools/tpu: their commands, errors, and how a worker restarts a run."""
 
 import os
 import shlex
@@ -43,13 +43,13 @@ def commands(done: subprocess.CompletedProcess[str]) -> list[list[str]]:
         (["--type=v5p-8", "--runtime=mine"], ["--runtime-version=mine"]),
     ],
 )
-def test_create_asks_for_what_was_said(script, options, words):
+def test_create_passes_the_options_to_gcloud(script, options, words):
     (line,) = commands(script("pod.sh", "create", *WHERE, *options, "--dry-run"))
     assert line[:6] == ["gcloud", "compute", "tpus", "queued-resources", "create", "emu"]
     assert {"--zone=us-east5-a", "--project=lab", *words} <= set(line)
 
 
-def test_resume_is_everything_from_the_request_to_the_run(script):
+def test_resume_requests_prepares_and_starts(script):
     lines = commands(script("pod.sh", "resume", *WHERE, "--type=v5p-128", "--dry-run", *TRAIN))
     verbs = [line[4] if line[0] == "gcloud" else line[3] for line in lines]
     assert verbs == ["delete", "create", "describe", "archive", "scp", "ssh", "ssh"]
@@ -65,13 +65,13 @@ def test_every_command_has_a_dry_run(script, command):
     assert commands(script("pod.sh", command, *WHERE, "--dry-run"))
 
 
-def test_keep_tells_what_it_would_do_again_and_again(script):
+def test_a_dry_run_of_keep_starts_and_resumes_once(script):
     lines = commands(script("pod.sh", "keep", *WHERE, "--type=v5p-128", "--dry-run", *TRAIN))
     assert sum("start" in " ".join(line) for line in lines) == 2
 
 
 GCLOUD = """#!/usr/bin/env bash
-# Stands for gcloud: notes the verb, and answers what it is asked from the lines of `answers`.
+# Replacement for gcloud: record the verb, and answer queries with the lines of `answers`.
 echo "$4" >> verbs
 case "$*" in
   *describe*|*"cat emu_jax/train.state"*) head -n 1 answers; sed -i 1d answers ;;
@@ -83,11 +83,11 @@ esac
     ("answers", "code", "resumed"),
     [
         (["ACTIVE", "running", "SUSPENDED", "WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "ended"], 0, 1),
-        (["FAILED", "ACTIVE", "ACTIVE", "mistaken"], 2, 1),
+        (["FAILED", "ACTIVE", "ACTIVE", "failed"], 2, 1),
         (["ACTIVE", "stopped"], 2, 0),
     ],
 )
-def test_keep_resumes_what_was_preempted_until_the_end(root, tmp_path, answers, code, resumed):
+def test_keep_resumes_after_preemptions_until_the_end(root, tmp_path, answers, code, resumed):
     (tmp_path / "gcloud").write_text(GCLOUD)
     (tmp_path / "gcloud").chmod(0o755)
     (tmp_path / "answers").write_text("\n".join(answers) + "\n")
@@ -100,7 +100,7 @@ def test_keep_resumes_what_was_preempted_until_the_end(root, tmp_path, answers, 
     assert (tmp_path / "answers").read_text() == ""
 
 
-def test_gke_by_xpk(script):
+def test_gke_commands_call_xpk(script):
     where = ("--cluster=c", "--zone=us-east5-a", "--project=lab", "--dry-run")
     (cluster,) = commands(script("gke.sh", "cluster", *where, "--type=v5p-128", "--slices=2", "--spot"))
     assert cluster[:3] == ["xpk", "cluster", "create"]
@@ -121,12 +121,12 @@ def test_gke_by_xpk(script):
         (["pod.sh", "create", *WHERE], "--type is missing, as in --type=v5p-128"),
         (["pod.sh", "create", "--name=emu"], "--zone is missing"),
         (["pod.sh", "craete", *WHERE], "there is no command 'craete'"),
-        (["pod.sh", "create", *WHERE, "--typ=v5p-128"], "'--typ=v5p-128' is not understood"),
-        (["pod.sh", "start", *WHERE, "--workdir=gs://b/r"], "what to train is missing"),
+        (["pod.sh", "create", *WHERE, "--typ=v5p-128"], "unknown option '--typ=v5p-128'"),
+        (["pod.sh", "start", *WHERE, "--workdir=gs://b/r"], "the options of train are missing"),
         (["gke.sh", "start", "--cluster=c", "--zone=z", "--project=p", "--type=v5p-8"], "--name is missing"),
     ],
 )
-def test_mistakes_are_one_line(script, words, message):
+def test_invalid_options_are_one_line(script, words, message):
     done = script(*words)
     assert done.returncode == 2
     assert message in done.stderr
@@ -150,28 +150,28 @@ def test_shellcheck_finds_nothing(root):
 
 
 PYTHON = """#!/usr/bin/env bash
-# Stands for `python -u -m emu_jax train`: what each try does is a line of the file `tries`.
-try=$(head -n 1 tries); sed -i 1d tries
-case $try in
+# Replacement for `python -u -m emu_jax train`: each attempt does what the next line of the file `attempts` says.
+attempt=$(head -n 1 attempts); sed -i 1d attempts
+case $attempt in
   finish) echo "finished step 8" ;;
   stop) echo "stopped at step 3" ;;
   wait) trap 'echo "stopped at step 5"; exit 0' TERM; touch waiting; while true; do sleep 0.05; done ;;
-  *) exit "$try" ;;
+  *) exit "$attempt" ;;
 esac
 """
 
 
 @pytest.fixture
 def worker(root, tmp_path):
-    """A worker's home with an environment that only pretends; `worker(tries)` starts the loop."""
+    """The home directory of a worker with a replaced Python; `worker(*attempts)` starts the loop."""
     shutil.copytree(root / "tools", tmp_path / "emu_jax" / "tools")
     home = tmp_path / "emu_jax"
     (home / ".venv" / "bin").mkdir(parents=True)
     (home / ".venv" / "bin" / "python").write_text(PYTHON)
     (home / ".venv" / "bin" / "python").chmod(0o755)
 
-    def start(*tries: str) -> tuple[Path, subprocess.Popen]:
-        (home / "tries").write_text("\n".join(tries) + "\n")
+    def start(*attempts: str) -> tuple[Path, subprocess.Popen]:
+        (home / "attempts").write_text("\n".join(attempts) + "\n")
         log = (home / "train.log").open("w")
         process = subprocess.Popen(
             ["bash", "tools/tpu/worker.sh", "loop", "--config=c"],
@@ -182,24 +182,24 @@ def worker(root, tmp_path):
     return start
 
 
-def test_a_worker_tries_again_until_the_run_has_ended(worker):
+def test_a_worker_restarts_the_run_until_it_has_ended(worker):
     home, process = worker("1", "stop", "134", "finish", "finish")
     assert process.wait(timeout=60) == 0
     assert (home / "train.state").read_text() == "ended\n"
-    assert (home / "tries").read_text() == "finish\n"
-    assert "train ended with 134; again" in (home / "train.log").read_text()
+    assert (home / "attempts").read_text() == "finish\n"
+    assert "train ended with code 134; restarting" in (home / "train.log").read_text()
 
 
-def test_a_worker_does_not_repeat_a_mistake(worker):
+def test_a_worker_does_not_restart_after_exit_code_2(worker):
     home, process = worker("2", "finish")
     assert process.wait(timeout=60) == 2
-    assert (home / "train.state").read_text() == "mistaken\n"
+    assert (home / "train.state").read_text() == "failed\n"
 
 
 def test_a_worker_lets_the_run_save_before_it_stops(worker):
     home, process = worker("wait", "finish")
-    until = time.monotonic() + 60
-    while not (home / "waiting").exists() and time.monotonic() < until:
+    deadline = time.monotonic() + 60
+    while not (home / "waiting").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0

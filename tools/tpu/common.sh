@@ -1,15 +1,15 @@
-# What the scripts of this folder share; sourced, not run.
+# Functions shared by the scripts in this folder; to be sourced.
 # shellcheck shell=bash
 
 DRY_RUN=0
 
-# Ends with one line that says what to do.
+# Exit with one line that says what to do.
 fail() {
   echo "error: $*" >&2
   exit 2
 }
 
-# Runs a command, or prints it as it would be typed.
+# Run a command, or print it with --dry-run.
 run() {
   if ((DRY_RUN)); then
     local line='' word
@@ -22,7 +22,7 @@ run() {
   fi
 }
 
-# A word with quotes where a shell needs them.
+# Print a word with quotes where a shell needs them.
 quoted() {
   if [[ $1 =~ ^[A-Za-z0-9_./:=,@+~%-]+$ ]]; then
     printf '%s' "$1"
@@ -31,12 +31,12 @@ quoted() {
   fi
 }
 
-# need VALUE FLAG EXAMPLE: a flag that has no default.
+# need VALUE FLAG EXAMPLE: exit unless a required flag has a value.
 need() {
   [[ -n $1 ]] || fail "$2 is missing, as in $2=$3"
 }
 
-# The comment at the top of a script is its help.
+# Print the comment at the top of a script, which is its help.
 show_help() {
   sed -n '2,/^$/s/^#[ ]\{0,1\}//p' "$1"
 }

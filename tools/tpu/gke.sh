@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# The same by XPK on GKE: a cluster with TPU node pools, an image of this checkout, a workload that restarts itself.
+# Train on GKE with XPK: a cluster with TPU node pools, an image of this checkout, a workload that restarts on failure.
 #
-#   tools/tpu/gke.sh COMMAND --cluster=emu --zone=us-east5-a --project=PROJECT [OPTIONS] [-- WORDS FOR train]
+#   tools/tpu/gke.sh COMMAND --cluster=emu --zone=us-east5-a --project=PROJECT [OPTIONS] [-- OPTIONS OF train]
 #
-#   cluster   make it:    --type=v5p-128 [--slices=2] [--spot | --on-demand | --reservation=NAME | --flex]
-#   image     build this checkout and push it: --image=REGION-docker.pkg.dev/PROJECT/emu/emu_jax:TAG
+#   cluster   create it: --type=v5p-128 [--slices=2] [--spot | --on-demand | --reservation=NAME | --flex]
+#   image     build an image of this checkout and push it: --image=REGION-docker.pkg.dev/PROJECT/emu/emu_jax:TAG
 #   start     --name=RUN --type=v5p-128 [--slices=2] --image=... --workdir=gs://BUCKET/RUN -- --config=configs/pretrain_14b.py
-#   status    the workloads of the cluster
+#   status    list the workloads of the cluster
 #   watch     follow the log of the first worker: --name=RUN
-#   stop      end one, --name=RUN; each worker gets SIGTERM, saves, and exits
-#   delete    the cluster
+#   stop      end a workload: --name=RUN; each worker receives SIGTERM, saves and exits
+#   delete    delete the cluster
 #
-#   --dry-run prints the commands and runs none of them. `pip install xpk` (and gcloud, kubectl, docker) brings the tools.
+#   --dry-run prints the commands instead of running them. Required tools: gcloud, kubectl, docker, `pip install xpk`.
 
 set -euo pipefail
 FOLDER=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -55,13 +55,13 @@ read_options() {
       --spot | --on-demand | --flex | --reservation=*) CAPACITY=$1 ;;
       --dry-run) DRY_RUN=1 ;;
       --) shift; TRAIN=("$@"); return ;;
-      *) fail "'$1' is not understood; tools/tpu/gke.sh --help lists the options" ;;
+      *) fail "unknown option '$1'; tools/tpu/gke.sh --help lists the options" ;;
     esac
     shift
   done
 }
 
-# on_cluster NOUN VERB WORDS...: xpk on it.
+# on_cluster NOUN VERB WORDS...: run xpk on the cluster.
 on_cluster() {
   run xpk "$@" "--cluster=$CLUSTER" "--zone=$ZONE" "--project=$PROJECT"
 }
@@ -82,7 +82,7 @@ do_start() {
   need "$TYPE" --type v5p-128
   need "$IMAGE" --image us-docker.pkg.dev/my-project/emu/emu_jax:1
   need "$WORKDIR" --workdir gs://BUCKET/RUN
-  ((${#TRAIN[@]})) || fail "what to train is missing, as in -- --config=configs/pretrain_14b.py"
+  ((${#TRAIN[@]})) || fail "the options of train are missing, as in -- --config=configs/pretrain_14b.py"
   local line='exec python -m emu_jax train' word
   for word in "${TRAIN[@]}" "--workdir=$WORKDIR"; do
     line+=" $(quoted "$word")"

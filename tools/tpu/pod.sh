@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
-# A training run on Cloud TPU by queued resources: one slice or several, from the request to the end.
+# Train on Cloud TPU with queued resources, on one or several slices, from the request to the end of the run.
 #
-#   tools/tpu/pod.sh COMMAND --name=emu --zone=us-east5-a --project=PROJECT [OPTIONS] [-- WORDS FOR train]
+#   tools/tpu/pod.sh COMMAND --name=emu --zone=us-east5-a --project=PROJECT [OPTIONS] [-- OPTIONS OF train]
 #
-#   create   ask for the slices:      --type=v5p-128 [--slices=2] [--spot | --reservation=NAME] [--runtime=IMAGE]
-#   wait     return when they are there
-#   setup    put this checkout (HEAD) and its environment on every worker
-#   doctor   look at every worker at once: versions, chips, collectives, --workdir's speed
-#   start    begin or go on:          --workdir=gs://BUCKET/RUN -- --config=configs/pretrain_14b.py
+#   create   request the slices: --type=v5p-128 [--slices=2] [--spot | --reservation=NAME] [--runtime=IMAGE]
+#   wait     return when the slices are ready
+#   setup    copy this checkout (HEAD) to every worker and install its environment
+#   doctor   check all workers at the same time: versions, chips, collectives, write speed of --workdir
+#   start    start or resume the run: --workdir=gs://BUCKET/RUN -- --config=configs/pretrain_14b.py
 #   watch    follow the log of the first worker
-#   status   state of the request, and of the run on every worker
-#   stop     let the run finish its step, save, and end
-#   resume   after a preemption: delete what is left, create, wait, setup, start (takes all of their options)
-#   keep     start, then look every five minutes and resume where it was preempted, until the run has ended
-#   delete   give everything back
+#   status   print the state of the request, and of the run on every worker
+#   stop     let the run finish its step, save and end
+#   resume   after a preemption: delete, create, wait, setup, start (with the options of all of these)
+#   keep     start, then check every five minutes, and resume after a preemption until the run has ended
+#   delete   delete the slices
 #
-#   --dry-run prints the commands and runs none of them. TPU_NAME, TPU_ZONE, TPU_PROJECT stand in for the first three.
+#   --dry-run prints the commands instead of running them. TPU_NAME, TPU_ZONE and TPU_PROJECT replace the first three
+#   options.
 
 set -euo pipefail
 FOLDER=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -54,18 +55,18 @@ read_options() {
       --spot) SPOT=1 ;;
       --dry-run) DRY_RUN=1 ;;
       --) shift; TRAIN=("$@"); return ;;
-      *) fail "'$1' is not understood; tools/tpu/pod.sh --help lists the options" ;;
+      *) fail "unknown option '$1'; tools/tpu/pod.sh --help lists the options" ;;
     esac
     shift
   done
 }
 
-# queued SUBCOMMAND WORDS...: gcloud on the queued resource.
+# queued SUBCOMMAND WORDS...: run gcloud on the queued resource.
 queued() {
   run gcloud compute tpus queued-resources "$1" "${@:2}" "--zone=$ZONE" "--project=$PROJECT"
 }
 
-# on_all COMMAND: on every worker of every slice at once.
+# on_all COMMAND: run a command on all workers of all slices.
 on_all() {
   queued ssh "$NAME" --node=all --worker=all "--command=$1"
 }
@@ -104,7 +105,7 @@ do_wait() {
   local now
   while now=$(state); [[ $now != ACTIVE ]]; do
     case $now in
-      FAILED | SUSPENDING | SUSPENDED) fail "the request is $now: see '$0 status', then '$0 resume'" ;;
+      FAILED | SUSPENDING | SUSPENDED) fail "the request is $now: run '$0 status', then '$0 resume'" ;;
     esac
     echo "$(date +%T) $now"
     sleep "${WATCH_SECONDS:-60}"
@@ -120,12 +121,12 @@ do_setup() {
 }
 
 do_doctor() {
-  on_all "bash emu_jax/tools/tpu/worker.sh doctor${WORKDIR:+ --checkpoints=$(quoted "$WORKDIR/doctor")}"
+  on_all "bash emu_jax/tools/tpu/worker.sh doctor${WORKDIR:+ --workdir=$(quoted "$WORKDIR/doctor")}"
 }
 
 do_start() {
   need "$WORKDIR" --workdir gs://BUCKET/RUN
-  ((${#TRAIN[@]})) || fail "what to train is missing, as in -- --config=configs/pretrain_14b.py"
+  ((${#TRAIN[@]})) || fail "the options of train are missing, as in -- --config=configs/pretrain_14b.py"
   local line='bash emu_jax/tools/tpu/worker.sh start' word
   for word in "${TRAIN[@]}" "--workdir=$WORKDIR"; do
     line+=" $(quoted "$word")"
@@ -147,7 +148,7 @@ do_stop() {
 }
 
 do_resume() {
-  do_delete || true # a request that was never there, or is gone already
+  do_delete || true # there may be no request
   do_create
   do_wait
   do_setup
@@ -158,7 +159,7 @@ do_keep() {
   do_start
   if ((DRY_RUN)); then
     state
-    echo "# every five minutes; SUSPENDED or FAILED:"
+    echo "# every five minutes, if SUSPENDED or FAILED:"
     do_resume
     return
   fi
@@ -167,14 +168,14 @@ do_keep() {
     now=$(state) || continue
     case $now in
       FAILED | SUSPENDING | SUSPENDED)
-        echo "$(date +%T) $now: asking again"
+        echo "$(date +%T) $now: requesting the slices again"
         do_resume
         ;;
       ACTIVE)
         run=$(queued ssh "$NAME" --node=0 --worker=0 '--command=cat emu_jax/train.state' 2>/dev/null) || continue
         case $run in
-          ended) echo "$(date +%T) the run has ended; '$0 delete' gives the slices back" && return ;;
-          stopped | mistaken) fail "the run is $run: '$0 status' shows the last lines of its log" ;;
+          ended) echo "$(date +%T) the run has ended; '$0 delete' deletes the slices" && return ;;
+          stopped | failed) fail "the run has $run: '$0 status' prints the last lines of its log" ;;
         esac
         ;;
     esac

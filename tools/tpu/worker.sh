@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# What pod.sh runs on each worker of a slice, in the home directory.
+# Commands of pod.sh on each worker of a slice, in its home directory.
 #
-#   worker.sh install              the environment of emu_jax
-#   worker.sh doctor [WORDS]       `python -m emu_jax doctor WORDS`
-#   worker.sh start WORDS          `python -m emu_jax train WORDS` in the background, log in emu_jax/train.log
-#   worker.sh status | stop
+#   worker.sh install              install the environment of emu_jax
+#   worker.sh doctor [OPTIONS]     run `python -m emu_jax doctor OPTIONS`
+#   worker.sh start OPTIONS        run `python -m emu_jax train OPTIONS` in the background, with log emu_jax/train.log
+#   worker.sh status               print the state of the run and the end of its log
+#   worker.sh stop                 let the run finish its step, save and end
 #
-#   train.state holds: running, ended (all steps are done), stopped (told to, and saved), mistaken (the log's last line
-#   says what to mend).
+#   train.state is one of: running, ended (all steps are done), stopped (by this script, and saved), failed (the last line
+#   of the log says what to fix).
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 STATE=train.state PID=train.pid LOG=train.log
 
 install() {
-  # The images bring Python 3.10; uv brings its own.
+  # The VM images have Python 3.10; uv installs 3.12.
   command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
   export PATH="$HOME/.local/bin:$PATH"
   uv venv --allow-existing --python 3.12 .venv
@@ -34,19 +35,19 @@ start() {
   echo "started; log in emu_jax/$LOG"
 }
 
-# Runs `train` again when it fails, or stops because another worker was told to: it goes on from the newest checkpoint.
-# It is over when train says so, when this worker is told to stop, and after a mistake (2), which no other try mends.
+# Run `train`, and run it again after a failure or a stop of another worker; it resumes from the newest checkpoint.
+# End when all steps are done, when this worker is stopped, and after exit code 2, which another attempt would repeat.
 loop() {
-  local code child='' told=0
+  local code child='' stopping=0
   echo $$ >"$PID"
-  trap 'told=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null' TERM
+  trap 'stopping=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null' TERM
   echo running >"$STATE"
   while true; do
     .venv/bin/python -u -m emu_jax train "$@" &
     child=$!
     code=0
     wait "$child" || code=$?
-    # A signal to this script ends `wait` early; the run is still saving.
+    # A signal to this script ends `wait` while the run is still saving.
     while kill -0 "$child" 2>/dev/null; do
       code=0
       wait "$child" || code=$?
@@ -54,14 +55,14 @@ loop() {
     if ((code == 0)) && tail -n 5 "$LOG" | grep -q '^finished '; then
       echo ended >"$STATE"
       return
-    elif ((told)); then
+    elif ((stopping)); then
       echo stopped >"$STATE"
       return
     elif ((code == 2)); then
-      echo mistaken >"$STATE"
+      echo failed >"$STATE"
       return 2
     fi
-    echo "worker.sh: train ended with $code; again in ${RETRY_SECONDS:-20} s"
+    echo "worker.sh: train ended with code $code; restarting in ${RETRY_SECONDS:-20} s"
     sleep "${RETRY_SECONDS:-20}"
   done
 }

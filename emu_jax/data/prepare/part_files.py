@@ -128,6 +128,11 @@ def discard_part(stem: Path) -> None:
     _summary(stem).unlink(missing_ok=True)
 
 
+def part_records(stem: Path) -> int:
+    """Return the number of records of a part; 0 if it is not finished."""
+    return len(read_digests(stem)) if _summary(stem).exists() else 0
+
+
 def read_documents(stem: Path, indices: Sequence[int] | None = None) -> Iterator[Document]:
     """Yield the documents of a part: all, or those at `indices`."""
     reader = array_record_module.ArrayRecordReader(str(_records(stem)))

@@ -1,4 +1,4 @@
-"""Runs of an Emu: the stages `pretrain`, `caption_warmup` and `instruct`."""
+"""Training runs of an Emu: the stages `pretrain`, `caption_warmup` and `instruct`."""
 
 import dataclasses
 from collections.abc import Mapping

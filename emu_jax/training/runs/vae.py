@@ -1,4 +1,4 @@
-"""Runs of an autoencoder: the stage `vae`."""
+"""Training runs of an autoencoder: the stage `vae`."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Runs of a U-Net: the stage `visual_decoder`, on examples that are stored, or computed in each step."""
+"""Training runs of a U-Net: the stage `visual_decoder`, on examples that are stored, or computed in each step."""
 
 import dataclasses
 import functools
@@ -212,7 +212,7 @@ class ComputedSource:
             sets=self.config.sets,
             tokenizer=self.emu.tokenizer,
             condition=self.config.condition,
-            picture_size=decoder.unet.config.sample_size * decoder.vae.config.factor,
+            target_size=decoder.unet.config.sample_size * decoder.vae.config.factor,
             image_size=self.emu.config.vision.image_size,
             prompt_length=self.config.prompt_length,
             max_caption_length=self.config.max_caption_length,

@@ -49,7 +49,7 @@ class FrozenModels:
         def pixels(size: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8)
 
-        spec = {"pictures": pixels(target_size)}
+        spec = {"target_images": pixels(target_size)}
         if self.condition is Condition.ENCODED:
             return spec | {"images": pixels(self.emu.vision.image_size)}
         prompts = (batch_size, self.prompt_length)
@@ -76,4 +76,4 @@ class FrozenModels:
 
     def posterior(self, params: Any, batch: Batch) -> Posterior:
         """Return the autoencoder's Gaussian over the latents of each image."""
-        return VAE(self.vae).apply({"params": params["vae"]}, to_unit_range(batch["pictures"]), method="encode")
+        return VAE(self.vae).apply({"params": params["vae"]}, to_unit_range(batch["target_images"]), method="encode")

@@ -1,4 +1,4 @@
-"""The autoencoder: encode images to latents and decode them, with the latents kept close to a standard normal."""
+"""The autoencoder: encode images to latents and decode them, with latents close to a standard normal."""
 
 import dataclasses
 from typing import Any

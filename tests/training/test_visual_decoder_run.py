@@ -1,4 +1,4 @@
-"""Conditions and latents computed in the step are those that were stored before, and make the same run."""
+"""Runs of the visual decoder: examples computed in each step equal stored ones, and give the same run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ BATCH, SEED = 8, 5
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Folders: a small Emu, a decoder that takes narrower embeddings, a prepared set, examples of each condition."""
+    """Folders with a small Emu, a decoder for narrower embeddings, a prepared set, and examples of each condition."""
 
     emu: Path
     decoder: Path
@@ -102,13 +102,13 @@ def world(tmp_path_factory) -> World:
             pipeline, made, sets=[str(pairs)], output=stored[condition], condition=condition,
             image_size=8, max_caption_length=LONGEST, batch_size=16,
         )  # fmt: skip
-        assert 20 < count < 61  # some were left out
+        assert 20 < count < 61  # some captions are too long
     return World(folder / "emu", folder / "decoder", pairs, stored, config)
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("condition", Condition)
-def test_computed_batches_are_the_stored_ones(world, condition):
+def test_computed_batches_equal_stored_ones(world, condition):
     decoder = load_visual_decoder(world.decoder, cross_attention_dim=16)
     source = ComputedSource.open(world.computed(condition), mesh=MeshConfig())
     frozen = source.frozen(decoder)
@@ -117,10 +117,10 @@ def test_computed_batches_are_the_stored_ones(world, condition):
     params = {"emu": jax.device_get(source.emu_params), "vae": decoder.params["vae"]}
     compute = jax.jit(lambda batch: (frozen.conditioning(params, batch), frozen.posterior(params, batch)))
     computed = source.loader(decoder, batch_size=BATCH, seed=SEED)()
-    wanted = stored.loader(batch_size=BATCH, seed=SEED)
+    expected = stored.loader(batch_size=BATCH, seed=SEED)
     spec = frozen.batch_spec(batch_size=BATCH, target_size=8)
-    for _ in range(8):  # more than a pass
-        batch, examples = next(computed), next(wanted)
+    for _ in range(8):  # more than one epoch
+        batch, examples = next(computed), next(expected)
         assert {n: (a.shape, a.dtype) for n, a in batch.items()} == {n: (s.shape, s.dtype) for n, s in spec.items()}
         conditioning, posterior = compute(batch)
         for ours, name in (
@@ -129,7 +129,7 @@ def test_computed_batches_are_the_stored_ones(world, condition):
             (posterior.log_variance, "latent_log_variance"),
         ):
             np.testing.assert_allclose(ours, examples[name], rtol=0, atol=1e-5 * np.abs(examples[name]).max())
-        # From picture to picture they differ by far more.
+        # The difference between images is much larger.
         assert np.ptp(conditioning, axis=0).max() > 1e-3 * np.abs(conditioning).max()
 
 
@@ -141,7 +141,7 @@ def run_of(world: World, **source) -> VisualDecoderRunConfig:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("condition", Condition)
-def test_a_run_that_computes_is_the_run_on_what_was_stored(world, condition, tmp_path, capsys):
+def test_runs_on_computed_and_stored_examples_are_equal(world, condition, tmp_path, capsys):
     results, losses = [], []
     runs = {"stored": {"examples": str(world.stored[condition])}, "computed": {"computed": world.computed(condition)}}
     for name, source in runs.items():
@@ -150,34 +150,34 @@ def test_a_run_that_computes_is_the_run_on_what_was_stored(world, condition, tmp
         run.finish(tmp_path / name, result)
         results.append(result)
         losses.append([r["loss"] for r in read_metrics(tmp_path / name) if "loss" in r])
-        said = capsys.readouterr().err
-        assert f"the U-Net starts from the weights in {world.decoder}" in said
-        assert "8 projections are newly initialized" in said
-        assert "attn2.to_k.weight" in said
+        log = capsys.readouterr().err
+        assert f"the U-Net starts from the weights in {world.decoder}" in log
+        assert "8 projections are newly initialized" in log
+        assert "attn2.to_k.weight" in log
     np.testing.assert_allclose(*losses, rtol=1e-5)
     assert len(losses[0]) == 3
-    own, other = (flatten(jax.device_get(result.params["unet"])) for result in results)
-    for path, leaf in own.items():
+    params, other = (flatten(jax.device_get(result.params["unet"])) for result in results)
+    for path, leaf in params.items():
         np.testing.assert_allclose(other[path], leaf, rtol=0, atol=1e-5, err_msg=path)
 
-    # What is frozen is as it was read, and the optimizer knows nothing of it.
+    # Frozen parameters do not change.
     computed = results[1]
     emu = flatten(load_model(world.emu).params)
-    kept = {
+    frozen = {
         path: leaf for path, leaf in flatten(jax.device_get(computed.params)).items() if not path.startswith("unet")
     }
-    assert {path.split("/")[0] for path in kept} == {"emu", "vae"}
-    for path, leaf in kept.items():
+    assert {path.split("/")[0] for path in frozen} == {"emu", "vae"}
+    for path, leaf in frozen.items():
         if path.startswith("emu/"):
             np.testing.assert_array_equal(leaf, emu[path.removeprefix("emu/")])
     assert set(computed.ema) == {"unet"}
-    # The folder that is left holds the average, and another folder's autoencoder as it was.
-    left, began = (load_visual_decoder(path) for path in (tmp_path / "computed" / "visual_decoder", world.decoder))
-    jax.tree.map(np.testing.assert_array_equal, left.params["unet"], jax.device_get(computed.ema["unet"]))
-    jax.tree.map(np.testing.assert_array_equal, left.params["vae"], began.params["vae"])
+    # The final folder has the moving average of the U-Net, and the autoencoder of the initial folder.
+    final, initial = (load_visual_decoder(path) for path in (tmp_path / "computed" / "visual_decoder", world.decoder))
+    jax.tree.map(np.testing.assert_array_equal, final.params["unet"], jax.device_get(computed.ema["unet"]))
+    jax.tree.map(np.testing.assert_array_equal, final.params["vae"], initial.params["vae"])
 
 
-def test_the_optimizer_has_no_moments_of_what_is_frozen(world):
+def test_frozen_parameters_have_no_moments(world):
     decoder = load_visual_decoder(world.decoder, cross_attention_dim=16)
     frozen = FrozenModels(world.sizes, decoder.vae.config, 0, Condition.PREDICTED, prompt_length=40)
     stage = VisualDecoderStage(
@@ -187,28 +187,28 @@ def test_the_optimizer_has_no_moments_of_what_is_frozen(world):
     with jax.set_mesh(mesh):
         state = abstract_state(stage, optimizer, config=OptimizerConfig(), mesh=mesh)
     assert set(state.params) == {"unet", "vae", "emu"}
-    assert set(state.params["emu"]) == {"decoder", "regression_head"}  # what predicting from a caption needs
+    assert set(state.params["emu"]) == {"decoder", "regression_head"}  # for predictions from a caption
     count = len(jax.tree.leaves(state.params["unet"]))
     assert len(jax.tree.leaves(state.opt_state)) == 2 * count + 2  # both moments, and two counts
 
 
-def test_mistakes_are_told(world, tmp_path):
+def test_invalid_configs_and_sets_are_one_clear_error(world, tmp_path):
     with pytest.raises(UserError, match=r"either config\.examples or config\.computed"):
         run_of(world)
     with pytest.raises(UserError, match="prompt_length must be between 3 and"):
         ComputedSource.open(world.computed(Condition.PREDICTED, prompt_length=2), mesh=MeshConfig())
     with pytest.raises(UserError, match="holds no decoder examples"):
         open_run(to_dict(run_of(world, examples=str(tmp_path))))
-    chosen = {"picture_size": 8, "image_size": 8, "prompt_length": 40, "max_caption_length": 3}
+    chosen = {"target_size": 8, "image_size": 8, "prompt_length": 40, "max_caption_length": 3}
     tokenizer = Tokenizer.load(world.emu / "tokenizer.model")
-    pictures = CaptionedImages((WeightedSet(str(world.pairs)),), tokenizer, Condition.PREDICTED, **chosen)
+    images = CaptionedImages((WeightedSet(str(world.pairs)),), tokenizer, Condition.PREDICTED, **chosen)
     with pytest.raises(UserError, match="is a picture with a caption of at most 3 characters"):
-        pictures.loader(batch_size=BATCH, seed=0)
+        images.loader(batch_size=BATCH, seed=0)
     with pytest.raises(UserError, match="does not divide among 3 processes"):
-        pictures.loader(batch_size=BATCH, seed=0, process_count=3)
+        images.loader(batch_size=BATCH, seed=0, process_count=3)
 
 
-def test_a_caption_is_text_even_where_it_looks_like_a_file(world):
+def test_a_caption_that_looks_like_a_file_name_is_text(world):
     tokenizer = Tokenizer.load(world.emu / "tokenizer.model")
     sizes = {"tokenizer": tokenizer, "num_image_tokens": 4, "image_size": 8, "open_image": True}
     prompt = build_prompt(as_text("IMG_0001.jpg ", tokenizer), **sizes)

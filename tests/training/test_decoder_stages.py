@@ -1,4 +1,4 @@
-"""The two stages of the visual decoder: what they count, what they drop, that they learn."""
+"""The stages of the visual decoder: losses, dropped conditions, weights, and learning of one batch."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from emu_jax.diffusion.config import CROSS_DOWN, CROSS_UP, UNetConfig, VAEConfig
 from emu_jax.errors import UserError
 from emu_jax.sharding.specs import unbox
 from emu_jax.training.stage import Stage
-from emu_jax.training.stages.vae import VAEStage, to_unit_range
+from emu_jax.training.stages.vae import VAEStage, VAETrainingConfig, to_unit_range
 from emu_jax.training.stages.visual_decoder import VisualDecoderStage, VisualDecoderTrainingConfig
 
 WIDTH, QUERIES, BATCH = 6, 3, 8
@@ -48,7 +48,7 @@ def batch():
 @pytest.fixture(scope="module")
 def params():
     made = unbox(jax.jit(decoder_stage().init)(jax.random.key(0)))
-    # Zero at the start (so that a fresh U-Net puts out zeros), which would hide the conditioning.
+    # Not the initial zeros of the output layers, with which the output would not depend on the conditioning.
     return jax.tree.map(lambda leaf: leaf + 0.1, made)
 
 
@@ -56,23 +56,23 @@ def losses(stage: Stage, params, batch, *, deterministic: bool):
     return jax.jit(lambda p, b: stage.losses(p, b, jax.random.key(1), deterministic=deterministic))(params, batch)
 
 
-def test_a_batch_is_what_the_spec_says(batch):
+def test_a_batch_has_the_shapes_of_the_spec(batch):
     spec = decoder_stage().batch_spec()
     assert {name: (leaf.shape, leaf.dtype) for name, leaf in spec.items()} == {
         name: (array.shape, array.dtype) for name, array in batch.items()
     }
 
 
-def test_dropped_conditions_are_the_unconditional_embeddings(params, batch):
+def test_dropped_conditions_become_the_unconditional_embeddings(params, batch):
     all_dropped = losses(decoder_stage(condition_dropout=1.0), params, batch, deterministic=False)
     empty = batch | {"conditioning": np.full_like(batch["conditioning"], 0.5)}
     none_dropped = losses(decoder_stage(condition_dropout=0.0), params, empty, deterministic=False)
     np.testing.assert_allclose(all_dropped.sums["noise"], none_dropped.sums["noise"], rtol=1e-5)
-    kept = losses(decoder_stage(condition_dropout=1.0), params, batch, deterministic=True)
-    assert abs(kept.sums["noise"] - all_dropped.sums["noise"]) > 1e-4 * abs(kept.sums["noise"])
+    conditional = losses(decoder_stage(condition_dropout=1.0), params, batch, deterministic=True)
+    assert abs(conditional.sums["noise"] - all_dropped.sums["noise"]) > 1e-4 * abs(conditional.sums["noise"])
 
 
-def test_min_snr_weighs_the_loss_and_leaves_the_measured_error(params, batch):
+def test_min_snr_weights_the_loss_but_not_the_logged_error(params, batch):
     plain, weighted = (
         losses(decoder_stage(min_snr_gamma=gamma), params, batch, deterministic=True) for gamma in (None, 5.0)
     )
@@ -84,8 +84,8 @@ def test_min_snr_weighs_the_loss_and_leaves_the_measured_error(params, batch):
     np.testing.assert_allclose(sum(float(quarter.sum) for quarter in quarters), plain.sums["noise"], rtol=1e-5)
 
 
-def test_embeddings_of_another_width_are_refused():
-    with pytest.raises(UserError, match=r"shape \(3, 7\); the U-Net takes \[Q, 6\]"):
+def test_embeddings_of_another_width_are_an_error():
+    with pytest.raises(UserError, match=r"shape \(3, 7\); the U-Net requires \[Q, 6\]"):
         VisualDecoderStage(
             model=UNET, batch_size=BATCH, unconditional=np.zeros((QUERIES, WIDTH + 1)), scaling_factor=1.0
         )
@@ -119,5 +119,10 @@ def test_the_autoencoder_learns_one_batch():
     assert history[-1] < 0.3 * history[0]
 
 
-def test_pixels_span_minus_one_to_one():
+def test_the_divergence_has_the_configured_weight():
+    weights = VAEStage(model=VAE, batch_size=2, config=VAETrainingConfig(divergence_weight=1e-6)).loss_weights
+    assert weights == {"absolute_error": 1.0, "squared_error": 1.0, "divergence": 1e-6}
+
+
+def test_pixels_are_in_minus_one_to_one():
     np.testing.assert_allclose(to_unit_range(jnp.array([0, 255], jnp.uint8)), [-1.0, 1.0])

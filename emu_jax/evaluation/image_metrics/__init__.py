@@ -1,0 +1,1 @@
+"""Networks that generated images are scored with: Inception for FID, CLIP for similarities."""

@@ -1,0 +1,1 @@
+"""Metrics of the public benchmarks, equal to what their official code computes."""

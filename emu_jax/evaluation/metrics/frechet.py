@@ -1,0 +1,46 @@
+"""The Frechet distance between two sets of features (Heusel et al. 2017), in float64."""
+
+import dataclasses
+
+import numpy as np
+
+from emu_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureStatistics:
+    """Mean `[D]` and covariance `[D, D]` of a set of features, float64, and how many features there were."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    count: int
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> "FeatureStatistics":
+        """Compute the statistics of features `[n, D]`.
+
+        Raises:
+          UserError: fewer than two features.
+        """
+        if len(features) < 2:
+            raise UserError(f"A covariance requires at least 2 images; there are {len(features)}.")
+        values = np.asarray(features, np.float64)
+        return cls(values.mean(axis=0), np.cov(values, rowvar=False), len(values))
+
+
+def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
+    """Return |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)).
+
+    The trace of the root is taken from the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric: it stays exact for
+    singular covariances.
+    """
+    if first.mean.shape != second.mean.shape:
+        raise UserError(
+            f"The features have {len(first.mean)} and {len(second.mean)} dimensions; use the same network for both."
+        )
+    values, vectors = np.linalg.eigh(first.covariance)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    middle = root @ second.covariance @ root
+    trace = np.sqrt(np.maximum(np.linalg.eigvalsh((middle + middle.T) / 2), 0)).sum()
+    difference = first.mean - second.mean
+    return float(difference @ difference + np.trace(first.covariance) + np.trace(second.covariance) - 2 * trace)

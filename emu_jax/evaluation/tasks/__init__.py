@@ -1,0 +1,1 @@
+"""The tasks, one file each: `TASK` says what it reads, asks and scores."""

@@ -1,0 +1,1 @@
+"""An HTTP server for one Emu: continuous batching on the device, the OpenAI protocol outside."""
