@@ -57,7 +57,6 @@ class Checkpoints:
         best_metric: str | None = None,
         keep_best: int = 1,
         best_is_lowest: bool = True,
-        asynchronous: bool = True,
     ) -> None:
         """Open `directory`, and create it if it does not exist.
 
@@ -69,7 +68,6 @@ class Checkpoints:
           best_metric: the `keep_best` steps with the best value of this metric are not deleted.
           keep_best: see `best_metric`.
           best_is_lowest: see `best_metric`.
-          asynchronous: `save` returns when the arrays are copied to the host.
 
         Raises:
           UserError: the directory cannot be created or written.
@@ -86,7 +84,6 @@ class Checkpoints:
             preserved.append(policies.BestN(get_metric_fn=value, reverse=best_is_lowest, n=keep_best))
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(preserved),
-            enable_async_checkpointing=asynchronous,
             # In the background, a folder that cannot be created ends in a timeout of minutes without a reason.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             cleanup_tmp_directories=True,
