@@ -8,7 +8,8 @@
 
     python -m emu_jax scaling fit --points=FILE.csv --json=law.json
 
-`python -m emu_jax scaling plan --help` and the like list the options of each. experiments/records/scaling_fit.md compares the fits with published ones.
+`python -m emu_jax scaling plan --help` and the like list the options of each. `experiments/records/scaling_fit.md`
+compares the fits with published ones.
 """
 
 from __future__ import annotations
