@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from emu_jax.generation.options import TextOptions
 from emu_jax.typing import Array, Float, Int
 
+
 @dataclasses.dataclass(frozen=True)
 class Search:
     """The options that a program is compiled for."""
