@@ -179,7 +179,7 @@ def check_ranges(options: Any, ranges: Mapping[str, tuple[float, float]]) -> Non
     """
     for name, (low, high) in ranges.items():
         value = getattr(options, name)
-        kind = numbers.Integral if isinstance(low, int) and isinstance(high, int) else numbers.Real
+        kind: Any = numbers.Integral if isinstance(low, int) and isinstance(high, int) else numbers.Real
         if value is None or (isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high):
             continue
         noun = "an integer" if kind is numbers.Integral else "a number"

@@ -98,8 +98,8 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         raise UserError(f"{error} {a.source} requires {source.files}.") from None
     if gaps := missing_shards(inputs):
-        listed = ", ".join(gaps[:10]) + (", ..." if len(gaps) > 10 else "")
-        print(f"Note: {len(gaps)} numbers are missing between the input files: {listed}", file=sys.stderr)
+        listed = ", ".join(gaps[:10]) + (f" and {len(gaps) - 10} more" if len(gaps) > 10 else "")
+        print(f"Note: there are gaps in the numbers of the input files: {listed}", file=sys.stderr)
     columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         tasks: dict[str, object] = {}

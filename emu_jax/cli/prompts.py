@@ -18,7 +18,9 @@ _TEXT_IN_BRACKETS = (IMAGE_TOKEN.strip("<>"), "s", "/s", "unk")  # names of toke
 
 def words_to_parts(words: list[str]) -> list[Part]:
     """Return the words of the command line as paths and texts."""
-    return [Path(word) if _is_file(word) else word for word in words]
+    from emu_jax.data.media_paths import named_file
+
+    return [named_file(word) or word for word in words]
 
 
 def parse_prompt(prompt: str) -> list[Part]:
@@ -26,12 +28,14 @@ def parse_prompt(prompt: str) -> list[Part]:
 
     Brackets with spaces inside are text unless the file exists: "2 < 3 > 1".
     """
+    from emu_jax.data.media_paths import named_file
+
     parts: list[Part] = []
     for i, piece in enumerate(re.split(r"<([^<>\n]+)>", prompt)):
         if i % 2 == 0:
             if piece:
                 parts.append(piece)
-        elif piece in _TEXT_IN_BRACKETS or (" " in piece and not _is_file(piece)):
+        elif piece in _TEXT_IN_BRACKETS or (" " in piece and not named_file(piece)):
             parts.append(f"<{piece}>")
         else:
             parts.append(Path(piece))
@@ -45,14 +49,14 @@ def check_parts(parts: list[Part], *, special_tokens: bool = False) -> None:
       UserError: a file is missing or not an image, or a text contains image tokens or is not valid Unicode.
     """
     from emu_jax.data.images import DecodeError, decode
-    from emu_jax.generation.prompt import VIDEO_SUFFIXES
+    from emu_jax.data.media_paths import is_video
 
     for part in parts:
         if isinstance(part, str):
             _check_text(part, special_tokens=special_tokens)
         elif isinstance(part, Path) and not os.path.isfile(part):
             raise UserError(f"There is no file {part}.")
-        elif isinstance(part, Path) and part.suffix.lower() not in VIDEO_SUFFIXES:
+        elif isinstance(part, Path) and not is_video(part):
             try:
                 decode(part)
             except DecodeError as error:
@@ -68,11 +72,3 @@ def _check_text(text: str, *, special_tokens: bool) -> None:
         if token in text:
             hint = "name the file itself" if token == IMAGE_TOKEN else "name the file itself, or add --special-tokens"
             raise UserError(f"The text contains the image token {token}; to insert an image, {hint}.")
-
-
-def _is_file(word: str) -> bool:
-    """Return True for existing files, and for single words with a suffix of images or videos, so that typos show."""
-    from emu_jax.generation.prompt import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-
-    named = Path(word).suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and not re.search(r"\s", word)
-    return named or os.path.isfile(word)

@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
 
 from emu_jax.data.chat_layout import SYSTEM_IMAGE, SYSTEM_VIDEO, TokenSpan, open_turn, system_tokens, turn_tokens
 from emu_jax.data.document import Role
+from emu_jax.data.media_paths import named_file
 from emu_jax.data.tokenizer import Tokenizer
-from emu_jax.generation.prompt import Part, Tokens, is_file_name
+from emu_jax.generation.prompt import Part, Tokens
 
 __all__ = ["SYSTEM_IMAGE", "SYSTEM_VIDEO", "Turn", "chat_prompt"]
 
@@ -36,4 +36,4 @@ def chat_prompt(turns: Iterable[Turn], *, tokenizer: Tokenizer, system: str = ""
 
 
 def _file_or_text(part: Part) -> Part:
-    return Path(part.strip()) if isinstance(part, str) and is_file_name(part) else part
+    return (named_file(part) or part) if isinstance(part, str) else part

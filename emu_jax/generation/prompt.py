@@ -12,14 +12,13 @@ import numpy as np
 import PIL.Image
 
 from emu_jax.data.images import DecodeError, normalize, preprocess
+from emu_jax.data.media_paths import Image, Video, is_video, named_file
 from emu_jax.data.tokenizer import BOI, EOI, IMAGE_TOKEN, Tokenizer
 from emu_jax.data.video import take_frames
 from emu_jax.errors import UserError
 from emu_jax.generation.buckets import bucket, power_of_two
 from emu_jax.typing import Array, Bool, Float, Int
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"))
-VIDEO_SUFFIXES = frozenset((".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v"))
 VIDEO_FRAMES = 8  # evenly spaced frames of a video, as in the release
 
 
@@ -30,11 +29,7 @@ class Tokens:
     ids: tuple[int, ...]
 
 
-class PlainText(str):
-    """Text that is never the name of a file, for input from users of other machines."""
-
-
-Part = str | os.PathLike | PIL.Image.Image | np.ndarray | jax.Array | Tokens
+Part = str | os.PathLike | Image | Video | PIL.Image.Image | np.ndarray | jax.Array | Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,27 +146,17 @@ def load_images(part: Part, image_size: int) -> list[np.ndarray]:
         return [_from_array(np.asarray(part), image_size)]
     if isinstance(part, PIL.Image.Image):
         return [_normalized(part, image_size)]
-    if not isinstance(part, str | os.PathLike):
+    if not isinstance(part, str | os.PathLike | Image | Video):
         raise UserError(f"A prompt consists of text, paths, PIL images and arrays, not {type(part).__name__}.")
-    path = Path(part)
-    if not os.path.isfile(path):
+    path = Path(part.path if isinstance(part, Image | Video) else part)
+    if not path.is_file():
         raise UserError(f"There is no file {path}.")
     try:
-        if path.suffix.lower() in VIDEO_SUFFIXES:
+        if isinstance(part, Video) or (not isinstance(part, Image) and is_video(path)):
             return [_normalized(frame, image_size) for frame in take_frames(path, frames=VIDEO_FRAMES, size=image_size)]
         return [_normalized(path, image_size)]
     except DecodeError as error:
         raise UserError(f"{path}: {error}.") from None
-
-
-def is_file_name(text: str) -> bool:
-    """Return True if a string of a prompt names an image or a video: an existing file, or one word with its suffix."""
-    stripped = text.strip()
-    if isinstance(text, PlainText):
-        return False
-    if "\n" in stripped or Path(stripped).suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
-        return False
-    return " " not in stripped or os.path.isfile(stripped)
 
 
 def _joined(parts: Iterable[Part] | Part, image_size: int) -> list[str | Tokens | np.ndarray]:
@@ -182,8 +167,8 @@ def _joined(parts: Iterable[Part] | Part, image_size: int) -> list[str | Tokens 
     for part in parts:
         if isinstance(part, Tokens):
             pieces.append(part)
-        elif not isinstance(part, str) or is_file_name(part):
-            pieces += load_images(part.strip() if isinstance(part, str) else part, image_size)
+        elif not isinstance(part, str) or named_file(part):
+            pieces += load_images(part, image_size)
         elif pieces and isinstance(pieces[-1], str):
             pieces[-1] += part
         else:

@@ -164,8 +164,8 @@ class Emu(nn.Module):
             mask=cached_causal_mask(valid, cache.index, 1),
         )
         cache = KVCache(
-            key=tuple(layer.key for layer in layers),
-            value=tuple(layer.value for layer in layers),
+            key=tuple(layer.key for layer in layers),  # type: ignore[arg-type]
+            value=tuple(layer.value for layer in layers),  # type: ignore[arg-type]
             valid=valid,
             index=cache.index + 1,
             positions=cache.positions + 1,

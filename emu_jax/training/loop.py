@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from emu_jax.checkpoints.manager import Checkpoints
-from emu_jax.checkpoints.params import place_parameters, warm_start
+from emu_jax.checkpoints.params import copy_parameters, warm_start
 from emu_jax.config import to_dict
 from emu_jax.errors import UserError
 from emu_jax.reporting.numbers import duration
@@ -157,7 +157,7 @@ def _initial_state(
     initial: Tree = {}
     if initialize is not None:
         given = initialize()
-        initial = place_parameters(given.params, abstract.params)
+        initial = copy_parameters(given.params, abstract.params)
         console.message(given.description)
     if config.warm_start is not None:
         vocab_size = stage.vocab_size if isinstance(stage, HasVocabulary) else None
@@ -251,7 +251,7 @@ class _Loop:
                     self._report(step, logged, monitor)
                 if config.evaluate_every and step % config.evaluate_every == 0 and step < config.steps:
                     evaluated = self._evaluate(step, state, throughput)
-                if config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0 and step < config.steps:
+                if self._saves_at(step):
                     self._save(state, data_state, logged | evaluated)
             while in_flight:
                 self._check_finite(in_flight.popleft(), step - len(in_flight))
@@ -302,6 +302,12 @@ class _Loop:
             self.log.write(step, metrics)
             if warning is not None:
                 self.log.warn(step, warning)
+
+    def _saves_at(self, step: int) -> bool:
+        """Return True at the steps before the last that the config saves."""
+        when = self.config.checkpoint
+        periodic = when.every_steps and step % when.every_steps == 0
+        return step < self.config.steps and bool(periodic or step in when.keep_steps)
 
     def _evaluate(self, step: int, state: TrainState, throughput: Throughput) -> dict[str, float]:
         metrics: dict[str, float] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -9,13 +10,15 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import emu_jax
 from emu_jax.data.document import Document, Image, Layout, Role, Text
+from emu_jax.data.media_paths import PlainText
 from emu_jax.data.sequence import build_sequence
 from emu_jax.data.sequence_config import SequenceConfig
 from emu_jax.errors import UserError
 from emu_jax.generation.chat import Turn, chat_prompt
 from emu_jax.generation.pipeline import EmuPipeline
-from emu_jax.generation.prompt import PlainText, Prompt, Tokens, is_file_name, pad_prompts
+from emu_jax.generation.prompt import Prompt, Tokens, pad_prompts
 
 RED = np.full((20, 30, 3), (200, 0, 0), np.uint8)
 
@@ -52,14 +55,21 @@ def test_an_image_in_every_form(tiny: EmuPipeline, tmp_path: Path) -> None:
         np.testing.assert_array_equal(image, images[0])
 
 
-def test_file_names() -> None:
-    assert is_file_name("photos/cat.jpg")
-    assert is_file_name("clip.MP4")
-    assert not is_file_name("There are two dogs.")
-    assert not is_file_name("look at cat.jpg")
-    assert not is_file_name("a cat\ncat.jpg")
-    assert not is_file_name("a " * 200 + "cat.jpg")  # longer than any file name
-    assert not is_file_name(PlainText("photos/cat.jpg"))
+@pytest.mark.parametrize("name", ["photo.jfif", "my photo.jpg", "scan 1", "scan"])
+def test_files_of_any_name(tiny: EmuPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = io.BytesIO()
+    PIL.Image.fromarray(RED).save(file, "PNG")
+    (tmp_path / name).write_bytes(file.getvalue())
+    expected = tiny.build_prompt([RED]).images[0]
+    for part in (name, Path(name), emu_jax.Image(name)):
+        (image,) = tiny.build_prompt([part, " is red"]).images
+        np.testing.assert_array_equal(image, expected)
+    assert tiny.build_prompt([PlainText(name), " is red"]).images == ()
+    with pytest.raises(UserError, match="not a video"):
+        tiny.build_prompt([emu_jax.Video(name)])
+    with pytest.raises(UserError, match="no file"):
+        tiny.build_prompt([emu_jax.Image("missing")])
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,14 @@ from emu_jax.generation.prompt import PromptBatch
 from emu_jax.generation.sampling import compile_options
 from emu_jax.generation.text import generate_tokens
 from emu_jax.models.emu import Emu
-from tests.convert.release import small_config, with_layers
+from tests.convert.release import small_config, with_parts
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 V, BOS, EOS, PAD, CAPACITY = 24, 1, 2, 23, 12
 LENGTHS = (3, 9, 6, 1)
-CONFIG = with_layers(small_config(), decoder={"vocab_size": V})
+CONFIG = with_parts(small_config(), decoder={"vocab_size": V})
 
 
 def random_llama(seed):

@@ -11,10 +11,10 @@ import PIL.Image
 import pytest
 
 from emu_jax.data.document import Role
+from emu_jax.data.media_paths import PlainText
 from emu_jax.generation.chat import Turn, chat_prompt
 from emu_jax.generation.options import ImageOptions
 from emu_jax.generation.pipeline import EmuPipeline
-from emu_jax.generation.prompt import PlainText
 from tests.serving.conftest import IMAGE_SIZE, MODEL, N, Running, data_url, picture, user
 
 RED, BLUE = picture(200, 0, 0), picture(0, 0, 200)
