@@ -21,10 +21,10 @@ from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.diffusion.decoder import VisualDecoder
 from emu_jax.diffusion.safety import SafetyChecker
 from emu_jax.errors import UserError
-from emu_jax.generation.buckets import bucket, power_of_two
-from emu_jax.generation.forward import embed_images, forward_pass
+from emu_jax.generation.buckets import bucket
+from emu_jax.generation.forward import check_image_tokens, embed_in_batches, forward_pass
 from emu_jax.generation.images import generate_embeddings
-from emu_jax.generation.mixed import ImageTokens, OpenImage, generate_mixed, interleave
+from emu_jax.generation.mixed import ImageTokens, OpenImage, generate_mixed, interleave, parse_open_image
 from emu_jax.generation.options import MAX_IMAGES, ImageOptions, TextOptions, image_options, text_options
 from emu_jax.generation.pixels import SafetyCheck, screened, to_images
 from emu_jax.generation.prompt import Part, Prompt, PromptBatch, build_prompt, load_images, only_image, pad_prompts
@@ -35,7 +35,6 @@ from emu_jax.models.config import EmuConfig
 from emu_jax.models.emu import Emu
 from emu_jax.models.outputs import EmuOutput
 
-_IMAGE_BATCH = 64
 _CANDIDATE_BATCH = 64
 
 Parts = Sequence[Part] | Part
@@ -271,11 +270,7 @@ class EmuPipeline:
         chosen = text_options(**options)
         if chosen.num_beams > 1:
             raise UserError("Beam search generates text only; use num_beams=1 with images.")
-        try:
-            condition = OpenImage(open_image)
-        except ValueError:
-            known = ", ".join(repr(one.value) for one in OpenImage)
-            raise UserError(f"open_image must be one of {known}, not {open_image!r}.") from None
+        condition = parse_open_image(open_image)
         decode = self.has_visual_decoder if decode is None else decode
         image = image or ImageOptions()
         if decode:
@@ -334,10 +329,7 @@ class EmuPipeline:
         if images is not None:
             images = jnp.asarray(images)
             images = images if images.dtype == jnp.uint8 else images.astype(jnp.float32)
-            limit = int(images.shape[1]) * self.config.causal_former.num_image_tokens
-            most = int(jnp.max(jnp.sum(tokens == self.tokenizer.image_token_id, axis=1)))
-            if most > limit:
-                raise UserError(f"A row has {most} <image> tokens, but {images.shape[1]} images fill only {limit}.")
+            check_image_tokens(tokens, images, model=self.model)
         with self._on_mesh():
             return forward_pass(self.params, tokens, images, positions, segment_ids, model=self.model)
 
@@ -396,14 +388,8 @@ class EmuPipeline:
 
     def _embed(self, pixels: Sequence[np.ndarray]) -> jax.Array:
         """Return visual embeddings `[n, N, D]`, n rounded up to a power of two."""
-        found = []
-        for chunk in _chunks(pixels, _IMAGE_BATCH):
-            padding = [np.zeros_like(chunk[0])] * (power_of_two(len(chunk)) - len(chunk))
-            with self._on_mesh():
-                found.append(embed_images(self.params, np.stack([*chunk, *padding]), model=self.model))
-        embeddings = found[0] if len(found) == 1 else jnp.concatenate(found)
-        missing = power_of_two(len(embeddings)) - len(embeddings)
-        return jnp.pad(embeddings, ((0, missing), (0, 0), (0, 0))) if missing else embeddings
+        with self._on_mesh():
+            return embed_in_batches(self.params, pixels, model=self.model)
 
     def _on_mesh(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
