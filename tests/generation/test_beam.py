@@ -38,8 +38,8 @@ class Chain:
         if method is Emu.next_logits:
             return inputs[0] @ table
         embedding, cache = inputs
-        state = 0.7 * cache.key[0, :, 0, 1] + embedding[:, 0]
-        return state[:, None], dataclasses.replace(cache, key=cache.key.at[0, :, 0, 1].set(state))
+        state = 0.7 * cache.key[0, :, 0, 1] + embedding
+        return state, dataclasses.replace(cache, key=cache.key.at[0, :, 0, 1].set(state))
 
 
 def _oracle(table: np.ndarray, start: np.ndarray, options: TextOptions) -> list[int]:
@@ -120,7 +120,7 @@ def test_beams_follow_the_rules(fixed: dict) -> None:
                 **fixed,
             )
             search, controls = compile_options(
-                options, room=ROOM, max_new_tokens=max_new_tokens, bos_id=BOS, eos_id=EOS, pad_id=0
+                options, capacity=ROOM, max_new_tokens=max_new_tokens, bos_id=BOS, eos_id=EOS, pad_id=0
             )
             table = rng.normal(scale=1.5, size=(V, V)).astype(np.float32)
             start = rng.normal(size=(BATCH, V)).astype(np.float32)
