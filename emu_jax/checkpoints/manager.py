@@ -53,6 +53,7 @@ class Checkpoints:
         *,
         keep: int = 3,
         keep_every_steps: int | None = None,
+        keep_steps: tuple[int, ...] = (),
         keep_every_hours: float | None = None,
         best_metric: str | None = None,
         keep_best: int = 1,
@@ -64,6 +65,7 @@ class Checkpoints:
           directory: local path or `gs://...`.
           keep: number of the newest steps that are not deleted.
           keep_every_steps: multiples of this are never deleted.
+          keep_steps: these are never deleted.
           keep_every_hours: one step per this time is never deleted.
           best_metric: the `keep_best` steps with the best value of this metric are not deleted.
           keep_best: see `best_metric`.
@@ -77,6 +79,8 @@ class Checkpoints:
         preserved: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
         if keep_every_steps:
             preserved.append(policies.EveryNSteps(keep_every_steps))
+        if keep_steps:
+            preserved.append(policies.CustomSteps(keep_steps))
         if keep_every_hours:
             preserved.append(policies.EveryNSeconds(int(keep_every_hours * 3600)))
         if best_metric:
