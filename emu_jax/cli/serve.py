@@ -5,7 +5,7 @@
     python -m emu_jax serve --checkpoint Emu --mesh data:1,fsdp:1,tensor:8 --slots 16
 
 The programs are compiled first; until then /health answers 503. SIGTERM completes the requests that are there and
-exits. docs/serving.md lists routes and options. Needs: pip install 'emu_jax[serve]'
+exits. docs/how-to/serving.md lists routes and options. Needs: pip install 'emu_jax[serve]'
 """
 
 from __future__ import annotations
