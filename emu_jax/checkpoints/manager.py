@@ -53,11 +53,11 @@ class Checkpoints:
         *,
         keep: int = 3,
         keep_every_steps: int | None = None,
+        keep_steps: tuple[int, ...] = (),
         keep_every_hours: float | None = None,
         best_metric: str | None = None,
         keep_best: int = 1,
         best_is_lowest: bool = True,
-        asynchronous: bool = True,
     ) -> None:
         """Open `directory`, and create it if it does not exist.
 
@@ -65,11 +65,11 @@ class Checkpoints:
           directory: local path or `gs://...`.
           keep: number of the newest steps that are not deleted.
           keep_every_steps: multiples of this are never deleted.
+          keep_steps: these are never deleted.
           keep_every_hours: one step per this time is never deleted.
           best_metric: the `keep_best` steps with the best value of this metric are not deleted.
           keep_best: see `best_metric`.
           best_is_lowest: see `best_metric`.
-          asynchronous: `save` returns when the arrays are copied to the host.
 
         Raises:
           UserError: the directory cannot be created or written.
@@ -79,6 +79,8 @@ class Checkpoints:
         preserved: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
         if keep_every_steps:
             preserved.append(policies.EveryNSteps(keep_every_steps))
+        if keep_steps:
+            preserved.append(policies.CustomSteps(keep_steps))
         if keep_every_hours:
             preserved.append(policies.EveryNSeconds(int(keep_every_hours * 3600)))
         if best_metric:
@@ -86,7 +88,6 @@ class Checkpoints:
             preserved.append(policies.BestN(get_metric_fn=value, reverse=best_is_lowest, n=keep_best))
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(preserved),
-            enable_async_checkpointing=asynchronous,
             # In the background, a folder that cannot be created ends in a timeout of minutes without a reason.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             cleanup_tmp_directories=True,

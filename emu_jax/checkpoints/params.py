@@ -104,7 +104,7 @@ def warm_start(directory: str | epath.Path, like: Tree, *, vocab_size: int | Non
     saved = traverse_util.flatten_dict(_saved_shapes(path), sep="/")
     own = traverse_util.flatten_dict(like, sep="/")
     known = None if vocab_size is None else vocabulary_of(Path(directory))
-    tables = {}
+    tables: dict[str, int] = {}
     if known is not None and vocab_size is not None and known < vocab_size:
         tables = growing_tables(saved, own)
     loaded = [n for n in own if n in tables or (n in saved and tuple(saved[n].shape) == tuple(own[n].shape))]

@@ -2,6 +2,7 @@
 
     python -m emu_jax chat --checkpoint runs/demo
     python -m emu_jax chat --checkpoint Emu-instruct --system image --num-beams 5
+    python -m emu_jax chat --base-url http://127.0.0.1:8000/v1
 
 Type a question and press Enter; <photo.jpg> in it shows a picture. /reset begins anew, /quit (or Ctrl-D) ends.
 """
@@ -21,6 +22,11 @@ from emu_jax.generation.sampling import TextOptions
 
 
 def main(argv: list[str]) -> None:
+    if any(word.partition("=")[0] == "--base-url" for word in argv):
+        from emu_jax.cli import remote_chat
+
+        remote_chat.run(argv)
+        return
     parser = ArgumentParser(__name__, __doc__)
     add_model_arguments(parser)
     parser.add_argument("--system", choices=sorted(SYSTEMS), default="none", help="a released system message")

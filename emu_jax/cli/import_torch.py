@@ -18,11 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emu_jax.cli.arguments import ArgumentParser
+from emu_jax.cli.imports import heavy_imports
 from emu_jax.cli.progress import byte_progress
-from emu_jax.convert.diffusion_folder import UNET, VAE, has_decoder_part, part_bytes
-from emu_jax.convert.import_torch import prepare_import
-from emu_jax.convert.sources import has_emu
-from emu_jax.convert.visual_decoder import import_visual_decoder
 
 
 def main(argv: list[str]) -> None:
@@ -41,6 +38,12 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of initialized parameters (default 0)")
     arguments = parser.parse_args(argv)
+
+    with heavy_imports():
+        from emu_jax.convert.diffusion_folder import UNET, VAE, has_decoder_part, part_bytes
+        from emu_jax.convert.import_torch import prepare_import
+        from emu_jax.convert.sources import has_emu
+        from emu_jax.convert.visual_decoder import import_visual_decoder
 
     decoders = [source for source in arguments.sources if has_decoder_part(source)]
     models = [source for source in arguments.sources if source not in decoders or has_emu(source)]

@@ -20,7 +20,7 @@ class ImageOptions:
       width: of the image in pixels. Default: as in the training of the U-Net.
     """
 
-    sampler: Sampler | str = Sampler.PNDM.value
+    sampler: str = Sampler.PNDM.value
     steps: int = 50
     guidance_scale: float = 7.5
     seed: int = 0
@@ -29,7 +29,7 @@ class ImageOptions:
 
     def __post_init__(self) -> None:
         known = [sampler.value for sampler in Sampler]
-        if self.sampler not in (*Sampler, *known):
+        if self.sampler not in known:
             raise UserError(f"sampler must be one of {', '.join(map(repr, known))}, not {self.sampler!r}.")
         check_ranges(
             self,

@@ -251,7 +251,7 @@ class _Loop:
                     self._report(step, logged, monitor)
                 if config.evaluate_every and step % config.evaluate_every == 0 and step < config.steps:
                     evaluated = self._evaluate(step, state, throughput)
-                if config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0 and step < config.steps:
+                if self._saves_at(step):
                     self._save(state, data_state, logged | evaluated)
             while in_flight:
                 self._check_finite(in_flight.popleft(), step - len(in_flight))
@@ -302,6 +302,12 @@ class _Loop:
             self.log.write(step, metrics)
             if warning is not None:
                 self.log.warn(step, warning)
+
+    def _saves_at(self, step: int) -> bool:
+        """Return True at the steps before the last that the config saves."""
+        when = self.config.checkpoint
+        periodic = when.every_steps and step % when.every_steps == 0
+        return step < self.config.steps and bool(periodic or step in when.keep_steps)
 
     def _evaluate(self, step: int, state: TrainState, throughput: Throughput) -> dict[str, float]:
         metrics: dict[str, float] = {}

@@ -29,7 +29,7 @@ MANY_LAYERS = EmuConfig(
 # Run a command and print the growth of the peak memory since all modules were imported.
 MEASURED = """
     import resource, sys
-    import emu_jax.cli.import_torch, emu_jax.cli.export_torch
+    import emu_jax.convert.import_torch, emu_jax.convert.export_torch, emu_jax.convert.visual_decoder
     from emu_jax.__main__ import main
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     before = peak()

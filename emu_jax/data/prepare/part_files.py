@@ -87,7 +87,7 @@ def make_part(task: Task, *, config: PrepareConfig) -> Part:
     write_bytes(_digests(task.stem), b"".join(digests))
     broken = sum(reject["outcome"] == Outcome.BROKEN.value and reject["unit"] == RECORD for reject in rejects)
     part = Part(task.stem, read, broken, len(digests))
-    write_json(summary, {"read": read, "broken": broken, "records": part.records, "rejects": rejects})
+    write_json(summary, {"read": read, "broken": broken, "records": part.records, "rejects": rejects}, indent=None)
     return part
 
 
