@@ -16,6 +16,7 @@ from emu_jax.layers.saved import ATTENTION_OUT, CONTEXT, NAMES
 from emu_jax.models.presets import PRESETS
 from emu_jax.training.chips import SPARSE_CORE_COLLECTIVES, ChipConfig
 from emu_jax.training.config import TrainConfig
+from emu_jax.training.evaluation import HeldOutSet
 from emu_jax.training.runs.emu import CAPTION_WARMUP, INSTRUCT, EmuRunConfig
 from emu_jax.training.runs.vae import VAERunConfig
 from emu_jax.training.runs.visual_decoder import VisualDecoderRunConfig
@@ -29,6 +30,7 @@ __all__ = [
     "base",
     "chips",
     "from_scratch",
+    "held_out",
     "scratch",
     "sets",
     "visual_decoder",
@@ -155,6 +157,11 @@ def chips() -> tuple[ConfigDict, ...]:
 def sets(*chosen: dict) -> tuple[ConfigDict, ...]:
     """Return the value of `config.data.sets`, as in `sets({"path": "data/laion2b", "weight": 2.0})`."""
     return tuple(fields_of(SetConfig(**one)) for one in chosen)
+
+
+def held_out(*chosen: dict) -> tuple[ConfigDict, ...]:
+    """Return the value of `config.evaluation.sets`, as in `held_out({"path": "data/held_out/laion2b"})`."""
+    return tuple(fields_of(HeldOutSet(**one)) for one in chosen)
 
 
 def fields_of(config: typing.Any) -> ConfigDict:

@@ -58,6 +58,13 @@ def get_config() -> ConfigDict:
     # replicated on every chip and take 3.6 GiB with its moments.
     config.train.mesh.data, config.train.mesh.fsdp = -1, 128
     config.chips = common.chips()
+    # Written by `prepare-data` from files that are not in `config.data.sets`.
+    config.evaluation.sets = common.held_out(
+        {"path": "data/held_out/laion_coco", "name": "laion_coco"},
+        {"path": "data/held_out/mmc4", "name": "mmc4"},
+        {"path": "data/held_out/webvid", "name": "webvid"},
+    )
+    config.train.evaluate_every = 500
     config.train.checkpoint.every_steps = 500
     config.train.checkpoint.keep_every_steps = 2500
     return config

@@ -8,8 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from emu_jax import cli
+from emu_jax.cli import compilation_cache
 from emu_jax.cli.imports import INTERRUPTED, INTERRUPTED_MESSAGE, heavy_imports
 from emu_jax.errors import UserError
+
+NO_CACHE = "--no-cache"  # accepted by every command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code: 0, 2 for a mistake of the user (one line on stderr), 130 after Ctrl-C. Other exceptions are raised.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if NO_CACHE in words:
+        words.remove(NO_CACHE)
+        os.environ[compilation_cache.SWITCH] = "false"
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs warnings about normal situations
     try:
         if not words or words[0] in ("-h", "--help", "help"):
@@ -52,4 +58,5 @@ def use_huge_pages() -> None:
 
 if __name__ == "__main__":
     use_huge_pages()
+    compilation_cache.use_compilation_cache()
     sys.exit(main())

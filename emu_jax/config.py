@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import enum
+import numbers
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -166,3 +167,20 @@ def _convert_union(hints: list[Any], value: Any, path: str) -> Any:
         except UserError as error:
             errors.append(error)
     raise errors[0]
+
+
+def check_ranges(options: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Check that the named fields of a dataclass are numbers in their ranges; ends are included, None is allowed.
+
+    A range with two integers is for an integer field.
+
+    Raises:
+      UserError: a value is outside its range, NaN, or not a number.
+    """
+    for name, (low, high) in ranges.items():
+        value = getattr(options, name)
+        kind: Any = numbers.Integral if isinstance(low, int) and isinstance(high, int) else numbers.Real
+        if value is None or (isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high):
+            continue
+        noun = "an integer" if kind is numbers.Integral else "a number"
+        raise UserError(f"{name} must be {noun} from {low} to {high}, not {value!r}.")

@@ -79,8 +79,19 @@ def on_tpu() -> bool:
 
     The TPUs may be attached or only compiled for.
     """
+    return _platform() == "tpu"
+
+
+def on_cpu() -> bool:
+    """Return True when tracing for CPUs; see `on_tpu`."""
+    return _platform() == "cpu"
+
+
+def _platform() -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() == "tpu" if device is None else device.device_kind.startswith("TPU")
+    if device is None:
+        return jax.default_backend()
+    return next((name for name in ("tpu", "cpu") if device.device_kind.lower().startswith(name)), device.device_kind)
 
 
 def tpu_attached() -> bool:

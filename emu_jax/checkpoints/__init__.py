@@ -1,1 +1,1 @@
-"""Parameters on disk: the training checkpoints, and the published PyTorch weights in and out."""
+"""Parameters on disk: training checkpoints and model directories, written by Orbax."""

@@ -1,4 +1,4 @@
-"""What each process keeps for itself in a checkpoint: the state of its share of the data, as JSON."""
+"""Save the state of each process's data iterator in a checkpoint, as JSON."""
 
 import dataclasses
 import json
@@ -10,41 +10,45 @@ from etils import epath
 
 
 class HostStateHandler(ocp.CheckpointHandler):
-    """One file a process, named by its index and the number of processes."""
+    """One file per process, named by its index and the number of processes."""
 
     def save(self, directory: epath.Path, args: "HostStateSave") -> None:
-        """Writes this process's state."""
+        """Write the state of this process."""
         (directory / _file_name()).write_text(json.dumps(args.state))
 
     def restore(self, directory: epath.Path, args: "HostStateRestore | None" = None) -> list[Any]:
-        """The states of all processes that saved, in their order."""
+        """Return the states of all processes that saved, in order of their index.
+
+        Raises:
+          FileNotFoundError: the file of a process is missing.
+        """
         paths = sorted(
             directory.glob("process_*-of-*.json"), key=lambda path: int(path.name.split("_")[1].split("-")[0])
         )
         count = int(paths[0].stem.rsplit("-", 1)[1]) if paths else 0
         if len(paths) != count or not paths:
-            raise FileNotFoundError(f"{directory} holds the data state of {len(paths)} of {count} processes")
+            raise FileNotFoundError(f"{directory} has the data state of {len(paths)} of {count} processes")
         return [json.loads(path.read_text()) for path in paths]
 
     def finalize(self, directory: epath.Path) -> None:
-        """Nothing is left to do once the files are there."""
+        """Do nothing: the files are complete."""
 
     def metadata(self, directory: epath.Path) -> None:
-        """The files say all there is."""
+        """Return nothing: there is no metadata."""
 
     def close(self) -> None:
-        """Holds nothing open."""
+        """Do nothing: no resource is open."""
 
     @classmethod
     def typestr(cls) -> str:
-        """The name under which Orbax notes who wrote the item."""
+        """Return the handler's name in the metadata of the checkpoint."""
         return f"{cls.__module__}.{cls.__qualname__}"
 
 
 @ocp.args.register_with_handler(HostStateHandler, for_save=True)
 @dataclasses.dataclass
 class HostStateSave(ocp.args.CheckpointArgs):
-    """Saves `state`, anything that JSON can hold."""
+    """Save `state`, any JSON value."""
 
     state: Any
 
@@ -52,7 +56,7 @@ class HostStateSave(ocp.args.CheckpointArgs):
 @ocp.args.register_with_handler(HostStateHandler, for_restore=True)
 @dataclasses.dataclass
 class HostStateRestore(ocp.args.CheckpointArgs):
-    """Restores what all processes saved."""
+    """Restore the states of all processes."""
 
 
 def _file_name() -> str:

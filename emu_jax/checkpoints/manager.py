@@ -1,7 +1,7 @@
 """Checkpoints of a run: DIR/STEP/{params, optimizer, data, config, fingerprints}, written by Orbax in the background.
 
-Parameters, optimizer state and data state are separate items, so that parameters alone can be read. A step is there
-only once it is complete: a process killed while writing leaves a temporary directory, which is ignored.
+Parameters, optimizer state and data state are separate items, so that parameters can be read without the others. A step
+exists only when it is complete: a process that is killed while writing leaves a temporary directory, which is ignored.
 """
 
 import dataclasses
@@ -27,14 +27,14 @@ PARAMS, OPTIMIZER, DATA, CONFIG, FINGERPRINTS = "params", "optimizer", "data", "
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A checkpoint read back.
+    """A restored checkpoint.
 
     Attributes:
       step: its step.
-      params: tree of arrays as asked for.
-      optimizer: tree of arrays as asked for.
-      data: what the data iterator of each process gave, in the order of the processes that saved.
-      warnings: newer steps that could not be read, one line each.
+      params: tree of arrays with the requested shapes, dtypes and shardings.
+      optimizer: tree of arrays with the requested shapes, dtypes and shardings.
+      data: state of the data iterator of each process that saved, in order of their index.
+      warnings: one line for each newer step that could not be read.
     """
 
     step: int
@@ -58,40 +58,37 @@ class Checkpoints:
         best_metric: str | None = None,
         keep_best: int = 1,
         best_is_lowest: bool = True,
-        asynchronous: bool = True,
     ) -> None:
-        """Opens or makes `directory`.
+        """Open `directory`, and create it if it does not exist.
 
         Args:
           directory: local path or `gs://...`.
-          keep: so many of the newest steps stay.
-          keep_every_steps: multiples of this stay for good.
-          keep_steps: these stay for good.
-          keep_every_hours: one step in so many hours stays for good.
-          best_metric: the `keep_best` steps with the best value of this metric stay as well.
+          keep: number of the newest steps that are not deleted.
+          keep_every_steps: multiples of this are never deleted.
+          keep_steps: these are never deleted.
+          keep_every_hours: one step per this time is never deleted.
+          best_metric: the `keep_best` steps with the best value of this metric are not deleted.
           keep_best: see `best_metric`.
           best_is_lowest: see `best_metric`.
-          asynchronous: `save` returns once the arrays are copied to the host.
 
         Raises:
-          UserError: the directory cannot be made or written.
+          UserError: the directory cannot be created or written.
         """
         self.directory = epath.Path(directory).absolute()
         _check_writable(self.directory)
-        kept: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
+        preserved: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
         if keep_every_steps:
-            kept.append(policies.EveryNSteps(keep_every_steps))
+            preserved.append(policies.EveryNSteps(keep_every_steps))
         if keep_steps:
-            kept.append(policies.CustomSteps(keep_steps))
+            preserved.append(policies.CustomSteps(keep_steps))
         if keep_every_hours:
-            kept.append(policies.EveryNSeconds(int(keep_every_hours * 3600)))
+            preserved.append(policies.EveryNSeconds(int(keep_every_hours * 3600)))
         if best_metric:
             value = functools.partial(_metric, name=best_metric, missing=np.inf if best_is_lowest else -np.inf)
-            kept.append(policies.BestN(get_metric_fn=value, reverse=best_is_lowest, n=keep_best))
+            preserved.append(policies.BestN(get_metric_fn=value, reverse=best_is_lowest, n=keep_best))
         self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept),
-            enable_async_checkpointing=asynchronous,
-            # In the background a folder that cannot be made is found out by a time limit of minutes, and not said why.
+            preservation_policy=policies.AnyPreservationPolicy(preserved),
+            # In the background, a folder that cannot be created ends in a timeout of minutes without a reason.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             cleanup_tmp_directories=True,
         )
@@ -111,11 +108,11 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """The complete steps, oldest first."""
+        """Return the complete steps, oldest first."""
         return sorted(self._manager.all_steps())
 
     def newest(self) -> int | None:
-        """The newest complete step."""
+        """Return the newest complete step; None if there is none."""
         return max(self._manager.all_steps(), default=None)
 
     def save(
@@ -128,10 +125,10 @@ class Checkpoints:
         config: dict[str, Any],
         metrics: dict[str, float] | None = None,
     ) -> None:
-        """Begins to save `step`; the arrays may be donated as soon as this returns. A step already there is left.
+        """Start to save `step`. The arrays may be donated when this returns. An existing step is not overwritten.
 
         Raises:
-          UserError: this or an earlier save failed, with the reason and the newest step that is complete.
+          UserError: this or an earlier save failed. The message has the reason and the newest complete step.
         """
         if step in self._manager.all_steps():
             return
@@ -154,7 +151,7 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Returns when all that was begun is on disk.
+        """Wait until all saves are on disk.
 
         Raises:
           UserError: a save failed.
@@ -162,14 +159,14 @@ class Checkpoints:
         self._guarded(self._manager.wait_until_finished, doing="finish saving")
 
     def close(self) -> None:
-        """Waits for what was begun, then lets go of threads. Raises nothing: `save` and `wait` tell of errors."""
+        """Wait for all saves and release the threads. Raise nothing: `save` and `wait` report errors."""
         try:
             self._manager.close()
         except Exception as error:
             logging.error("closing the checkpoints in %s: %s", self.directory, _first_line(error))
 
     def restore(self, step: int, *, params: Any, optimizer: Any) -> Restored:
-        """Reads `step` onto the shapes, dtypes and shardings of the two trees of ShapeDtypeStructs."""
+        """Read `step` in the shapes, dtypes and shardings of two trees of ShapeDtypeStructs."""
         items = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -183,20 +180,20 @@ class Checkpoints:
         return Restored(step, items[PARAMS], items[OPTIMIZER], items[DATA], ())
 
     def restore_newest(self, *, params: Any, optimizer: Any) -> Restored | None:
-        """Reads the newest step that can be read, or gives None when there is none at all.
+        """Read the newest readable step. Return None if there is no step.
 
-        A newer step that cannot be read is renamed to `unreadable-STEP` (so that training may save that step again)
-        and reported in `warnings`.
+        Newer steps that cannot be read are renamed to `unreadable-STEP`, so that training can save them again, and are
+        reported in `warnings`.
 
         Raises:
-          UserError: the checkpoint is of another model or optimizer, or no step can be read.
+          UserError: the checkpoint is of a different model or optimizer, or no step can be read.
         """
         warnings: list[str] = []
         for step in reversed(self.steps()):
             try:
-                for name, wanted in ((PARAMS, params), (OPTIMIZER, optimizer)):
+                for name, expected in ((PARAMS, params), (OPTIMIZER, optimizer)):
                     saved = self._manager.item_metadata(step)[name]
-                    check_fits(saved, wanted, source=f"{self.directory / str(step) / name}")
+                    check_fits(saved, expected, source=f"{self.directory / str(step) / name}")
                 restored, error = self.restore(step, params=params, optimizer=optimizer), None
             except UserError:
                 raise
@@ -207,26 +204,26 @@ class Checkpoints:
                 damaged = self._damaged(restored)
                 if not damaged:
                     return dataclasses.replace(restored, warnings=tuple(warnings))
-                error = ValueError(f"{damaged[0]} is not what was saved")
-            warnings.append(f"checkpoint {step} cannot be read ({_first_line(error)}); going back to the one before")
+                error = ValueError(f"{damaged[0]} differs from the saved array")
+            warnings.append(f"checkpoint {step} cannot be read ({_first_line(error)}); trying the previous one")
             logging.error(warnings[-1])
-            self._put_aside(step)
+            self._rename_unreadable(step)
         if warnings:
             raise UserError(
-                f"No checkpoint in {self.directory} can be read; the unreadable ones were renamed. "
-                "Start again in another --workdir, or put back a good one."
+                f"No checkpoint in {self.directory} can be read. They were renamed to unreadable-STEP. "
+                "Start in another --workdir, or restore a readable checkpoint."
             )
         return None
 
     def _damaged(self, restored: Restored) -> list[str]:
-        """Paths of the arrays that are not those that were saved."""
-        if not (self.directory / str(restored.step) / FINGERPRINTS).exists():  # older than they are
+        """Return the paths of the arrays that differ from the saved ones."""
+        if not (self.directory / str(restored.step) / FINGERPRINTS).exists():  # saved before fingerprints were added
             return []
         item = ocp.args.Composite(**{FINGERPRINTS: ocp.args.JsonRestore()})
         saved = self._manager.restore(restored.step, args=item)[FINGERPRINTS]
         return differing(fingerprints({PARAMS: restored.params, OPTIMIZER: restored.optimizer}), saved)
 
-    def _put_aside(self, step: int) -> None:
+    def _rename_unreadable(self, step: int) -> None:
         self._manager.close()
         if jax.process_index() == 0:
             target = self.directory / f"unreadable-{step}"
@@ -234,7 +231,7 @@ class Checkpoints:
                 target.rmtree()
             (self.directory / str(step)).rename(target)
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("emu_jax_put_aside")
+            multihost_utils.sync_global_devices("emu_jax_rename_unreadable")
         self._manager = self._open()
 
     def _guarded(self, action: Callable[[], Any], *, doing: str) -> None:
@@ -242,10 +239,10 @@ class Checkpoints:
             action()
         except Exception as error:
             complete = _complete_steps(self.directory)
-            good = f"the last good checkpoint is step {max(complete)}" if complete else "no checkpoint is complete"
+            newest = f"the last good checkpoint is step {max(complete)}" if complete else "no checkpoint is complete"
             raise UserError(
-                f"Could not {doing} in {self.directory} ({_first_line(error)}); {good}. "
-                "Make room or mend the directory's rights, then give the same command to go on."
+                f"Could not {doing} in {self.directory} ({_first_line(error)}); {newest}. "
+                "Free disk space or fix the directory's permissions, then run the same command to resume."
             ) from error
 
 
@@ -254,7 +251,7 @@ def _metric(metrics: dict[str, float], *, name: str, missing: float) -> float:
 
 
 def _everywhere(ok: bool) -> bool:
-    """Whether `ok` holds on every process."""
+    """Return True if `ok` is true on every process."""
     if jax.process_count() == 1:
         return ok
     return bool(np.all(multihost_utils.process_allgather(np.asarray(ok))))

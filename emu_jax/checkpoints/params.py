@@ -1,4 +1,4 @@
-"""Parameters alone on disk: the DIR/params of a model directory, and warm starts from another run's."""
+"""Save and load DIR/params of a model directory, and start a model from the parameters of another."""
 
 import dataclasses
 from pathlib import Path
@@ -19,7 +19,7 @@ Tree = dict[str, Any]
 
 
 def save_params(directory: str | epath.Path, params: Tree) -> None:
-    """Writes DIR/params, replacing what is there; complete or not there at all."""
+    """Write DIR/params, complete or not at all. Existing parameters are replaced."""
     path = epath.Path(directory).absolute() / "params"
     path.parent.mkdir(parents=True, exist_ok=True)
     with ocp.StandardCheckpointer() as checkpointer:
@@ -27,13 +27,13 @@ def save_params(directory: str | epath.Path, params: Tree) -> None:
 
 
 def load_params(directory: str | epath.Path, *, shardings: Tree | None = None, dtype: Any = None) -> Tree:
-    """Reads DIR/params.
+    """Read DIR/params.
 
     Args:
       directory: a model directory, or one step of a run (WORKDIR/checkpoints/STEP).
-      shardings: a tree of shardings, the structure of the parameters; each array is read straight into its shards.
-        None reads NumPy arrays.
-      dtype: floating-point parameters are cast to it while they are read; None keeps what was saved.
+      shardings: a tree of shardings with the structure of the parameters. Each array is read directly into its shards.
+        None: read NumPy arrays.
+      dtype: floating-point parameters are cast to it while they are read. None: as saved.
 
     Raises:
       UserError: there are no parameters in the directory, or they cannot be read.
@@ -41,84 +41,92 @@ def load_params(directory: str | epath.Path, *, shardings: Tree | None = None, d
     path = _params_path(directory)
     saved = _saved_shapes(path)
 
-    def wanted(leaf: Any) -> np.dtype:
+    def target_dtype(leaf: Any) -> np.dtype:
         floating = np.issubdtype(leaf.dtype, np.floating) or leaf.dtype == jax.numpy.bfloat16
         return leaf.dtype if dtype is None or not floating else np.dtype(dtype)
 
     if shardings is None:
-        return _restore(path, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, wanted(leaf)), saved))
+        return _restore(path, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, target_dtype(leaf)), saved))
     structs = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, wanted(leaf), sharding=sharding), saved, shardings
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, target_dtype(leaf), sharding=sharding), saved, shardings
     )
     return _restore(path, structs)
 
 
 @dataclasses.dataclass(frozen=True)
 class WarmStart:
-    """What a warm start took over, by "/"-joined path.
+    """Report of a warm start: parameters by path, joined by "/".
 
     Attributes:
-      fitted: taken over.
-      missing: wanted by the model, not in the source; kept as initialised.
-      unused: in the source, unknown to the model.
-      other_shape: "path: saved shape, wanted shape"; kept as initialised.
-      grown: "path: from so many to so many tokens", of those taken over; the new begin as the mean of the others.
+      loaded: in the source and in the model.
+      missing: in the model only; they stay as initialized.
+      unused: in the source only.
+      other_shape: "path: saved shape, expected shape"; they stay as initialized.
+      grown: "path: from N to M tokens", for loaded vocabulary tables. New tokens start as the mean of the others.
     """
 
-    fitted: tuple[str, ...]
+    loaded: tuple[str, ...]
     missing: tuple[str, ...]
     unused: tuple[str, ...]
     other_shape: tuple[str, ...]
     grown: tuple[str, ...]
 
     def summary(self) -> str:
-        """A line for each list that is not empty."""
-        rows = [("taken over", self.fitted), ("not in the source, initialised anew", self.missing)]
-        rows += [("in the source, not in this model", self.unused), ("of another shape", self.other_shape)]
-        rows += [("given new tokens, the mean of the others", self.grown)]
-        lines = [f"{len(names)} parameters {what}" + (f": {abbreviate(names)}" if what != "taken over" else "")
-                 for what, names in rows if names]  # fmt: skip
+        """Return one line for each list that is not empty."""
+        lines = [f"{len(self.loaded)} parameters loaded"] if self.loaded else []
+        for description, names in (
+            ("not in the source, initialized", self.missing),
+            ("in the source, not in this model", self.unused),
+            ("of a different shape, initialized", self.other_shape),
+            ("with new tokens, each the mean of the others", self.grown),
+        ):
+            if names:
+                lines.append(f"{len(names)} parameters {description}: {abbreviate(names)}")
         return "\n".join(lines)
 
 
 def warm_start(directory: str | epath.Path, like: Tree, *, vocab_size: int | None = None) -> tuple[Tree, WarmStart]:
-    """What DIR/params holds under the same path and shape as `like`, read in its dtype and shards.
+    """Read the parameters in DIR/params with the same path and shape as in `like`, in its dtypes and shardings.
 
     Args:
       directory: a model directory, or one step of a run.
       like: the model's parameters, or their shapes with shardings.
-      vocab_size: of the model; tokens that the source does not know begin as the mean of those it does. None: the
-        tables are taken over as they are.
+      vocab_size: of the model. Tokens that the source does not have start as the mean of those it has. None: the tables
+        are loaded as they are.
+
+    Returns:
+      The loaded parameters, and a report.
 
     Raises:
-      UserError: no parameters there, or none of them fits.
+      UserError: there are no parameters, or none of them fits.
     """
     path = _params_path(directory)
     saved = traverse_util.flatten_dict(_saved_shapes(path), sep="/")
     own = traverse_util.flatten_dict(like, sep="/")
     known = None if vocab_size is None else vocabulary_of(Path(directory))
-    grows = known is not None and vocab_size is not None and known < vocab_size
-    tables = growing_tables(saved, own) if grows else {}
-    fitted = [n for n in own if n in tables or (n in saved and tuple(saved[n].shape) == tuple(own[n].shape))]
-    other = [n for n in own if n in saved and n not in set(fitted)]
+    tables: dict[str, int] = {}
+    if known is not None and vocab_size is not None and known < vocab_size:
+        tables = growing_tables(saved, own)
+    loaded = [n for n in own if n in tables or (n in saved and tuple(saved[n].shape) == tuple(own[n].shape))]
+    other = [n for n in own if n in saved and n not in set(loaded)]
     report = WarmStart(
-        fitted=tuple(fitted),
+        loaded=tuple(loaded),
         missing=tuple(name for name in own if name not in saved),
         unused=tuple(name for name in saved if name not in own),
-        other_shape=tuple(f"{n}: {tuple(saved[n].shape)}, wanted {tuple(own[n].shape)}" for n in other),
+        other_shape=tuple(f"{n}: {tuple(saved[n].shape)}, expected {tuple(own[n].shape)}" for n in other),
         grown=tuple(f"{n}: from {known} to {vocab_size} tokens" for n in tables),
     )
-    if not fitted:
+    if not loaded:
         raise UserError(f"None of the {len(saved)} parameters in {path} fits this model.\n{report.summary()}")
-    structs = {n: jax.ShapeDtypeStruct(saved[n].shape, own[n].dtype, sharding=own[n].sharding) for n in fitted}
+    structs = {n: jax.ShapeDtypeStruct(saved[n].shape, own[n].dtype, sharding=own[n].sharding) for n in loaded}
     restored = _restore(path, traverse_util.unflatten_dict(structs, sep="/"), partial=True)
-    taken = traverse_util.flatten_dict(restored, sep="/")
-    if tables:
-        taken |= _grow_tables(taken, own, axes=tables, known=known, vocab_size=vocab_size)
-    return traverse_util.unflatten_dict(taken, sep="/"), report
+    params = traverse_util.flatten_dict(restored, sep="/")
+    if tables and known is not None and vocab_size is not None:
+        params |= _grow_tables(params, own, axes=tables, known=known, vocab_size=vocab_size)
+    return traverse_util.unflatten_dict(params, sep="/"), report
 
 
-def _grow_tables(taken: Tree, own: Tree, *, axes: dict[str, int], known: int, vocab_size: int) -> Tree:
+def _grow_tables(params: Tree, own: Tree, *, axes: dict[str, int], known: int, vocab_size: int) -> Tree:
     """Return the vocabulary tables in the shapes and shardings of `own`, by one program for all of them."""
 
     def grow_all(tables: Tree) -> Tree:
@@ -128,24 +136,24 @@ def _grow_tables(taken: Tree, own: Tree, *, axes: dict[str, int], known: int, vo
         }
 
     shardings = {name: own[name].sharding for name in axes}
-    return jax.jit(grow_all, out_shardings=shardings)({name: taken[name] for name in axes})
+    return jax.jit(grow_all, out_shardings=shardings)({name: params[name] for name in axes})
 
 
-def place_parameters(parts: Tree, like: Tree) -> Tree:
-    """Copies of the arrays of `parts`, some of a model's parameters, in the dtypes and shards of `like`, which has all.
+def copy_parameters(parts: Tree, like: Tree) -> Tree:
+    """Copy the arrays of `parts`, some of a model's parameters, to the dtypes and shardings of `like`, which has all.
 
     Raises:
-      UserError: a name or a shape that `like` does not have.
+      UserError: `like` does not have a name, or has it in a different shape.
     """
     given = traverse_util.flatten_dict(parts, sep="/")
-    wanted = {name: leaf for name, leaf in traverse_util.flatten_dict(like, sep="/").items() if name in given}
-    check_fits(given, wanted, source="What the run is to begin with")
-    placed = {name: _placed(given[name], leaf) for name, leaf in wanted.items()}
-    return traverse_util.unflatten_dict(placed, sep="/")
+    expected = {name: leaf for name, leaf in traverse_util.flatten_dict(like, sep="/").items() if name in given}
+    check_fits(given, expected, source="The start of the run")
+    copies = {name: _copy(given[name], leaf) for name, leaf in expected.items()}
+    return traverse_util.unflatten_dict(copies, sep="/")
 
 
-def _placed(value: Any, like: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
-    """A copy of `value` (on the host, of every process the same; or already on devices) as `like` lies."""
+def _copy(value: Any, like: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+    """Copy `value`, which is on devices or is the same on the host of every process, in the sharding of `like`."""
     if isinstance(value, jax.Array):
         return jax.device_put(jnp.array(value, like.dtype), like.sharding)
     host = np.array(value, like.dtype)
@@ -175,7 +183,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def _params_path(directory: str | epath.Path) -> epath.Path:
     path = epath.Path(directory).absolute() / "params"
     if not path.exists():
-        raise UserError(f"{directory} holds no parameters (there is no {path.name}/ in it); name a model directory.")
+        raise UserError(f"{directory} has no {path.name}/ folder. Name a model directory.")
     return path
 
 
@@ -184,7 +192,7 @@ def _saved_shapes(path: epath.Path) -> Tree:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.metadata(path).item_metadata.tree
     except Exception as error:
-        raise UserError(f"The parameters in {path} cannot be read ({error}).") from error
+        raise UserError(f"Cannot read the parameters in {path}: {error}.") from error
 
 
 def _restore(path: epath.Path, structs: Tree, *, partial: bool = False) -> Tree:
@@ -195,4 +203,4 @@ def _restore(path: epath.Path, structs: Tree, *, partial: bool = False) -> Tree:
                 path, args=ocp.args.PyTreeRestore(structs, restore_args=restore_args, partial_restore=partial)
             )
     except Exception as error:
-        raise UserError(f"The parameters in {path} cannot be read ({error}).") from error
+        raise UserError(f"Cannot read the parameters in {path}: {error}.") from error

@@ -1,6 +1,6 @@
-"""DIR/params written and read one piece at a time, so that a model larger than memory passes through.
+"""Write and read DIR/params piece by piece, for models that are larger than the memory.
 
-What is written is an Orbax checkpoint like any other; only the arrays are made when their turn comes.
+The result is a normal Orbax checkpoint. Each array is made when it is written.
 """
 
 import asyncio
@@ -17,15 +17,23 @@ from flax import traverse_util
 from orbax.checkpoint import type_handlers
 
 from emu_jax.errors import UserError
+from emu_jax.io.tensors import Progress, no_progress
 
-_CHUNK_BYTES = 32 * 2**20  # of the arrays on disk: what one host reads when it wants a shard of one layer
+_CHUNK_BYTES = 32 * 2**20  # chunk size of the arrays on disk: a host reads one chunk for a shard of one layer
 _SMALL_BYTES = 2**20  # arrays up to this are written together
-_WRITE_BYTES = 128 * 2**20  # as many layers as fit in this are written at once; each write waits for the disk
+_WRITE_BYTES = 128 * 2**20  # layers that are written together; each write waits for the disk
 
 
 @dataclasses.dataclass(frozen=True)
 class LazyParameter:
-    """An array made layer by layer: `layer(i)` gives index i of the leading axis, or all of it when unstacked."""
+    """An array that is made layer by layer.
+
+    Attributes:
+      shape: with all layers.
+      dtype: of the array.
+      stacked: the leading axis is the layers.
+      layer: returns index i of the leading axis, or the complete array if it is not stacked.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -46,17 +54,17 @@ class LazyParameter:
 
     @property
     def count(self) -> int:
-        """How many layers `layer` gives."""
+        """Number of layers."""
         return self.shape[0] if self.stacked else 1
 
     def materialize(self) -> np.ndarray:
-        """The whole array."""
+        """Return the complete array."""
         if not self.stacked:
             return np.ascontiguousarray(self.layer(0), self.dtype)
         return self.layers(range(self.count))
 
     def layers(self, group: range) -> np.ndarray:
-        """Some layers of a stacked array."""
+        """Return some layers of a stacked array."""
         block = np.empty((len(group), *self.shape[1:]), self.dtype)
         for row, i in zip(block, group, strict=True):
             row[...] = self.layer(i)
@@ -64,19 +72,19 @@ class LazyParameter:
 
 
 def write_params(
-    path: epath.Path, parameters: Mapping[str, LazyParameter], *, progress: Callable[[int], None] | None = None
+    path: epath.Path, parameters: Mapping[str, LazyParameter], *, progress: Progress = no_progress
 ) -> None:
-    """Writes an Orbax checkpoint at `path` that `load_params` reads.
+    """Write an Orbax checkpoint at `path` that `load_params` reads.
 
     Args:
-      path: where the checkpoint itself goes; nothing may be there.
-      parameters: by "/"-joined path.
+      path: of the checkpoint; it must not exist.
+      parameters: by path, joined by "/".
       progress: called with the number of bytes just written.
 
     Raises:
-      Whatever making or writing an array raised; nothing is left at `path` then.
+      Exception: as raised while making or writing an array. Nothing is left at `path` then.
     """
-    handler = _LazyHandler(progress or (lambda _bytes: None))
+    handler = _LazyHandler(progress)
     registry = type_handlers.create_type_handler_registry(
         (LazyParameter, handler), (jax.Array, type_handlers.ArrayHandler())
     )
@@ -87,21 +95,25 @@ def write_params(
     ) as checkpointer:
         try:
             checkpointer.save(path, args=ocp.args.PyTreeSave(tree, save_args=save_args))
-        except Exception as error:  # Orbax misses the arrays that were not written
+        except Exception as error:  # Orbax reports the missing arrays, not the cause
             raise handler.failure or error from None
 
 
 class _LazyHandler(type_handlers.NumpyHandler):
-    """Makes and writes one array at a time, where Orbax would hold them all."""
+    """Type handler that makes and writes one array at a time, a few layers per write.
 
-    def __init__(self, progress: Callable[[int], None]) -> None:
+    This overrides a private method. The public `TypeHandler.serialize` would need the complete array, which can be
+    larger than the memory, or Orbax's private functions that build the specification of the stored array.
+    """
+
+    def __init__(self, progress: Progress) -> None:
         super().__init__(deepcopy_host_arrays=False)
         self._progress = progress
-        self._turn: asyncio.Lock | None = None
+        self._lock: asyncio.Lock | None = None
         self.failure: Exception | None = None
 
     async def _open_and_write(self, value: Any, tspec: dict[str, Any], ts_context: ts.Context) -> None:
-        # An exception in here would leave the writes beside it running while Orbax closes their event loop.
+        # After an exception here, Orbax would close the event loop of the other writes while they run.
         try:
             if self.failure is None:
                 await self._write(value, tspec, ts_context)
@@ -109,13 +121,13 @@ class _LazyHandler(type_handlers.NumpyHandler):
             self.failure = self.failure or error
 
     async def _write(self, value: LazyParameter, tspec: dict[str, Any], ts_context: ts.Context) -> None:
-        self._turn = self._turn or asyncio.Lock()
+        self._lock = self._lock or asyncio.Lock()
         if value.nbytes <= _SMALL_BYTES:
             store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
             await store.write(value.materialize())
             self._progress(value.nbytes)
             return
-        async with self._turn:
+        async with self._lock:
             if self.failure is not None:
                 return
             store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
@@ -128,28 +140,33 @@ class _LazyHandler(type_handlers.NumpyHandler):
             step = max(1, _WRITE_BYTES * value.count // (chunk * value.nbytes)) * chunk
             for start in range(0, value.count, step):
                 group = range(start, min(start + step, value.count))
-                await store[start : group.stop].write(value.layers(group))  # unnamed: gone before the next is made
+                # Not assigned to a name, so that it is released before the next group is made.
+                await store[start : group.stop].write(value.layers(group))
                 self._progress(value.nbytes // value.count * len(group))
 
 
 class StoredParams:
-    """A checkpoint of parameters, read parameter by parameter."""
+    """A checkpoint of parameters that is read parameter by parameter."""
 
     def __init__(self, path: epath.Path) -> None:
-        """Reads the shapes. Raises UserError where there is no readable checkpoint of parameters."""
+        """Read the shapes.
+
+        Raises:
+          UserError: there is no readable checkpoint of parameters.
+        """
         self.path = path
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 tree = checkpointer.metadata(path).item_metadata.tree
         except Exception as error:
-            raise UserError(f"The parameters in {path} cannot be read ({type(error).__name__}).") from error
+            raise UserError(f"Cannot read the parameters in {path} ({type(error).__name__}).") from error
         self.shapes: dict[str, jax.ShapeDtypeStruct] = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
             for name, leaf in traverse_util.flatten_dict(tree, sep="/").items()
         }
 
     def read(self, name: str) -> np.ndarray:
-        """The array at the "/"-joined path `name`, in the type it was saved in.
+        """Return the array at the path `name` (joined by "/"), in the saved dtype.
 
         Raises:
           UserError: it is damaged.
@@ -162,5 +179,5 @@ class StoredParams:
                     self.path, args=ocp.args.PyTreeRestore(structs, restore_args=restore_args, partial_restore=True)
                 )
         except Exception as error:
-            raise UserError(f"{name} in {self.path} cannot be read ({type(error).__name__}); it is damaged.") from error
+            raise UserError(f"{name} in {self.path} is damaged ({type(error).__name__}).") from error
         return traverse_util.flatten_dict(tree, sep="/")[name]

@@ -1,44 +1,43 @@
-"""Hand a model to PyTorch users: the release's own layout, or a Hugging Face LLaMA folder with the rest beside it.
+"""Export a model to PyTorch: in the release's layout, or as a Hugging Face LLaMA folder with the rest in `emu/`.
 
   python -m emu_jax export-torch models/emu out/emu                                safetensors, the release's names
-  python -m emu_jax export-torch models/emu out/emu --bin                          pytorch_model.bin (wants torch)
+  python -m emu_jax export-torch models/emu out/emu --bin                          pytorch_model.bin (requires torch)
   python -m emu_jax export-torch models/emu out/llama --format huggingface --dtype bfloat16
   python -m emu_jax export-torch models/emu_instruct out/merged --merge-lora
 
   python -m emu_jax export-torch runs/decoder out/decoder                          a run of the stage visual_decoder
 
-CHECKPOINT is a model directory, a training run (its newest checkpoint goes out), or one step of a run. A visual decoder
-goes out beside the Emu as unet/, vae/ and scheduler/, which diffusers opens.
+CHECKPOINT is a model directory, a training run (its newest checkpoint), or one step of a run. A visual decoder is
+written next to the Emu as unet/, vae/ and scheduler/, which diffusers opens.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import ml_dtypes
-import numpy as np
-
 from emu_jax.cli.arguments import ArgumentParser
+from emu_jax.cli.imports import heavy_imports
 from emu_jax.cli.progress import byte_progress
-from emu_jax.convert.export_torch import Layout, decoder_only, export_decoder, prepare_export
-from emu_jax.io.safetensors_files import SHARD_BYTES
-
-DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
 def main(argv: list[str]) -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = ArgumentParser(__name__, __doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="model directory, run, or step of a run")
-    parser.add_argument("destination", metavar="DEST", type=Path, help="folder to be made")
-    parser.add_argument("--format", choices=[layout.value for layout in Layout], default=Layout.RELEASE.value)
-    parser.add_argument("--dtype", choices=list(DTYPES), help="cast to this (default: as the parameters are)")
-    parser.add_argument("--merge-lora", action="store_true", help="add the adapters to the weights they adapt")
-    parser.add_argument("--bin", action="store_true", help="one pytorch_model.bin instead of safetensors")
+    parser.add_argument("destination", metavar="DEST", type=Path, help="folder to write")
+    parser.add_argument("--format", choices=("release", "huggingface"), default="release", help="default: release")
     parser.add_argument(
-        "--shard-gb", type=float, default=SHARD_BYTES / 1e9, help="largest safetensors file (default 5)"
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="cast to this type (default: as saved)"
     )
+    parser.add_argument("--merge-lora", action="store_true", help="add the adapters to the weights that they adapt")
+    parser.add_argument("--bin", action="store_true", help="write one pytorch_model.bin instead of safetensors")
+    parser.add_argument("--shard-gb", type=float, default=5.0, help="largest safetensors file (default 5)")
     arguments = parser.parse_args(argv)
+
+    with heavy_imports():
+        import jax.numpy as jnp
+
+        from emu_jax.convert.export_torch import Layout, decoder_only, export_decoder, prepare_export
 
     decoder = decoder_only(arguments.checkpoint)
     if decoder is not None:
@@ -46,17 +45,17 @@ def main(argv: list[str]) -> None:
         print(f"the visual decoder is in {arguments.destination}:")
         print("\n".join(f"  {name}" for name in files))
         return
-    dtype = None if arguments.dtype is None else DTYPES[arguments.dtype]
+    dtype = None if arguments.dtype is None else jnp.dtype(arguments.dtype)
     prepared = prepare_export(arguments.checkpoint, dtype=dtype, merge_lora=arguments.merge_lora)
-    with byte_progress("exporting", total=prepared.nbytes) as advance:
+    with byte_progress("exporting", total=prepared.nbytes) as progress:
         files = prepared.write(
             arguments.destination,
             layout=Layout(arguments.format),
             binary=arguments.bin,
             shard_bytes=int(arguments.shard_gb * 1e9),
-            progress=advance,
+            progress=progress,
         )
     if prepared.zeros:
-        print(f"this model never had, and Emu does not use, what is written as zeros: {', '.join(prepared.zeros)}")
+        print(f"written as zeros, because this model does not have them: {', '.join(prepared.zeros)}")
     print(f"{len(prepared.tensors)} tensors ({prepared.nbytes / 1e9:.2f} GB) are in {arguments.destination}:")
     print("\n".join(f"  {name}" for name in files))

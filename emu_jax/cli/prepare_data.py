@@ -7,7 +7,7 @@
 Every image is decoded, checked, resized and stored. OUTPUT/rejects.jsonl lists the documents that are broken, not
 downloaded or removed by a filter, OUTPUT/summary.json counts all documents, and OUTPUT/samples.html displays some of
 them. If the command was stopped, running it again resumes it. --workers uses several cores of this machine, --runner
-uses several machines (docs/data.md). OUTPUT is a TFDS folder of ArrayRecord shards, which
+uses several machines (docs/how-to/data.md). OUTPUT is a TFDS folder of ArrayRecord shards, which
 `tfds.builder_from_directory(OUTPUT).as_data_source("train")` reads, too. `prepare-decoder-data` converts such sets to
 training examples of the visual decoder: conditions and latents.
 """
@@ -98,8 +98,8 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         raise UserError(f"{error} {a.source} requires {source.files}.") from None
     if gaps := missing_shards(inputs):
-        listed = ", ".join(gaps[:10]) + (", ..." if len(gaps) > 10 else "")
-        print(f"Note: {len(gaps)} numbers are missing between the input files: {listed}", file=sys.stderr)
+        listed = ", ".join(gaps[:10]) + (f" and {len(gaps) - 10} more" if len(gaps) > 10 else "")
+        print(f"Note: there are gaps in the numbers of the input files: {listed}", file=sys.stderr)
     columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         tasks: dict[str, object] = {}

@@ -9,7 +9,8 @@ tensorboard/, report.html, and rejects/ with a list of the documents that could 
 `visual_decoder` also write WORKDIR/visual_decoder, a folder that diffusers opens.
 
 SIGTERM and Ctrl-C finish the current step, save a checkpoint and exit with code 0. On several hosts, start the same
-command on each of them, with a --workdir that all of them can reach, such as gs://BUCKET/RUN (docs/cloud_tpu.md).
+command on each of them, with a --workdir that all of them can reach, such as gs://BUCKET/RUN
+(docs/tutorials/cloud_tpu.md).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from emu_jax.cli.imports import heavy_imports
 
 FIELDS = """
 Any field of the config can be set with --config.FIELD=VALUE. Often used fields:
+  evaluation.sets, evaluation.tasks, evaluation.data        held-out losses and benchmarks
   train.steps, train.warm_start, train.accumulation, train.log_every, train.evaluate_every
   train.optimizer.learning_rate, train.optimizer.warmup_fraction, train.optimizer.schedule
   train.mesh.data, train.mesh.fsdp, train.mesh.tensor       sizes of the device mesh; -1 is the rest
@@ -45,6 +47,7 @@ def main(argv: list[str]) -> None:
         import jax
 
         from emu_jax.cli.config_file import read_config
+        from emu_jax.cli.training_tasks import task_evaluations
         from emu_jax.config import to_dict
         from emu_jax.io.mirror import Mirror, is_remote
         from emu_jax.reporting.training_run import write_run_report
@@ -72,6 +75,7 @@ def main(argv: list[str]) -> None:
         checkpoints=workdir / CHECKPOINTS if mirror is None else f"{target}/{CHECKPOINTS}",
         run_config=to_dict(run.config),
         initialize=run.initialize,
+        evaluations=[*run.evaluations, *task_evaluations(run)],
         sinks=[] if mirror is None else [mirror],
     )
     is_main_process = jax.process_index() == 0

@@ -38,7 +38,7 @@ def prefill_program(config: Any, shape: GenerationShape) -> Program:
     run, emu = read_emu(config)
 
     def program(params: Any, prompts: PromptBatch) -> Any:
-        return prefill(emu, params, prompts, room=shape.new_tokens)
+        return prefill(emu, params, prompts, capacity=shape.new_tokens)
 
     flops = forward_flops(run.model, context=shape.prompt / 2)
     return Program(

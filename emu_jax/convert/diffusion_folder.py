@@ -63,6 +63,12 @@ def read_part_config(directory: Path, part: str) -> dict[str, Any]:
     return config
 
 
+def part_bytes(directory: Path, part: str) -> int:
+    """Return the size of the file with a part's weights; 0 if there is none."""
+    path = _weights(directory, part)
+    return 0 if path is None else path.stat().st_size
+
+
 def open_part(directory: Path, part: str) -> dict[str, Tensor]:
     """Return the tensors of one part by their current names.
 

@@ -1,4 +1,4 @@
-"""What transformers' AutoTokenizer opens: a SentencePiece model with Emu's special tokens, in its JSON."""
+"""Convert a SentencePiece model with Emu's special tokens to the JSON files of transformers' AutoTokenizer."""
 
 from pathlib import Path
 from typing import Any
@@ -7,17 +7,18 @@ import sentencepiece
 
 from emu_jax.data.tokenizer import fitting_tokenizer
 
-# White space beside a special token goes, and each text between two is encoded by itself: as the release was trained.
+# As in the training of the release: white space next to a special token is removed, and each text between special
+# tokens is encoded separately.
 _SPECIAL = {"single_word": False, "lstrip": True, "rstrip": True, "normalized": False, "special": True}
 
 
 def tokenizer_files(model: Path, *, vocab_size: int, max_length: int) -> dict[str, Any]:
-    """JSON by file name, for transformers of today and of the release's days.
+    """Return the JSON values by file name, for transformers 4 and 5.
 
     Args:
       model: a SentencePiece byte-pair model.
-      vocab_size: of the Emu, which tells its special tokens.
-      max_length: tokens that the Emu reads.
+      vocab_size: of the Emu; it determines the special tokens.
+      max_length: maximum number of tokens of the Emu.
 
     Raises:
       UserError: the model does not fit the vocabulary.
@@ -31,7 +32,7 @@ def tokenizer_files(model: Path, *, vocab_size: int, max_length: int) -> dict[st
     return {
         "tokenizer.json": _tokenizer_json(sentencepiece.SentencePieceProcessor(model_file=str(model)), special, named),
         "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast",  # reads tokenizer.json as it is; LlamaTokenizer rebuilds it
+            "tokenizer_class": "PreTrainedTokenizerFast",  # uses tokenizer.json unchanged; LlamaTokenizer rebuilds it
             "added_tokens_decoder": {str(number): {"content": text, **_SPECIAL} for text, number in special.items()},
             "additional_special_tokens": others,
             "clean_up_tokenization_spaces": False,
@@ -40,7 +41,7 @@ def tokenizer_files(model: Path, *, vocab_size: int, max_length: int) -> dict[st
             **named,
         },
         "special_tokens_map.json": {**named, "additional_special_tokens": others},
-        "added_tokens.json": added,  # beside tokenizer.model, for the LlamaTokenizer of transformers 4
+        "added_tokens.json": added,  # for the LlamaTokenizer of transformers 4, which reads tokenizer.model
     }
 
 
@@ -94,7 +95,7 @@ def _tokenizer_json(
 
 
 def _merges(pieces: sentencepiece.SentencePieceProcessor) -> list[str]:
-    """Pairs of pieces that make a piece, the best first: SentencePiece has the pieces' scores alone.
+    """Return the pairs of pieces that merge to a piece, best first. SentencePiece stores only the scores of pieces.
 
     abc (-2), ab (-1), bc (-3)  ->  a b, ab c, a bc, b c
     """
@@ -104,9 +105,10 @@ def _merges(pieces: sentencepiece.SentencePieceProcessor) -> list[str]:
         if not (pieces.is_control(i) or pieces.is_unknown(i) or pieces.is_byte(i) or pieces.is_unused(i))
     }
     pairs = [
-        (score, cut, whole)
-        for whole, score in scores.items()
-        for cut in range(1, len(whole))
-        if whole[:cut] in scores and whole[cut:] in scores
+        (score, split, piece)
+        for piece, score in scores.items()
+        for split in range(1, len(piece))
+        if piece[:split] in scores and piece[split:] in scores
     ]
-    return [f"{whole[:cut]} {whole[cut:]}" for _, cut, whole in sorted(pairs, key=lambda pair: (-pair[0], -pair[1]))]
+    pairs.sort(key=lambda pair: (-pair[0], -pair[1]))
+    return [f"{piece[:split]} {piece[split:]}" for _, split, piece in pairs]

@@ -34,7 +34,7 @@ def load_model(directory: str | os.PathLike, *, mesh: Mesh | None = None, dtype:
 
     Args:
       directory: with config.json in it.
-      mesh: the parameters are laid out over it by the default rules. None: on the default device.
+      mesh: the parameters are sharded over it by the default rules. None: on the default device.
       dtype: the model computes in it, and its parameters are cast to it while they are read. None: as saved.
 
     Raises:

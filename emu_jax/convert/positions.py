@@ -1,13 +1,13 @@
-"""Learned positions of one image size, interpolated to another."""
+"""Interpolate learned positions to another image size."""
 
 import numpy as np
 
 
 def resize_positions(positions: np.ndarray, tokens: int) -> np.ndarray:
-    """Position embeddings `[1, 1 + n * n, D]` as `[1, tokens, D]`, the class token's first and unchanged.
+    """Resize position embeddings `[1, 1 + n * n, D]` to `[1, tokens, D]`. The class token is first and unchanged.
 
-    Bicubic on the square grid of patches, as torch's `interpolate(mode="bicubic", align_corners=False)` does it, which
-    EVA-CLIP uses when it meets another image size.
+    Bicubic on the square grid of patches, as in torch's `interpolate(mode="bicubic", align_corners=False)`, which
+    EVA-CLIP uses for other image sizes.
     """
     dim = positions.shape[-1]
     old, new = _side(positions.shape[1]), _side(tokens)
@@ -24,13 +24,13 @@ def _side(tokens: int) -> int:
 
 
 def _bicubic_weights(old: int, new: int) -> np.ndarray:
-    """`[new, old]`: cubic convolution (Keys 1981) with a = -0.75 over pixel centres, edges repeated."""
+    """Return `[new, old]`: cubic convolution (Keys 1981) with a = -0.75 over pixel centers, edges repeated."""
     a = -0.75
-    centres = (np.arange(new) + 0.5) * old / new - 0.5
-    first = np.floor(centres).astype(int) - 1
+    centers = (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.floor(centers).astype(int) - 1
     weights = np.zeros((new, old))
     for tap in range(4):
-        distance = np.abs(centres - (first + tap))
+        distance = np.abs(centers - (first + tap))
         near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
         far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
         weight = np.where(distance <= 1, near, far)

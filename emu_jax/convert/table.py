@@ -144,12 +144,12 @@ def tree_to_tensors(table: Iterable[Row], params: Any) -> list[Tensor]:
     tensors = []
     for row in table:
         array = flat[row.path]
-        tensors += to_tensors(row, lambda array=array: np.asarray(array), np.dtype(array.dtype))
+        tensors += to_tensors(row, functools.partial(np.asarray, array), np.dtype(array.dtype))
     return tensors
 
 
 class _Stack:
-    """A parameter that is read once and kept until its last layer is taken."""
+    """A parameter that is read once and released when its last layer is taken."""
 
     def __init__(self, read: Callable[[], np.ndarray], layers: int) -> None:
         self._read, self._layers = read, layers

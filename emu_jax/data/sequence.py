@@ -67,19 +67,19 @@ def build_sequence(
     Raises:
       DecodeError: the document has no text and no image.
     """
-    laid_out = layout_document(document, config, tokenizer, rng)
-    if not any(isinstance(span, ImageSpan) or span.ids for span in laid_out.spans):
+    found = layout_document(document, config, tokenizer, rng)
+    if not any(isinstance(span, ImageSpan) or span.ids for span in found.spans):
         raise DecodeError("the document has neither text nor images")
-    ends = laid_out.is_complete and document.layout is not Layout.CHAT
-    return _assemble(laid_out, ends=ends, config=config, tokenizer=tokenizer)
+    ends = found.is_complete and document.layout is not Layout.CHAT
+    return _assemble(found, ends=ends, config=config, tokenizer=tokenizer)
 
 
-def _assemble(laid_out: DocumentSpans, *, ends: bool, config: SequenceConfig, tokenizer: Tokenizer) -> TokenSequence:
+def _assemble(document: DocumentSpans, *, ends: bool, config: SequenceConfig, tokenizer: Tokenizer) -> TokenSequence:
     n = config.num_image_tokens
     image_run = [tokenizer.boi_id, *[tokenizer.image_token_id] * n, tokenizer.eoi_id]
     tokens, is_label, regression, images = [tokenizer.bos_id], [0], [0], []
     after_text = False
-    for span in laid_out.spans:
+    for span in document.spans:
         if isinstance(span, TokenSpan):
             tokens += span.ids
             is_label += [int(span.loss)] * len(span.ids)

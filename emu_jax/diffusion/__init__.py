@@ -1,1 +1,1 @@
-"""From embeddings to pixels: U-Net, autoencoder, noise schedule and samplers of Stable Diffusion v1.5, exactly."""
+"""The visual decoder, from embeddings to pixels: U-Net, autoencoder, schedule and samplers of Stable Diffusion v1.5."""

@@ -1,4 +1,4 @@
-"""CLIP's vision tower with its projection (Radford et al. 2021): what Stable Diffusion's safety checker looks with."""
+"""CLIP's vision encoder with its projection (Radford et al. 2021), used by Stable Diffusion's safety checker."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from emu_jax.layers.norms import LayerNorm
 from emu_jax.layers.patches import patches
 from emu_jax.layers.stack import stack
 from emu_jax.sharding import axes
-from emu_jax.typing import Array, Float
+from emu_jax.typing import Array, Float, typechecked
 
 _ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -26,7 +26,7 @@ _ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class ClipVisionConfig:
-    """CLIPVisionConfig and the projection's width; the defaults are those that transformers leaves unsaid."""
+    """CLIPVisionConfig and the projection's width. The defaults are those of transformers."""
 
     image_size: int = 224
     patch_size: int = 32
@@ -40,14 +40,14 @@ class ClipVisionConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_act not in _ACTIVATIONS:
-            raise UserError(f"The CLIP tower's hidden_act must be one of {', '.join(_ACTIVATIONS)}.")
+            raise UserError(f"The CLIP encoder's hidden_act must be one of {', '.join(_ACTIVATIONS)}.")
 
     @classmethod
     def from_transformers(cls, config: Mapping[str, Any]) -> "ClipVisionConfig":
-        """Reads a CLIPConfig; older ones keep the tower's sizes under `vision_config_dict`."""
-        tower = (config.get("vision_config") or {}) | (config.get("vision_config_dict") or {})
+        """Read a CLIPConfig. Older ones have the encoder's sizes under `vision_config_dict`."""
+        sizes = (config.get("vision_config") or {}) | (config.get("vision_config_dict") or {})
         names = {field.name for field in dataclasses.fields(cls)}
-        values = {name: value for name, value in tower.items() if name in names and value is not None}
+        values = {name: value for name, value in sizes.items() if name in names and value is not None}
         return cls(**values | {"projection_dim": config.get("projection_dim", cls.projection_dim)})
 
 
@@ -70,15 +70,16 @@ class ClipBlock(nn.Module):
 
 
 class ClipVision(nn.Module):
-    """Normalised pictures to embeddings: the class token after the last layer, normed and projected. Float32."""
+    """Embeds normalized images: the class token after the last layer, normalized and projected. Float32."""
 
     config: ClipVisionConfig
 
     @nn.compact
+    @typechecked
     def __call__(self, images: Float[Array, "n H W C"]) -> Float[Array, "n D"]:
         config, width, eps = self.config, self.config.hidden_size, self.config.layer_norm_eps
-        cut = patches(images, config.patch_size)
-        x = DenseGeneral((width,), (axes.PATCH,), (axes.EMBED,), name="patch_embed")(cut)
+        pixels = patches(images, config.patch_size)
+        x = DenseGeneral((width,), (axes.PATCH,), (axes.EMBED,), name="patch_embed")(pixels)
         small = nn.initializers.normal(0.02)
         class_token = self.param("class_token", nn.with_logical_partitioning(small, (axes.EMBED,)), (width,))
         x = jnp.concatenate([jnp.broadcast_to(class_token, (len(x), 1, width)), x], axis=1)

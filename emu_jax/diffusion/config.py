@@ -1,4 +1,4 @@
-"""Sizes of the U-Net and the autoencoder, as diffusers writes them in `config.json`."""
+"""Sizes of the U-Net and the autoencoder, with the field names of diffusers' `config.json`."""
 
 import dataclasses
 import json
@@ -14,17 +14,17 @@ CROSS_UP, PLAIN_UP = "CrossAttnUpBlock2D", "UpBlock2D"
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """UNet2DConditionModel. The defaults are Stable Diffusion v1.5's, whose text encoder is 768 wide."""
+    """UNet2DConditionModel. The defaults are those of Stable Diffusion v1.5, whose text encoder has width 768."""
 
     in_channels: int = 4
     out_channels: int = 4
-    sample_size: int = 64  # latent height and width it was trained at
+    sample_size: int = 64  # latent height and width in its training
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     down_block_types: tuple[str, ...] = (CROSS_DOWN, CROSS_DOWN, CROSS_DOWN, PLAIN_DOWN)
     up_block_types: tuple[str, ...] = (PLAIN_UP, CROSS_UP, CROSS_UP, CROSS_UP)
     layers_per_block: int = 2
     cross_attention_dim: int = 768
-    # The number of heads, one for all blocks or one each; diffusers kept the wrong name for v1.5's sake.
+    # The number of heads, for all levels or one for each. diffusers has this wrong name to load v1.5.
     attention_head_dim: int | tuple[int, ...] = 8
     transformer_layers_per_block: int = 1
     use_linear_projection: bool = False
@@ -50,7 +50,7 @@ class UNetConfig:
         ):
             unknown = sorted(set(dtypes) - set(allowed))
             if unknown:
-                raise UserError(f"The U-Net block type {unknown[0]} is not known; use {' or '.join(allowed)}.")
+                raise UserError(f"The U-Net block type {unknown[0]} is not supported. Use {' or '.join(allowed)}.")
         _check_groups("U-Net", self.block_out_channels, self.norm_num_groups)
         for channels, count in zip(self.block_out_channels, self.num_heads, strict=True):
             if channels % count:
@@ -58,30 +58,34 @@ class UNetConfig:
 
     @property
     def num_heads(self) -> tuple[int, ...]:
-        """Attention heads of each level, outermost first."""
+        """Attention heads of each level, highest resolution first."""
         heads = self.attention_head_dim
         return heads if isinstance(heads, tuple) else (heads,) * len(self.block_out_channels)
 
     @property
     def size_multiple(self) -> int:
-        """Latent heights and widths must be multiples of this: each level but the last halves them."""
+        """Latent heights and widths must be multiples of this, as each level except the last halves them."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> "UNetConfig":
-        """Reads what diffusers wrote; options that would change the arithmetic and are not built are refused."""
+        """Read the `config.json` of diffusers.
+
+        Raises:
+          UserError: an option that would change the result is not supported.
+        """
         config = dict(config)
         config["attention_head_dim"] = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
         return _from_diffusers(cls, config, _UNET_FIXED, "U-Net")
 
     def to_diffusers(self) -> dict[str, Any]:
-        """The `config.json` of `diffusers.UNet2DConditionModel`."""
+        """Return the `config.json` of `diffusers.UNet2DConditionModel`."""
         return {"_class_name": "UNet2DConditionModel", **_UNET_FIXED, **dataclasses.asdict(self)}
 
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """AutoencoderKL. The defaults are Stable Diffusion v1.5's: eight times smaller latents, four channels."""
+    """AutoencoderKL. The defaults are those of Stable Diffusion v1.5: latents of 1/8 the size and four channels."""
 
     in_channels: int = 3
     out_channels: int = 3
@@ -91,19 +95,23 @@ class VAEConfig:
     layers_per_block: int = 2
     norm_num_groups: int = 32
     mid_block_add_attention: bool = True
-    scaling_factor: float = 0.18215  # makes the latents' standard deviation about one
+    scaling_factor: float = 0.18215  # of latents, for a standard deviation of about one
 
     def __post_init__(self) -> None:
         _check_groups("VAE", self.block_out_channels, self.norm_num_groups)
 
     @property
     def factor(self) -> int:
-        """How many pixels, in height and width, one latent stands for."""
+        """Pixels per latent pixel, in height and width."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> "VAEConfig":
-        """Reads what diffusers wrote; options that would change the arithmetic and are not built are refused."""
+        """Read the `config.json` of diffusers.
+
+        Raises:
+          UserError: an option that would change the result is not supported.
+        """
         config = dict(config)
         levels = len(config.get("block_out_channels", cls.block_out_channels))
         blocks = {
@@ -113,7 +121,7 @@ class VAEConfig:
         return _from_diffusers(cls, config, _VAE_FIXED | blocks, "VAE")
 
     def to_diffusers(self) -> dict[str, Any]:
-        """The `config.json` of `diffusers.AutoencoderKL`."""
+        """Return the `config.json` of `diffusers.AutoencoderKL`."""
         levels = len(self.block_out_channels)
         return {
             "_class_name": "AutoencoderKL",
@@ -124,7 +132,7 @@ class VAEConfig:
         }
 
 
-# What the classes here do and diffusers has as options.
+# Options of diffusers with the only values that are supported here.
 _UNET_FIXED: dict[str, Any] = {
     "act_fn": "silu",
     "addition_embed_type": None,
@@ -162,20 +170,20 @@ _VAE_FIXED: dict[str, Any] = {
 }
 
 
-def _from_diffusers(cls, config: Mapping[str, Any], fixed: Mapping[str, Any], what: str):
+def _from_diffusers(cls, config: Mapping[str, Any], fixed: Mapping[str, Any], name: str):
     for key, value in fixed.items():
         given = config.get(key, value)
         given = list(given) if isinstance(given, tuple) else given
         if given != value:
             raise UserError(
-                f"The {what} in this folder has {key} = {json.dumps(given)}; only {json.dumps(value)} works."
+                f"The {name} in this folder has {key} = {json.dumps(given)}; only {json.dumps(value)} is supported."
             )
     names = {field.name for field in dataclasses.fields(cls)}
     values = {key: value for key, value in config.items() if key in names and value is not None}
-    return from_config_dict(cls, values, path=f"The {what}'s config")
+    return from_config_dict(cls, values, path=f"The {name}'s config")
 
 
-def _check_groups(what: str, channels: tuple[int, ...], groups: int) -> None:
+def _check_groups(name: str, channels: tuple[int, ...], groups: int) -> None:
     for count in channels:
         if count % groups:
-            raise UserError(f"The {what}'s {count} channels do not divide into norm_num_groups = {groups} groups.")
+            raise UserError(f"The {name}'s {count} channels do not divide into norm_num_groups = {groups} groups.")

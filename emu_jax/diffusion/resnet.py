@@ -1,4 +1,4 @@
-"""The convolutional blocks that U-Net and autoencoder share: residual block, halving, doubling."""
+"""Convolutional blocks of the U-Net and the autoencoder: residual block, downsampling, upsampling."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from emu_jax.layers.group_norm import GroupNorm
 from emu_jax.layers.linear import DenseGeneral, lecun_normal
 from emu_jax.sharding import axes
 from emu_jax.sharding.specs import logical_constraint
-from emu_jax.typing import Array, Float
+from emu_jax.typing import Array, Float, typechecked
 
-PICTURE = (axes.ACT_BATCH, axes.ACT_HEIGHT, axes.ACT_WIDTH, axes.ACT_CHANNELS)
+IMAGE_AXES = (axes.ACT_BATCH, axes.ACT_HEIGHT, axes.ACT_WIDTH, axes.ACT_CHANNELS)
 
 
 class ResnetBlock(nn.Module):
-    """`x + conv2(silu(norm2(conv1(silu(norm1(x))) + time)))`, with a 1 x 1 shortcut where the width changes."""
+    """`x + conv2(silu(norm2(conv1(silu(norm1(x))) + time)))`, with a 1 x 1 shortcut if the channels change."""
 
     features: int
     groups: int
@@ -27,6 +27,7 @@ class ResnetBlock(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
+    @typechecked
     def __call__(
         self, x: Float[Array, "B height width C"], time_embedding: Float[Array, "B D"] | None = None
     ) -> Float[Array, "B height width M"]:
@@ -42,16 +43,16 @@ class ResnetBlock(nn.Module):
         hidden = Conv(self.features, kernel_init=self.last_init, name="conv2", **dtypes)(hidden)
         if x.shape[-1] != self.features:
             x = pointwise(self.features, name="shortcut", **dtypes)(x)
-        return logical_constraint(x + hidden, PICTURE)
+        return logical_constraint(x + hidden, IMAGE_AXES)
 
 
 def pointwise(features: int, *, name: str | None, **dtypes: Any) -> DenseGeneral:
-    """A 1 x 1 convolution: one linear map at every place."""
+    """Return a 1 x 1 convolution: the same linear map at every pixel."""
     return DenseGeneral((features,), (axes.CONV_IN,), (axes.CONV_OUT,), use_bias=True, name=name, **dtypes)
 
 
 class Downsample(nn.Module):
-    """GegluProjection height and width by a convolution with stride 2."""
+    """Halves height and width by a convolution with stride 2."""
 
     features: int
     padding: Padding = ((1, 1), (1, 1))
@@ -59,20 +60,22 @@ class Downsample(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B height width C"]) -> Float[Array, "B height/2 width/2 M"]:
+    @typechecked
+    def __call__(self, x: Float[Array, "B height width C"]) -> Float[Array, "B height//2 width//2 M"]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         return Conv(self.features, stride=2, padding=self.padding, name="conv", **dtypes)(x)
 
 
 class Upsample(nn.Module):
-    """Doubles height and width by repeating each place, then convolves."""
+    """Doubles height and width by repeating each pixel, followed by a convolution."""
 
     features: int
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
+    @typechecked
     def __call__(self, x: Float[Array, "B height width C"]) -> Float[Array, "B height*2 width*2 M"]:
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
         x = Conv(self.features, name="conv", dtype=self.dtype, param_dtype=self.param_dtype)(x)
-        return logical_constraint(x, PICTURE)
+        return logical_constraint(x, IMAGE_AXES)

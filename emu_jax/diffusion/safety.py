@@ -1,7 +1,7 @@
-"""The safety checker of Stable Diffusion: pictures too near to seventeen hidden concepts are to be blacked out.
+"""The safety checker of Stable Diffusion: it flags images that are too similar to one of seventeen hidden concepts.
 
-The published checker compares CLIP's embedding of a picture with the embeddings of the concepts; each has a threshold
-of its own, and a picture near to one of three special concepts meets stricter ones. See Rando et al. 2022, "Red-Teaming
+It compares CLIP's embedding of an image with the embeddings of the concepts. Each concept has its threshold, and all
+thresholds are lower for an image that is similar to one of three special concepts. See Rando et al. 2022, "Red-Teaming
 the Stable Diffusion Safety Filter".
 """
 
@@ -18,12 +18,12 @@ from emu_jax.diffusion.clip_vision import ClipVision
 from emu_jax.errors import UserError
 from emu_jax.pixels import CLIP_MEAN, CLIP_STD
 
-STRICTER = np.float32(0.01)  # what a special concept adds to the score of every concept
+SPECIAL_MARGIN = np.float32(0.01)  # a special concept adds this to the scores of all concepts
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """CLIPImageProcessor: the shorter side to `size` by bicubic resizing, the middle `crop_size`, normalised."""
+    """CLIPImageProcessor: resize the shorter side to `size` (bicubic), crop the center to `crop_size`, normalize."""
 
     size: int = 224
     crop_size: int = 224
@@ -32,10 +32,10 @@ class Preprocessing:
 
     @classmethod
     def from_transformers(cls, config: Mapping[str, Any]) -> "Preprocessing":
-        """Reads `preprocessor_config.json`, old or new.
+        """Read an old or a new `preprocessor_config.json`.
 
         Raises:
-          UserError: an option that would change the pixels and is not built.
+          UserError: an option that would change the pixels is not supported.
         """
         for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
             if not config.get(name, True):
@@ -49,63 +49,68 @@ class Preprocessing:
             image_std=tuple(config.get("image_std", cls.image_std)),
         )
 
-    def __call__(self, picture: PIL.Image.Image) -> np.ndarray:
-        """Float32 `[crop_size, crop_size, 3]`."""
-        picture = picture.convert("RGB")
-        shorter, longer = min(picture.size), max(picture.size)
+    def __call__(self, image: PIL.Image.Image) -> np.ndarray:
+        """Return float32 pixels `[crop_size, crop_size, 3]`."""
+        image = image.convert("RGB")
+        shorter, longer = min(image.size), max(image.size)
         sides = (self.size, int(self.size * longer / shorter))
-        width, height = sides if picture.width <= picture.height else sides[::-1]
-        picture = picture.resize((width, height), PIL.Image.Resampling.BICUBIC)
+        width, height = sides if image.width <= image.height else sides[::-1]
+        image = image.resize((width, height), PIL.Image.Resampling.BICUBIC)
         left, top = (width - self.crop_size) // 2, (height - self.crop_size) // 2
-        picture = picture.crop((left, top, left + self.crop_size, top + self.crop_size))
-        pixels = np.asarray(picture, np.float32) / np.float32(255)
+        image = image.crop((left, top, left + self.crop_size, top + self.crop_size))
+        pixels = np.asarray(image, np.float32) / np.float32(255)
         return (pixels - np.asarray(self.image_mean, np.float32)) / np.asarray(self.image_std, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Concepts:
-    """Embeddings that pictures are compared with, and the cosine from which on one is too near."""
+    """Embeddings that images are compared with, and the largest permitted cosine similarity for each.
 
-    embeddings: np.ndarray  # [n, D]
-    thresholds: np.ndarray  # [n]
+    Attributes:
+      embeddings: `[n, D]`.
+      thresholds: `[n]`.
+    """
+
+    embeddings: np.ndarray
+    thresholds: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class SafetyChecker:
-    """`checker(pictures)` gives True for each PIL image that must not be shown: what `safety=` takes."""
+    """`checker(images)` returns True for each PIL image that must not be displayed. Pass it as `safety=`."""
 
-    tower: ClipVision
+    encoder: ClipVision
     params: dict[str, Any]
     concepts: Concepts
     special: Concepts
     preprocessing: Preprocessing
 
-    def __call__(self, pictures: Sequence[PIL.Image.Image]) -> list[bool]:
-        if not pictures:
+    def __call__(self, images: Sequence[PIL.Image.Image]) -> list[bool]:
+        if not images:
             return []
-        pixels = np.stack([self.preprocessing(picture) for picture in pictures])
+        pixels = np.stack([self.preprocessing(image) for image in images])
         return [bool((row > 0).any()) for row in self.scores(self.embed(pixels))]
 
     def embed(self, pixels: np.ndarray) -> np.ndarray:
-        """CLIP's embeddings of preprocessed pictures `[n, S, S, 3]`: float32 `[n, D]`."""
-        return np.asarray(_embed(self.tower, self.params, pixels))
+        """Return CLIP's embeddings, float32 `[n, D]`, of preprocessed images `[n, S, S, 3]`."""
+        return np.asarray(_embed(self.encoder, self.params, pixels))
 
     def scores(self, embeddings: np.ndarray) -> np.ndarray:
-        """How far each picture lies beyond each concept's threshold, float32 `[n, concepts]`; above 0 is too near."""
-        special = _beyond(embeddings, self.special)
-        stricter = STRICTER * (special > 0).any(axis=1, keepdims=True)
-        return _beyond(embeddings, self.concepts, stricter)
+        """Return the excess over each concept's threshold, float32 `[n, concepts]`. A positive one flags the image."""
+        special = _excess(embeddings, self.special)
+        margins = SPECIAL_MARGIN * (special > 0).any(axis=1, keepdims=True)
+        return _excess(embeddings, self.concepts, margins)
 
 
-@functools.partial(jax.jit, static_argnames="tower")
-def _embed(tower: ClipVision, params: Any, pixels: jax.Array) -> jax.Array:
-    return tower.apply({"params": params}, pixels)
+@functools.partial(jax.jit, static_argnames="encoder")
+def _embed(encoder: ClipVision, params: Any, pixels: jax.Array) -> jax.Array:
+    return encoder.apply({"params": params}, pixels)
 
 
-def _beyond(embeddings: np.ndarray, concepts: Concepts, stricter: Any = 0.0) -> np.ndarray:
-    """Cosine less threshold, rounded to three places as the published checker does, in float32."""
+def _excess(embeddings: np.ndarray, concepts: Concepts, margins: Any = 0.0) -> np.ndarray:
+    """Return cosine - threshold + margin, rounded to three decimal places as in the published checker; float32."""
     cosines = _unit(embeddings) @ _unit(concepts.embeddings).T
-    return np.round(cosines - concepts.thresholds + np.asarray(stricter, np.float32), 3)
+    return np.round(cosines - concepts.thresholds + np.asarray(margins, np.float32), 3)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -113,7 +118,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def _side(value: Any, name: str) -> int:
-    """`224`, `{"shortest_edge": 224}` or `{"height": 224, "width": 224}`."""
+    """Read `224`, `{"shortest_edge": 224}` or `{"height": 224, "width": 224}`."""
     sides = set(value.values()) if isinstance(value, Mapping) else {value}
     if name == "size" and isinstance(value, Mapping) and "shortest_edge" not in value:
         raise UserError("The feature extractor must resize the shortest_edge.")

@@ -1,11 +1,10 @@
-"""From noise to latents. A sampler is a table of coefficients, worked out beforehand; one scan runs any of them.
+"""Samplers: from noise to latents. A sampler is a precomputed table of coefficients, and one scan runs any of them.
 
-Every sampler here is a linear multistep method: the next latents are a weighted sum of the present ones and of the
-last few model outputs. PNDM and DDIM keep the outputs themselves, DPM-Solver++ the clean latents they imply.
+Every sampler is a linear multistep method: the next latents are a weighted sum of the current latents and of the
+last few model outputs. PNDM and DDIM store the outputs, DPM-Solver++ the clean latents computed from them.
 """
 
 import dataclasses
-import enum
 from collections.abc import Callable
 from typing import Any
 
@@ -13,68 +12,70 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emu_jax.diffusion.options import Sampler
 from emu_jax.diffusion.schedule import NoiseSchedule, Prediction, Spacing
 from emu_jax.errors import UserError
-from emu_jax.typing import Array, Float, Int
+from emu_jax.typing import Array, Float, typechecked
 
-HISTORY = 4  # outputs in one sum, the newest first
+HISTORY = 4  # outputs in one weighted sum, newest first
 Predict = Callable[[Array, Array], Array]  # latents [B h w C], timestep (int32 scalar) -> model output [B h w C]
-
-
-class Sampler(enum.Enum):
-    """The samplers, by the names users give."""
-
-    PNDM = "pndm"
-    DDIM = "ddim"
-    DPM_SOLVER_PP = "dpm-solver++"
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SamplerTable:
-    """One row per model call S. With `x` the latents, `o` the model's output and `h` what was kept, newest first:
+    """One row per model call S. With `x` the latents, `o` the model's output and `h` the stored outputs, newest first:
 
     o' = from_latents * x + from_output * o
     x' = base * (first latents if restart else x) + sum_k outputs[k] * (o', h0, h1, h2)[k]
+
+    All columns are float32 `[S]`, except `timesteps`, int32 `[S]`, and `outputs`, float32 `[S, 4]`.
     """
 
-    timesteps: Int[Array, "S"]
-    from_latents: Float[Array, "S"]
-    from_output: Float[Array, "S"]
-    base: Float[Array, "S"]
-    outputs: Float[Array, "S 4"]
-    keep: Float[Array, "S"]  # 1: o' joins what is kept
-    restart: Float[Array, "S"]
+    timesteps: Array
+    from_latents: Array
+    from_output: Array
+    base: Array
+    outputs: Array
+    store: Array  # 1: o' is stored
+    restart: Array
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """Where sampling ended, and the latents after each model call if they were asked for."""
+    """The result of sampling.
 
-    latents: Float[Array, "B height width C"]
-    steps: Float[Array, "S B height width C"] | None
+    Attributes:
+      latents: `[B, height, width, C]`.
+      steps: the latents after each model call, `[S, B, height, width, C]`, if requested.
+    """
+
+    latents: Array
+    steps: Array | None
 
 
+@typechecked
 def run_sampler(
     predict: Predict, table: SamplerTable, latents: Float[Array, "B height width C"], *, return_steps: bool = False
 ) -> Trajectory:
-    """Scans `table` from `latents` (standard normal noise); `predict` is called once per row."""
+    """Scan `table` from `latents` (standard normal noise), with one call of `predict` per row."""
 
     def step(carry: tuple[Array, tuple[Array, ...]], row: SamplerTable) -> tuple[tuple, Array | None]:
-        x, kept = carry
+        x, stored = carry
         output = row.from_latents * x + row.from_output * predict(x, row.timesteps)
-        candidates = (output, *kept)
+        candidates = (output, *stored)
         moved = row.base * jnp.where(row.restart > 0, latents, x)
         moved += sum(row.outputs[k] * candidate for k, candidate in enumerate(candidates))
-        kept = tuple(jnp.where(row.keep > 0, new, old) for new, old in zip(candidates, kept, strict=False))
-        return (moved, kept), moved if return_steps else None
+        stored = tuple(jnp.where(row.store > 0, new, old) for new, old in zip(candidates, stored, strict=False))
+        return (moved, stored), moved if return_steps else None
 
-    kept = (jnp.zeros_like(latents),) * (HISTORY - 1)
-    (final, _), steps = jax.lax.scan(step, (latents, kept), table)
+    stored = (jnp.zeros_like(latents),) * (HISTORY - 1)
+    (final, _), steps = jax.lax.scan(step, (latents, stored), table)
     return Trajectory(latents=final, steps=steps)
 
 
+@typechecked
 def guided(
     predict: Callable[[Array, Array, Array], Array],
     *,
@@ -82,9 +83,9 @@ def guided(
     unconditional: Float[Array, "B Q D"],
     guidance_scale: Array | float,
 ) -> Predict:
-    """Classifier-free guidance (Ho & Salimans 2022): `u + scale (c - u)`, both halves in one model call.
+    """Add classifier-free guidance (Ho & Salimans 2022): `u + scale (c - u)`, both halves in one model call.
 
-    `predict` takes latents, timestep and conditioning. Scale 1 is the conditioning alone, 0 the unconditional alone.
+    `predict` accepts latents, timestep and conditioning. Scale 1 uses the conditioning only, 0 the unconditional only.
     """
 
     def both(latents: Array, timestep: Array) -> Array:
@@ -96,13 +97,11 @@ def guided(
 
 
 def sampler_table(sampler: Sampler, schedule: NoiseSchedule, steps: int) -> SamplerTable:
-    """The coefficients of `steps` steps (PNDM calls the model once more than that, as in diffusers).
+    """Return the coefficients of `steps` steps. PNDM calls the model once more than that, as in diffusers.
 
     Raises:
-      UserError: steps below 1, or more than the schedule's timesteps allow.
+      UserError: there are more steps than the schedule's timesteps allow.
     """
-    if steps < 1:
-        raise UserError(f"steps must be 1 or more, not {steps}.")
     make = {Sampler.PNDM: _pndm, Sampler.DDIM: _ddim, Sampler.DPM_SOLVER_PP: _dpm_solver_pp}[sampler]
     return make(schedule, steps)
 
@@ -110,8 +109,8 @@ def sampler_table(sampler: Sampler, schedule: NoiseSchedule, steps: int) -> Samp
 def _pndm(schedule: NoiseSchedule, steps: int) -> SamplerTable:
     """Liu et al. 2022 without its Runge-Kutta start (`skip_prk_steps`), as diffusers' PNDMScheduler.
 
-    The second timestep is visited twice. The first time it serves only to redo the first step with the mean of two
-    outputs; it is not kept. After that Adams-Bashforth of order 2, 3, 4, 4, ...
+    The second timestep is visited twice. The first visit only repeats the first step with the mean of two outputs, and
+    is not stored. After that, Adams-Bashforth of order 2, 3, 4, 4, ...
     """
     visited = _timesteps(schedule, steps)
     stride = schedule.num_train_timesteps // steps
@@ -119,19 +118,19 @@ def _pndm(schedule: NoiseSchedule, steps: int) -> SamplerTable:
     count = len(timesteps)
     start, end = timesteps.copy(), timesteps - stride
     weights = np.zeros((count, HISTORY))
-    keep, restart = np.ones(count), np.zeros(count)
+    store, restart = np.ones(count), np.zeros(count)
     weights[0] = _ADAMS_BASHFORTH[0]
     if count > 1:
         start[1], end[1] = timesteps[1] + stride, timesteps[1]
-        weights[1], keep[1], restart[1] = (1 / 2, 1 / 2, 0, 0), 0, 1
+        weights[1], store[1], restart[1] = (1 / 2, 1 / 2, 0, 0), 0, 1
     for row in range(2, count):
         weights[row] = _ADAMS_BASHFORTH[min(row - 1, HISTORY - 1)]
     latents, noise = _transfer(schedule, start, end)
-    # The weighted sum of outputs is one output, read at the start of the step.
+    # The weighted sum of outputs is used as one output at the start of the step.
     if schedule.prediction_type is Prediction.VELOCITY:
         a = schedule.alphas_cumprod[start]
         latents, noise = latents + noise * np.sqrt(1 - a), noise * np.sqrt(a)
-    return _table(timesteps, base=latents, outputs=noise[:, None] * weights, keep=keep, restart=restart)
+    return _table(timesteps, base=latents, outputs=noise[:, None] * weights, store=store, restart=restart)
 
 
 _ADAMS_BASHFORTH = (
@@ -143,7 +142,7 @@ _ADAMS_BASHFORTH = (
 
 
 def _ddim(schedule: NoiseSchedule, steps: int) -> SamplerTable:
-    """Song et al. 2021 with eta 0: the clean latents and the noise that the output implies, mixed anew."""
+    """Song et al. 2021 with eta 0: mix the clean latents and the noise of the output for the next timestep."""
     timesteps = _timesteps(schedule, steps)
     latents, noise = _transfer(schedule, timesteps, timesteps - schedule.num_train_timesteps // steps)
     if schedule.prediction_type is Prediction.VELOCITY:
@@ -157,7 +156,7 @@ def _ddim(schedule: NoiseSchedule, steps: int) -> SamplerTable:
 def _dpm_solver_pp(schedule: NoiseSchedule, steps: int) -> SamplerTable:
     """Lu et al. 2022, DPM-Solver++(2M), midpoint: the first and the last step are of first order.
 
-    As diffusers' DPMSolverMultistepScheduler, whose last step goes to no noise at all.
+    As in diffusers' DPMSolverMultistepScheduler, whose last step ends without noise.
     """
     timesteps = _timesteps(schedule, steps, with_end=True)
     a = schedule.alphas_cumprod[timesteps]
@@ -180,7 +179,7 @@ def _dpm_solver_pp(schedule: NoiseSchedule, steps: int) -> SamplerTable:
 
 
 def _transfer(schedule: NoiseSchedule, start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Factors of the latents and of the noise in them, for going from timestep `start` to `end` along that noise."""
+    """Return the factors of the latents and of their noise for the step from timestep `start` to `end`."""
     a, final = schedule.alphas_cumprod, 1.0 if schedule.set_alpha_to_one else schedule.alphas_cumprod[0]
     before, after = a[start], np.where(end >= 0, a[np.maximum(end, 0)], final)
     latents = np.sqrt(after / before)
@@ -188,7 +187,7 @@ def _transfer(schedule: NoiseSchedule, start: np.ndarray, end: np.ndarray) -> tu
 
 
 def _timesteps(schedule: NoiseSchedule, steps: int, *, with_end: bool = False) -> np.ndarray:
-    """The timesteps visited, from the noisiest on; `with_end` (DPM-Solver++) counts the end as one of them."""
+    """Return the timesteps, noisiest first. `with_end` (DPM-Solver++) counts the end as one of the points."""
     total, points = schedule.num_train_timesteps, steps + with_end
     if schedule.timestep_spacing is Spacing.LEADING:
         timesteps = np.arange(points)[::-1] * (total // points) + schedule.steps_offset
@@ -198,7 +197,7 @@ def _timesteps(schedule: NoiseSchedule, steps: int, *, with_end: bool = False) -
         timesteps = np.round(np.arange(total, 0, -total / steps)).astype(int) - 1
     timesteps = timesteps[:steps]
     if timesteps[0] >= total or (np.diff(timesteps) >= 0).any():
-        raise UserError(f"{steps} steps are more than this schedule of {total} timesteps allows; take fewer.")
+        raise UserError(f"{steps} steps are more than this schedule of {total} timesteps allows. Use fewer.")
     return timesteps
 
 
@@ -209,19 +208,19 @@ def _table(
     outputs: np.ndarray,
     from_latents: np.ndarray | float = 0.0,
     from_output: np.ndarray | float = 1.0,
-    keep: np.ndarray | float = 1.0,
+    store: np.ndarray | float = 1.0,
     restart: np.ndarray | float = 0.0,
 ) -> SamplerTable:
     def column(values: np.ndarray | float) -> np.ndarray:
         return np.broadcast_to(np.asarray(values, np.float32), timesteps.shape)
 
-    columns: dict[str, Any] = {  # NumPy: a table is made without a device
+    columns: dict[str, Any] = {  # NumPy arrays, so that a table needs no device
         "timesteps": timesteps.astype(np.int32),
         "from_latents": column(from_latents),
         "from_output": column(from_output),
         "base": column(base),
         "outputs": outputs.astype(np.float32),
-        "keep": column(keep),
+        "store": column(store),
         "restart": column(restart),
     }
     return SamplerTable(**columns)

@@ -1,4 +1,4 @@
-"""How noise is mixed into latents over the timesteps, and what the U-Net is asked to predict."""
+"""Noise schedule: the amount of noise in the latents at each timestep, and the target that the U-Net predicts."""
 
 import dataclasses
 import enum
@@ -17,21 +17,21 @@ from emu_jax.typing import Array, Float, Int, typechecked
 
 
 class Betas(enum.Enum):
-    """How the variance added per timestep grows from `beta_start` to `beta_end`."""
+    """Growth of the variance that is added per timestep, from `beta_start` to `beta_end`."""
 
     LINEAR = "linear"
     SCALED_LINEAR = "scaled_linear"  # its square root grows linearly
 
 
 class Prediction(enum.Enum):
-    """What the U-Net's output means."""
+    """Meaning of the U-Net's output."""
 
     EPSILON = "epsilon"  # the noise
     VELOCITY = "v_prediction"  # sqrt(a) noise - sqrt(1 - a) latents (Salimans & Ho 2022)
 
 
 class Spacing(enum.Enum):
-    """Which of the trained timesteps a sampler visits (Lin et al. 2023, table 2)."""
+    """Choice of the sampler's timesteps among the trained ones (Lin et al. 2023, table 2)."""
 
     LEADING = "leading"
     LINSPACE = "linspace"
@@ -40,7 +40,10 @@ class Spacing(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class NoiseSchedule:
-    """The defaults are Stable Diffusion v1.5's: a variance-preserving process of 1000 timesteps, epsilon-prediction."""
+    """A variance-preserving process. The defaults are those of Stable Diffusion v1.5.
+
+    `set_alpha_to_one`: the last sampling step ends without noise, not with the noise of timestep 0.
+    """
 
     num_train_timesteps: int = 1000
     beta_start: float = 0.00085
@@ -49,23 +52,29 @@ class NoiseSchedule:
     prediction_type: Prediction = Prediction.EPSILON
     timestep_spacing: Spacing = Spacing.LEADING
     steps_offset: int = 1
-    set_alpha_to_one: bool = False  # whether the last step goes to no noise at all, or to timestep 0's
+    set_alpha_to_one: bool = False
 
     @functools.cached_property
     def alphas_cumprod(self) -> np.ndarray:
-        """The share of the variance that is still the latents', at each timestep: float64 `[num_train_timesteps]`."""
+        """The fraction of variance that is from the latents at each timestep: float64 `[num_train_timesteps]`."""
         power = 2 if self.beta_schedule is Betas.SCALED_LINEAR else 1
         ends = self.beta_start ** (1 / power), self.beta_end ** (1 / power)
         return np.cumprod(1.0 - np.linspace(*ends, self.num_train_timesteps) ** power)
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> "NoiseSchedule":
-        """Reads diffusers' `scheduler_config.json`; what it leaves out has diffusers' defaults for its class."""
+        """Read diffusers' `scheduler_config.json`. Missing fields get the defaults of diffusers for its class.
+
+        Raises:
+          UserError: an option is not supported.
+        """
         name = config.get("_class_name")
-        for key, works in _FIXED.items():
-            default = name == "DDIMScheduler" if key == "clip_sample" else works
-            if config.get(key, default) != works:
-                raise UserError(f"The scheduler's {key} must be {works}; set it in scheduler/scheduler_config.json.")
+        for key, supported in _FIXED.items():
+            default = name == "DDIMScheduler" if key == "clip_sample" else supported
+            if config.get(key, default) != supported:
+                raise UserError(
+                    f"The scheduler's {key} must be {supported}. Set it in scheduler/scheduler_config.json."
+                )
         values = {
             "beta_start": 0.0001,
             "beta_end": 0.02,
@@ -79,13 +88,13 @@ class NoiseSchedule:
         return from_config_dict(cls, values, path="The scheduler's config")
 
     def to_diffusers(self) -> dict[str, Any]:
-        """The `scheduler_config.json` of `diffusers.PNDMScheduler`, the release's."""
+        """Return the `scheduler_config.json` of `diffusers.PNDMScheduler`, as in the release."""
         values = dataclasses.asdict(self)
         values = {key: value.value if isinstance(value, enum.Enum) else value for key, value in values.items()}
         return {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "clip_sample": False, **values}
 
 
-# What the samplers here do and diffusers has as options.
+# Options of diffusers with the only values that are supported here.
 _FIXED: dict[str, Any] = {
     "trained_betas": None,
     "clip_sample": False,
@@ -103,7 +112,7 @@ def add_noise(
     noise: Float[Array, "B height width C"],
     timesteps: Int[Array, "B"],
 ) -> Float[Array, "B height width C"]:
-    """`sqrt(a) latents + sqrt(1 - a) noise`, a = `alphas_cumprod[timesteps]`."""
+    """Return `sqrt(a) latents + sqrt(1 - a) noise`, a = `alphas_cumprod[timesteps]`."""
     signal, deviation = _amplitudes(schedule, timesteps)
     return signal * latents + deviation * noise
 
@@ -115,7 +124,7 @@ def prediction_target(
     noise: Float[Array, "B height width C"],
     timesteps: Int[Array, "B"],
 ) -> Float[Array, "B height width C"]:
-    """What the U-Net should put out: the noise, or the velocity, as `schedule.prediction_type` says."""
+    """Return the target of the U-Net: the noise or the velocity, by `schedule.prediction_type`."""
     if schedule.prediction_type is Prediction.EPSILON:
         return noise
     return velocity(schedule, latents, noise, timesteps)
@@ -128,21 +137,21 @@ def velocity(
     noise: Float[Array, "B height width C"],
     timesteps: Int[Array, "B"],
 ) -> Float[Array, "B height width C"]:
-    """`sqrt(a) noise - sqrt(1 - a) latents` (Salimans & Ho 2022)."""
+    """Return `sqrt(a) noise - sqrt(1 - a) latents` (Salimans & Ho 2022)."""
     signal, deviation = _amplitudes(schedule, timesteps)
     return signal * noise - deviation * latents
 
 
 @typechecked
 def signal_to_noise(schedule: NoiseSchedule, timesteps: Int[Array, "B"]) -> Float[Array, "B"]:
-    """`a / (1 - a)` at each timestep."""
+    """Return `a / (1 - a)` at each timestep."""
     a = schedule.alphas_cumprod
     return jnp.asarray(a / (1.0 - a), jnp.float32)[timesteps]
 
 
 @typechecked
 def standard_noise(rng: jax.Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """Standard normal noise, drawn flat: XLA for CPUs takes seconds to compile a draw of four dimensions."""
+    """Return standard normal noise. It is drawn flat, because XLA compiles a 4-D draw for seconds on CPUs."""
     return jax.random.normal(rng, (math.prod(shape),)).reshape(shape)
 
 

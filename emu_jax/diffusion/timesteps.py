@@ -1,4 +1,4 @@
-"""How the U-Net is told the time."""
+"""Timestep embedding of the U-Net."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from emu_jax.typing import Array, Float, Int, typechecked
 def sinusoids(
     timesteps: Int[Array, "B"], width: int, *, flip_sin_to_cos: bool = True, freq_shift: int = 0
 ) -> Float[Array, "B D"]:
-    """Sines and cosines of each timestep at `width / 2` frequencies from 1 down to 1/10000 (Ho et al. 2020)."""
+    """Return sines and cosines of each timestep at `width / 2` frequencies from 1 to 1/10000 (Ho et al. 2020)."""
     half = width // 2
     frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
     angles = timesteps.astype(jnp.float32)[:, None] * frequencies[None, :]
@@ -22,7 +22,7 @@ def sinusoids(
 
 
 class TimeEmbedding(nn.Module):
-    """`linear_2(silu(linear_1(sinusoids)))`, four times as wide as the sinusoids."""
+    """`linear_2(silu(linear_1(sinusoids)))`, of four times the sinusoids' width."""
 
     width: int
     flip_sin_to_cos: bool = True
@@ -31,6 +31,7 @@ class TimeEmbedding(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
+    @typechecked
     def __call__(self, timesteps: Int[Array, "B"]) -> Float[Array, "B D"]:
         dtypes = {"use_bias": True, "dtype": self.dtype, "param_dtype": self.param_dtype}
         out = (4 * self.width,)

@@ -1,18 +1,18 @@
-"""Where the picture meets the conditioning: self-attention over its places, cross-attention, gated MLP."""
+"""Transformer blocks of the U-Net: self-attention over pixels, cross-attention to the conditioning, gated MLP."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from emu_jax.diffusion.resnet import PICTURE, pointwise
+from emu_jax.diffusion.resnet import IMAGE_AXES, pointwise
 from emu_jax.layers.attention import Attention
 from emu_jax.layers.group_norm import GroupNorm
 from emu_jax.layers.linear import DenseGeneral, lecun_normal
 from emu_jax.layers.norms import LayerNorm
 from emu_jax.sharding import axes
 from emu_jax.sharding.specs import logical_constraint
-from emu_jax.typing import Array, Float
+from emu_jax.typing import Array, Float, typechecked
 
 
 class GatedGeluMlp(nn.Module):
@@ -22,11 +22,12 @@ class GatedGeluMlp(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
+    @typechecked
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         shape, width = x.shape, x.shape[-1]
         x = jnp.asarray(x, self.dtype).reshape(-1, width)
-        # Two products of matrices: one with the whole kernel takes three times as long backwards on a CPU.
+        # Two matmuls: the backward pass of one matmul with the full kernel takes three times as long on a CPU.
         kernel, bias = GegluProjection((width, 2, 4 * width), name="up", **dtypes)()
         value, gate = (x @ kernel[:, half] + bias[half] for half in range(2))
         hidden = logical_constraint(value * nn.gelu(gate, approximate=False), (axes.ACT_BATCH, axes.ACT_MLP))
@@ -35,7 +36,7 @@ class GatedGeluMlp(nn.Module):
 
 
 class GegluProjection(nn.Module):
-    """The parameters of two linear maps with one kernel `[in, 2, out]` and one bias `[2, out]`."""
+    """Parameters of two linear maps: one kernel `[in, 2, out]` and one bias `[2, out]`."""
 
     shape: tuple[int, int, int]
     dtype: Dtype = jnp.float32
@@ -54,13 +55,14 @@ class GegluProjection(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm self-attention, cross-attention to `conditioning`, MLP; each added to the stream."""
+    """Pre-norm self-attention, cross-attention to `conditioning`, and MLP, each with a residual connection."""
 
     num_heads: int
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
+    @typechecked
     def __call__(self, x: Float[Array, "B T D"], conditioning: Float[Array, "B Q E"]) -> Float[Array, "B T D"]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         heads = {"num_heads": self.num_heads, "head_dim": x.shape[-1] // self.num_heads, "out_bias": True}
@@ -74,7 +76,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks over the places of a picture, between projections of their own; added to the input."""
+    """Transformer blocks over the pixels of an image, between two projections, with a residual connection."""
 
     num_heads: int
     num_layers: int
@@ -83,6 +85,7 @@ class SpatialTransformer(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
+    @typechecked
     def __call__(
         self, x: Float[Array, "B height width C"], conditioning: Float[Array, "B Q E"]
     ) -> Float[Array, "B height width C"]:
@@ -92,7 +95,7 @@ class SpatialTransformer(nn.Module):
         hidden = pointwise(channels, name="project_in", **dtypes)(hidden).reshape(batch, height * width, channels)
         for index in range(self.num_layers):
             hidden = TransformerBlock(self.num_heads, name=f"blocks_{index}", **dtypes)(hidden, conditioning)
-        # Zero: a fresh transformer adds nothing (CompVis latent-diffusion, `zero_module`).
+        # Zero, so that an initial transformer is the identity (CompVis latent-diffusion, `zero_module`).
         project_out = pointwise(channels, name="project_out", kernel_init=nn.initializers.zeros, **dtypes)
         x = x + project_out(hidden).reshape(batch, height, width, channels)
-        return logical_constraint(x, PICTURE)
+        return logical_constraint(x, IMAGE_AXES)

@@ -7,20 +7,20 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from emu_jax.diffusion.config import CROSS_DOWN, CROSS_UP, UNetConfig
-from emu_jax.diffusion.resnet import PICTURE, Downsample, ResnetBlock, Upsample
+from emu_jax.diffusion.resnet import IMAGE_AXES, Downsample, ResnetBlock, Upsample
 from emu_jax.diffusion.timesteps import TimeEmbedding
 from emu_jax.diffusion.transformer import SpatialTransformer
 from emu_jax.layers.conv import Conv
 from emu_jax.layers.group_norm import GroupNorm
 from emu_jax.layers.stack import Remat, remat_layer
 from emu_jax.sharding.specs import logical_constraint
-from emu_jax.typing import Array, Float, Int
+from emu_jax.typing import Array, Float, Int, typechecked
 
 
 class UNet(nn.Module):
-    """Down through the levels, a middle, and up again, each step up taking in what the step down left.
+    """Down blocks, a middle block, and up blocks that receive the outputs of the down blocks.
 
-    Parameters are named as in diffusers, dots before numbers turned into underscores, save inside the blocks.
+    Parameters have diffusers' names with underscores instead of dots before numbers, except inside the blocks.
     """
 
     config: UNetConfig
@@ -29,13 +29,14 @@ class UNet(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
+    @typechecked
     def __call__(
         self,
         latents: Float[Array, "B height width C"],
         timesteps: Int[Array, "B"],
         conditioning: Float[Array, "B Q E"],
     ) -> Float[Array, "B height width C_out"]:
-        """The model output (the noise, or the velocity, as it was trained), float32."""
+        """Return the predicted noise or velocity, as the model was trained; float32."""
         config = self.config
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         channels, heads = config.block_out_channels, config.num_heads
@@ -47,7 +48,7 @@ class UNet(nn.Module):
         conditioning = conditioning.astype(self.dtype)
         if config.center_input_sample:
             latents = 2 * latents - 1
-        x = logical_constraint(Conv(channels[0], name="conv_in", **dtypes)(latents), PICTURE)
+        x = logical_constraint(Conv(channels[0], name="conv_in", **dtypes)(latents), IMAGE_AXES)
 
         skips = [x]
         for level, kind in enumerate(config.down_block_types):
@@ -77,11 +78,11 @@ class UNet(nn.Module):
 
         x = nn.silu(GroupNorm(config.norm_num_groups, config.norm_eps, name="norm_out", **dtypes)(x))
         x = Conv(config.out_channels, kernel_init=nn.initializers.zeros, name="conv_out", **dtypes)(x)
-        return logical_constraint(x.astype(jnp.float32), PICTURE)
+        return logical_constraint(x.astype(jnp.float32), IMAGE_AXES)
 
     def _resnet(self, features: int, name: str) -> Any:
         config = self.config
-        # Zero: a fresh block is the identity (CompVis latent-diffusion, `zero_module`).
+        # Zero, so that an initial block is the identity (CompVis latent-diffusion, `zero_module`).
         return remat_layer(ResnetBlock, remat=self.remat)(
             features, config.norm_num_groups, config.norm_eps, last_init=nn.initializers.zeros,
             dtype=self.dtype, param_dtype=self.param_dtype, name=name,

@@ -8,7 +8,7 @@ from emu_jax.evaluation.metrics.scores import Scored
 from emu_jax.evaluation.predictors import GenerateText, first_sentence
 from emu_jax.evaluation.prompts import Template
 from emu_jax.evaluation.task import ScoreOptions
-from emu_jax.generation.sampling import TextOptions
+from emu_jax.generation.options import TextOptions
 
 SOURCE = "Emu release, mm_eval/datasets/coco.py; pycocoevalcap"
 CAPTION = GenerateText(

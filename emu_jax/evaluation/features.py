@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from emu_jax.data.images import decode, preprocess
+from emu_jax.data.media_paths import VIDEO_SUFFIXES
 from emu_jax.data.video import take_frames
 from emu_jax.errors import UserError
 from emu_jax.generation.pipeline import EmuPipeline
-from emu_jax.generation.prompt import VIDEO_FRAMES, VIDEO_SUFFIXES
+from emu_jax.generation.prompt import VIDEO_FRAMES
 from emu_jax.io.files import atomic_file
 from emu_jax.models.emu import Emu
 

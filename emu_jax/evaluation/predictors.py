@@ -9,9 +9,9 @@ import numpy as np
 from emu_jax.evaluation.example import Example
 from emu_jax.evaluation.prompts import Shot, Template, build, count_tokens
 from emu_jax.evaluation.task import BatchContext
+from emu_jax.generation.options import TextOptions
 from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.generation.prompt import Part, Prompt
-from emu_jax.generation.sampling import TextOptions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from emu_jax.data.chat_layout import SYSTEM_IMAGE
+from emu_jax.data.media_paths import VIDEO_SUFFIXES
 from emu_jax.data.tokenizer import IMAGE_TOKEN
 from emu_jax.evaluation.example import Example
 from emu_jax.generation.pipeline import EmuPipeline
-from emu_jax.generation.prompt import VIDEO_FRAMES, VIDEO_SUFFIXES, Part, Prompt
+from emu_jax.generation.prompt import VIDEO_FRAMES, Part, Prompt
 
 VQA_REQUEST = (
     "based on the content of the {media} and common sense, please provide an accurate answer consisting of only one "

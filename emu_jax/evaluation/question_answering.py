@@ -8,7 +8,7 @@ from emu_jax.evaluation.metrics.vqa import porter_stemmer, score_vqa, vqa_accura
 from emu_jax.evaluation.predictors import GenerateText, short_answer
 from emu_jax.evaluation.prompts import VQA_REQUEST, Template
 from emu_jax.evaluation.task import Metric, ScoreOptions
-from emu_jax.generation.sampling import TextOptions
+from emu_jax.generation.options import TextOptions
 
 OPTIONS = TextOptions(max_new_tokens=20, num_beams=5, length_penalty=-1.0, min_length=1)
 ANSWER = GenerateText(Template(VQA_REQUEST.replace("{media}", "image"), "the answer is:"), OPTIONS, short_answer)

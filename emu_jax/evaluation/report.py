@@ -8,11 +8,11 @@ import numpy as np
 import PIL.Image
 
 from emu_jax.data.images import DecodeError, decode
+from emu_jax.data.media_paths import VIDEO_SUFFIXES
 from emu_jax.data.video import take_frames
 from emu_jax.evaluation.example import Example
 from emu_jax.evaluation.metrics.scores import Score
 from emu_jax.evaluation.results import TaskResult, flat_scores
-from emu_jax.generation.prompt import VIDEO_SUFFIXES
 from emu_jax.reporting import page
 
 REPORT = "report.html"

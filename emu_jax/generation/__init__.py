@@ -1,1 +1,1 @@
-"""From prompts to text, visual embeddings and pictures."""
+"""Generate text, visual embeddings and images from prompts."""

@@ -1,4 +1,4 @@
-"""`emu_jax.load`: a model from disk, ready to use."""
+"""`emu_jax.load`: read a model from disk, ready to use."""
 
 import os
 from pathlib import Path
@@ -19,22 +19,22 @@ def load(
     dtype: Any = None,
     mesh: Mesh | None = None,
 ) -> EmuPipeline:
-    """Reads a model.
+    """Read a model.
 
     Args:
-      directory: a model directory of ours, a training run's workdir (its newest checkpoint is taken), or a folder in
-        the release's layout: safetensors, config.json and, unless named by `tokenizer`, tokenizer.model.
-      tokenizer: path of a SentencePiece model; default: DIR/tokenizer.model.
-      dtype: computes in it and casts the parameters to it, "bfloat16" for one; default: as saved.
-      mesh: parameters are laid out over it and all programs run on it; default: one device.
+      directory: a model directory, the workdir of a training run (its newest checkpoint is used), or a folder in the
+        release's layout: safetensors, config.json and, unless `tokenizer` is set, tokenizer.model.
+      tokenizer: path of a SentencePiece model. Default: DIR/tokenizer.model.
+      dtype: of the parameters and the computation, such as "bfloat16". Default: as saved.
+      mesh: devices over which the parameters are sharded and on which all programs run. Default: one device.
 
     Raises:
-      UserError: there is no model or no tokenizer, or they do not fit each other.
+      UserError: there is no model or no tokenizer, or they do not match.
     """
     parts = load_model(directory, mesh=mesh, dtype=dtype)
     path = parts.tokenizer if tokenizer is None else Path(tokenizer)
     if path is None:
-        raise UserError(f"{directory} has no tokenizer.model; name a SentencePiece model with tokenizer=.")
+        raise UserError(f"{directory} has no tokenizer.model; set `tokenizer` to the path of a SentencePiece model.")
     return EmuPipeline(
         parts.config,
         parts.params,

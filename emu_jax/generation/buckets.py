@@ -1,12 +1,12 @@
-"""Few shapes instead of many: sizes are rounded up to a bucket, and one compiled program serves all that fall in it."""
+"""Round sizes up to a few buckets, so that one compiled program serves all sizes of a bucket."""
 
 import bisect
 
-_STEPS = (1.0, 1.5)  # two buckets for each doubling: at most a third of a row is padding
+_STEPS = (1.0, 1.5)  # two buckets per doubling: at most a third of a row is padding
 
 
 def bucket(size: int, *, smallest: int = 16, largest: int | None = None) -> int:
-    """The bucket of `size`: `smallest`, 1.5 x that, 2 x, 3 x, 4 x, 6 x ..., and `largest` where it comes first.
+    """Return the bucket of `size`: `smallest` times 1, 1.5, 2, 3, 4, 6, ..., limited to `largest` if `size` fits.
 
     bucket(5) -> 16    bucket(17) -> 24    bucket(33) -> 48    bucket(60, largest=56) -> 60
     """
@@ -20,5 +20,5 @@ def bucket(size: int, *, smallest: int = 16, largest: int | None = None) -> int:
 
 
 def power_of_two(count: int) -> int:
-    """The next power of two, for rows and images: `3 -> 4`, `0 -> 0`."""
+    """Return the next power of two, for numbers of rows and images: `3 -> 4`, `0 -> 0`."""
     return 1 << (count - 1).bit_length() if count > 0 else 0

@@ -1,4 +1,4 @@
-"""Captioned pictures as batches, for a run that computes its conditions and latents: pixels and prompts, no model."""
+"""Batches of captioned images for runs that compute conditions and latents in the step: pixels and prompts."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from emu_jax.errors import UserError
 from emu_jax.generation.decoder_examples import as_text, caption_and_image
 from emu_jax.generation.prompt import build_prompt, pad_rows
 
-_LOOKED_AT = 1000  # documents before it is said that a set holds no pairs
+_CHECKED_DOCUMENTS = 1000  # a set without a pair among them is refused
 
 
 @dataclasses.dataclass(frozen=True)
 class CaptionedImages:
-    """Batches of `target_images` uint8 `[B S S 3]` for the autoencoder, and beside them what the condition is made of.
+    """Batches of `target_images` uint8 `[B S S 3]` for the autoencoder, with the inputs of the condition.
 
-    For `Condition.PREDICTED` the prompts that end in `[IMG]`, left-padded: `prompt_tokens[B L]` int32 and
-    `prompt_is_token[B L]`; for `Condition.ENCODED` the pictures once more as the vision encoder takes them,
+    For `Condition.PREDICTED` these are left-padded prompts that end in `[IMG]`: `prompt_tokens[B L]` int32 and
+    `prompt_is_token[B L]`. For `Condition.ENCODED` they are the same images at the size of the vision encoder,
     `images[B V V 3]` uint8.
 
     Attributes:
@@ -45,10 +45,12 @@ class CaptionedImages:
     def loader(
         self, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
     ) -> grain.DatasetIterator:
-        """Batches for ever, this process's rows of each, in the order of stored examples; resumable at any batch.
+        """Return an endless iterator over this process's rows of each batch, resumable after any batch.
+
+        The order is that of stored examples.
 
         Raises:
-          UserError: a set that is not there or holds no pairs, or a batch that does not divide among the processes.
+          UserError: a set is missing or has no pairs, or the number of processes does not divide the batch size.
         """
         rows = rows_per_process(batch_size, process_count)
         opened = [PreparedSet(one.path) for one in self.sets]
@@ -61,18 +63,18 @@ class CaptionedImages:
             process_index=process_index,
             process_count=process_count,
         )
-        # A row that is None is no row: Grain leaves it out.
+        # Grain skips rows that are None.
         return iter(documents.map(self.row).to_iter_dataset().batch(rows))
 
     def row(self, document: Document) -> dict[str, np.ndarray] | None:
-        """One row of a batch; None for what is left out."""
+        """Return one row of a batch, or None for a document that is left out."""
         pair = caption_and_image(document, self.max_caption_length)
         if pair is None:
             return None
-        caption, picture = pair
-        row = {"target_images": preprocess(picture, self.target_size)}
+        caption, image = pair
+        row = {"target_images": preprocess(image, self.target_size)}
         if self.condition is Condition.ENCODED:
-            return row | {"images": preprocess(picture, self.image_size)}
+            return row | {"images": preprocess(image, self.image_size)}
         prompt = build_prompt(
             as_text(caption, self.tokenizer),
             tokenizer=self.tokenizer,
@@ -86,9 +88,9 @@ class CaptionedImages:
         return row | {"prompt_tokens": tokens[0], "prompt_is_token": is_token[0]}
 
     def _check(self, documents: PreparedSet) -> None:
-        looked_at: Sequence[int] = range(min(len(documents), _LOOKED_AT))
-        if all(self.row(documents[index]) is None for index in looked_at):
+        checked: Sequence[int] = range(min(len(documents), _CHECKED_DOCUMENTS))
+        if all(self.row(documents[index]) is None for index in checked):
             raise UserError(
-                f"None of the first {len(looked_at)} documents of {documents.path} is a picture with a caption of at "
+                f"None of the first {len(checked)} documents of {documents.path} is an image with a caption of at "
                 f"most {self.max_caption_length} characters and {self.prompt_length} tokens."
             )

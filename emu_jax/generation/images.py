@@ -1,4 +1,4 @@
-"""Images' embeddings: the prompt is read once, then N regression steps, each prediction the next step's input."""
+"""Generation of visual embeddings: prefill, then N regression steps whose predictions are the next inputs."""
 
 import functools
 from typing import Any
@@ -14,12 +14,12 @@ from emu_jax.models.outputs import KVCache
 
 @functools.partial(jax.jit, static_argnames="model")
 def generate_embeddings(params: Any, prompts: PromptBatch, *, model: Emu) -> jax.Array:
-    """The N embeddings that follow prompts ending in `[IMG]`, float32 `[B, N, D]`, in one compiled program.
+    """Return the N embeddings after prompts that end in `[IMG]`, float32 `[B, N, D]`, in one compiled program.
 
-    The release reads the whole sequence again at each step; causal attention makes the cache give the same.
+    The release runs the complete sequence again in each step; with causal attention the cache gives the same result.
     """
     steps = model.config.causal_former.num_image_tokens
-    embedding, cache = prefill(model, params, prompts, room=steps)
+    embedding, cache = prefill(model, params, prompts, capacity=steps)
     extend_step, cache = make_step(model, params, cache)
 
     def step(carry: tuple[jax.Array, KVCache], _: None) -> tuple[tuple[jax.Array, KVCache], jax.Array]:

@@ -1,4 +1,4 @@
-"""Prompts: text, images and videos in any order become tokens and pixels, and several of them one left-padded batch."""
+"""Convert prompts of text, images and videos in any order to tokens and pixels, and several prompts to one batch."""
 
 import dataclasses
 import os
@@ -12,34 +12,29 @@ import numpy as np
 import PIL.Image
 
 from emu_jax.data.images import DecodeError, normalize, preprocess
+from emu_jax.data.media_paths import Image, Video, is_video, named_file
 from emu_jax.data.tokenizer import BOI, EOI, IMAGE_TOKEN, Tokenizer
 from emu_jax.data.video import take_frames
 from emu_jax.errors import UserError
 from emu_jax.generation.buckets import bucket, power_of_two
 from emu_jax.typing import Array, Bool, Float, Int
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"))
-VIDEO_SUFFIXES = frozenset((".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v"))
-VIDEO_FRAMES = 8  # uniform frames that stand for a video, as in the release
+VIDEO_FRAMES = 8  # evenly spaced frames of a video, as in the release
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Ids as they are, between texts: how a program says `[USER]` where text is only text."""
+    """Token ids between texts: the way for a program to add special tokens such as `[USER]`."""
 
     ids: tuple[int, ...]
 
 
-class PlainText(str):
-    """Text that is never taken as a file's name: for what others than the user of this machine have typed."""
-
-
-Part = str | os.PathLike | PIL.Image.Image | np.ndarray | jax.Array | Tokens
+Part = str | os.PathLike | Image | Video | PIL.Image.Image | np.ndarray | jax.Array | Tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """Tokens `[L]` int32, `<s>` first, and an image `[S, S, 3]` (normalised float32) for each run of `<image>`."""
+    """Tokens int32 `[L]`, `<s>` first, and a normalized float32 image `[S, S, 3]` for each run of `<image>`."""
 
     tokens: np.ndarray
     images: tuple[np.ndarray, ...] = ()
@@ -54,21 +49,22 @@ def build_prompt(
     special_tokens: bool = False,
     open_image: bool = False,
 ) -> Prompt:
-    """Lays out a prompt as the release does: `<s>`, then texts and images; neighbouring texts are one text.
+    """Build a prompt as in the release: `<s>`, then texts and images. Adjacent texts are joined.
 
-    An image is `[IMG]`, N times `<image>`, `[/IMG]`, a video 8 of these; white space beside them goes. N = 2:
+    An image is `[IMG]`, N times `<image>`, `[/IMG]`; a video is 8 images. White space next to images is removed. N = 2:
 
         ["A cat", photo, ". Then "]  ->  <s> ▁A ▁cat [IMG] <image> <image> [/IMG] ▁. ▁Then
 
     Args:
-      parts: strings, PIL images, paths, arrays (uint8 pixels, or float32 taken as resized and normalised already).
-      special_tokens: `[IMG]`, `</s>` and the like typed in a text are the special tokens; otherwise they are text.
-      open_image: ends the prompt with `[IMG]`, after which the model predicts an image's embeddings.
+      parts: strings, PIL images, paths, arrays (uint8 pixels, or float32 that is already resized and normalized).
+      special_tokens: parse `[IMG]`, `</s>` and the like in a text as special tokens; otherwise they are text.
+      open_image: end the prompt with `[IMG]`, after which the model predicts the embeddings of an image.
 
     Raises:
-      UserError: a file that is missing or cannot be read, an array of another kind, `<image>` as a special token.
+      UserError: a file is missing or cannot be read, an array has another dtype or shape, or `<image>` occurs in a text
+        with `special_tokens`.
     """
-    opened = (tokenizer.boi_id, *[tokenizer.image_token_id] * num_image_tokens, tokenizer.eoi_id)
+    image_tokens = (tokenizer.boi_id, *[tokenizer.image_token_id] * num_image_tokens, tokenizer.eoi_id)
     tokens, images = [tokenizer.bos_id], []
     after_special = False
     pieces = _joined(parts, image_size)
@@ -84,7 +80,7 @@ def build_prompt(
         if isinstance(piece, Tokens):
             tokens += piece.ids
         else:
-            tokens += opened
+            tokens += image_tokens
             images.append(piece)
     if open_image:
         tokens.append(tokenizer.boi_id)
@@ -93,13 +89,13 @@ def build_prompt(
 
 @flax.struct.dataclass
 class PromptBatch:
-    """Prompts as rows, left-padded so that all end in the last place.
+    """Prompts as rows, left-padded so that all of them end at the last position.
 
         tokens    . . <s> a   cat          is_token  0 0 1 1 1
                   <s> a   red cat .                  1 1 1 1 1
 
-    visual_embeddings: of all images of all rows, in order; None where there is none.
-    slots: which of them are each row's.
+    visual_embeddings: of all images of all rows, in order; None without images.
+    slots: the indices of each row's images in `visual_embeddings`.
     """
 
     tokens: Int[Array, "B L"]
@@ -109,11 +105,11 @@ class PromptBatch:
 
 
 def pad_prompts(prompts: Sequence[Prompt], *, pad_id: int, max_length: int) -> PromptBatch:
-    """One batch without its visual embeddings; rows, length and images are rounded up to buckets."""
+    """Return a batch without its visual embeddings. Rows, length and images are rounded up to buckets."""
     rows = power_of_two(len(prompts))
     length = bucket(max(len(prompt.tokens) for prompt in prompts), largest=max_length)
-    blank: list[np.ndarray] = [np.zeros(0, np.int32)] * (rows - len(prompts))
-    tokens, is_token = pad_rows([*(prompt.tokens for prompt in prompts), *blank], length=length, pad_id=pad_id)
+    empty: list[np.ndarray] = [np.zeros(0, np.int32)] * (rows - len(prompts))
+    tokens, is_token = pad_rows([*(prompt.tokens for prompt in prompts), *empty], length=length, pad_id=pad_id)
     slots = np.zeros((rows, power_of_two(max(len(prompt.images) for prompt in prompts))), np.int32)
     first = 0
     for row, prompt in enumerate(prompts):
@@ -128,7 +124,7 @@ def pad_prompts(prompts: Sequence[Prompt], *, pad_id: int, max_length: int) -> P
 
 
 def pad_rows(prompts: Sequence[np.ndarray], *, length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token rows of their own lengths as `tokens` and `is_token` `[B, length]`, left-padded."""
+    """Left-pad rows of tokens to `tokens` and `is_token` `[B, length]`."""
     tokens = np.full((len(prompts), length), pad_id, np.int32)
     is_token = np.zeros((len(prompts), length), bool)
     for row, prompt in enumerate(prompts):
@@ -138,51 +134,41 @@ def pad_rows(prompts: Sequence[np.ndarray], *, length: int, pad_id: int) -> tupl
 
 
 def only_image(prompt: Prompt, *, num_image_tokens: int) -> np.ndarray:
-    """The image of a prompt that is one image; with text or more images it raises UserError."""
+    """Return the image of a prompt that is one image; raise UserError for text or several images."""
     if len(prompt.images) != 1 or len(prompt.tokens) != num_image_tokens + 3:
-        raise UserError("Give one image, and nothing else, to autoencode.")
+        raise UserError("Autoencoding requires a prompt of one image, without text.")
     return prompt.images[0]
 
 
 def load_images(part: Part, image_size: int) -> list[np.ndarray]:
-    """The normalised images `[S, S, 3]` of an image or (8 of them) a video."""
+    """Return the normalized images `[S, S, 3]` of an image (one) or a video (8)."""
     if isinstance(part, np.ndarray | jax.Array):
         return [_from_array(np.asarray(part), image_size)]
     if isinstance(part, PIL.Image.Image):
         return [_normalized(part, image_size)]
-    if not isinstance(part, str | os.PathLike):
-        raise UserError(f"A prompt takes text, paths, PIL images and arrays, not {type(part).__name__}.")
-    path = Path(part)
+    if not isinstance(part, str | os.PathLike | Image | Video):
+        raise UserError(f"A prompt consists of text, paths, PIL images and arrays, not {type(part).__name__}.")
+    path = Path(part.path if isinstance(part, Image | Video) else part)
     if not path.is_file():
         raise UserError(f"There is no file {path}.")
     try:
-        if path.suffix.lower() in VIDEO_SUFFIXES:
+        if isinstance(part, Video) or (not isinstance(part, Image) and is_video(path)):
             return [_normalized(frame, image_size) for frame in take_frames(path, frames=VIDEO_FRAMES, size=image_size)]
         return [_normalized(path, image_size)]
     except DecodeError as error:
         raise UserError(f"{path}: {error}.") from None
 
 
-def is_file_name(text: str) -> bool:
-    """Whether a string in a prompt is meant as a file: it ends like one and either is there or is a single word."""
-    stripped = text.strip()
-    if isinstance(text, PlainText):
-        return False
-    if "\n" in stripped or Path(stripped).suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
-        return False
-    return " " not in stripped or Path(stripped).is_file()
-
-
 def _joined(parts: Iterable[Part] | Part, image_size: int) -> list[str | Tokens | np.ndarray]:
-    """Texts joined, files read."""
+    """Join adjacent texts and read files."""
     if isinstance(parts, Part):
         parts = [parts]
     pieces: list[str | Tokens | np.ndarray] = []
     for part in parts:
         if isinstance(part, Tokens):
             pieces.append(part)
-        elif not isinstance(part, str) or is_file_name(part):
-            pieces += load_images(part.strip() if isinstance(part, str) else part, image_size)
+        elif not isinstance(part, str) or named_file(part):
+            pieces += load_images(part, image_size)
         elif pieces and isinstance(pieces[-1], str):
             pieces[-1] += part
         else:
@@ -194,7 +180,7 @@ def _encode(text: str, tokenizer: Tokenizer, special_tokens: bool) -> list[int]:
     if not text:
         return []
     if special_tokens and IMAGE_TOKEN in text:
-        raise UserError(f"{IMAGE_TOKEN} in a text has no image; pass the image itself ({BOI} and {EOI} come with it).")
+        raise UserError(f"{IMAGE_TOKEN} in a text has no image; pass the image itself, which adds {BOI} and {EOI}.")
     return tokenizer.encode(text, special_tokens=special_tokens)
 
 
@@ -210,7 +196,7 @@ def _from_array(array: np.ndarray, size: int) -> np.ndarray:
             raise UserError(f"{error}.") from None
     if not np.issubdtype(array.dtype, np.floating) or array.shape != (size, size, 3):
         raise UserError(
-            f"An image array is uint8 [H, W, 3], or float32 [{size}, {size}, 3] already normalised, "
+            f"An image array must be uint8 [H, W, 3], or normalized float32 [{size}, {size}, 3], "
             f"not {array.dtype} {list(array.shape)}."
         )
     return np.asarray(array, np.float32)

@@ -24,7 +24,7 @@ def score_candidates(
     """Return the log-likelihood of each candidate's first `lengths` tokens after its prompt, which is read once."""
     rows, count, length = candidates.shape
     candidates = candidates.reshape(rows * count, length)
-    embedding, cache = prefill(model, params, prompts, room=length)
+    embedding, cache = prefill(model, params, prompts, capacity=length)
     cache = repeat_rows(cache, count)
     rest = model.apply({"params": params}, candidates[:, :-1], method=Emu.embed)
     inputs = jnp.concatenate([jnp.repeat(embedding, count, axis=0)[:, None], rest], axis=1)

@@ -1,4 +1,4 @@
-"""Text: one compiled program reads the prompts and writes until `</s>`, greedily, by draws, or by beam search."""
+"""Text generation in one compiled program: prefill, then greedy search, sampling or beam search until `</s>`."""
 
 import functools
 from typing import Any
@@ -18,10 +18,10 @@ from emu_jax.typing import Array, Bool, Float, Int
 
 @flax.struct.dataclass
 class TextOutput:
-    """What was written.
+    """Generated tokens.
 
-    tokens: `<s>`, the new ids, `</s>` where it came in time, and anything after that.
-    lengths: how many of them count.
+    tokens: `<s>`, the new ids, `</s>` unless the maximum length came first; the rest is padding.
+    lengths: number of valid tokens, including `<s>`.
     """
 
     tokens: Int[Array, "B T"]
@@ -40,22 +40,22 @@ class _State:
 
 @functools.partial(jax.jit, static_argnames=("model", "search"))
 def generate_tokens(params: Any, prompts: PromptBatch, controls: Controls, *, model: Emu, search: Search) -> TextOutput:
-    """Prefill and a `while_loop` over a cache: stops when every row has its `</s>`, or at `max_new_tokens`."""
-    embedding, cache = prefill(model, params, prompts, room=search.room)
-    done = ~jnp.any(prompts.is_token, axis=1)  # rows that only fill a bucket
+    """Generate until every row has its `</s>`, or `max_new_tokens`."""
+    embedding, cache = prefill(model, params, prompts, capacity=search.capacity)
+    done = ~jnp.any(prompts.is_token, axis=1)  # padding rows
     if search.num_beams > 1:
         tokens, lengths = beam_search(model, params, embedding, cache, done, controls, search)
         return TextOutput(tokens=tokens, lengths=lengths)
-    return _one_by_one(model, params, embedding, cache, done, controls, search)
+    return _search_without_beams(model, params, embedding, cache, done, controls, search)
 
 
-def _one_by_one(
+def _search_without_beams(
     model: Emu, params: Any, embedding: jax.Array, cache: KVCache, done: jax.Array, controls: Controls, search: Search
 ) -> TextOutput:
     batch = embedding.shape[0]
     extend_step, cache = make_step(model, params, cache)
 
-    def go_on(state: _State) -> jax.Array:
+    def unfinished(state: _State) -> jax.Array:
         return (state.length <= controls.max_new_tokens) & ~jnp.all(state.done)
 
     def step(state: _State) -> _State:
@@ -73,12 +73,12 @@ def _one_by_one(
         )
 
     first = _State(
-        tokens=jnp.full((batch, search.room + 1), search.bos_id, jnp.int32),
+        tokens=jnp.full((batch, search.capacity + 1), search.bos_id, jnp.int32),
         lengths=jnp.ones(batch, jnp.int32),
         length=jnp.int32(1),
         done=done,
         embedding=embedding,
         cache=cache,
     )
-    last = jax.lax.while_loop(go_on, step, first)
+    last = jax.lax.while_loop(unfinished, step, first)
     return TextOutput(tokens=last.tokens, lengths=last.lengths)

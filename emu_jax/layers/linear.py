@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
+from emu_jax.layers.contract import contract
 from emu_jax.layers.materialize import activation_matmul
 from emu_jax.sharding import axes
 
@@ -55,7 +56,7 @@ class DenseGeneral(nn.Module):
         return self._with_bias(y)
 
     def _matmul(self, x: jax.Array, kernel: jax.Array, inputs: tuple[int, ...]) -> jax.Array:
-        return _contract(x, kernel, len(inputs))
+        return contract(x, kernel, dims=len(inputs))
 
     def _with_bias(self, y: jax.Array) -> jax.Array:
         if not self.use_bias:
@@ -68,7 +69,7 @@ class DenseGeneral(nn.Module):
         down = self._kernel("lora_a", inputs, rank, (*self.in_axes, axes.LORA_RANK), lecun_normal)
         up = self._kernel("lora_b", rank, self.features, (axes.LORA_RANK, *self.out_axes), nn.initializers.zeros)
         x = nn.Dropout(lora.dropout)(x, deterministic=deterministic)
-        return lora.scale * _contract(_contract(x, down, len(inputs)), up, 1)
+        return lora.scale * contract(contract(x, down, dims=len(inputs)), up)
 
     def _kernel(
         self, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...], names: tuple[str, ...], init: Initializer
@@ -103,7 +104,7 @@ class QKVProjection(DenseGeneral):
     def __call__(self, x: jax.Array, *, deterministic: bool = True) -> tuple[jax.Array, ...]:
         kernel = self._kernel("kernel", x.shape[-1:], self.features, self.in_axes + self.out_axes, self.kernel_init)
         x = jnp.asarray(x, self.dtype)
-        outputs = (x @ kernel[:, i].reshape(x.shape[-1], -1) for i in range(self.features[0]))
+        outputs = (contract(x, kernel[:, i].reshape(x.shape[-1], -1)) for i in range(self.features[0]))
         return tuple(y.reshape(*x.shape[:-1], *self.features[1:]) for y in outputs)
 
 
@@ -112,8 +113,4 @@ class OutputProjection(DenseGeneral):
 
     def _matmul(self, x: jax.Array, kernel: jax.Array, inputs: tuple[int, ...]) -> jax.Array:
         size = math.prod(inputs)
-        return x.reshape(*x.shape[:-2], size) @ kernel.reshape(size, -1)
-
-
-def _contract(x: jax.Array, kernel: jax.Array, dims: int) -> jax.Array:
-    return jax.lax.dot_general(x, kernel, ((tuple(range(x.ndim - dims, x.ndim)), tuple(range(dims))), ((), ())))
+        return contract(x.reshape(*x.shape[:-2], size), kernel.reshape(size, -1))

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from emu_jax.hardware import on_tpu
+from emu_jax.layers.contract import contract
 
 _barrier = jax.lax.optimization_barrier
 
@@ -34,7 +35,7 @@ def activation_matmul(activation: Callable[..., jax.Array], inputs: tuple[jax.Ar
     """
     if on_tpu():
         return _activation_matmul(activation, inputs, kernel)
-    return activation(*inputs) @ kernel
+    return contract(activation(*inputs), kernel)
 
 
 @jax.custom_vjp

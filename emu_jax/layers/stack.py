@@ -10,8 +10,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from emu_jax.hardware import on_cpu
 from emu_jax.layers.saved import CONTEXT
 from emu_jax.sharding import axes
+
+MAX_UNROLLED = 8  # layers; compile time grows with each
 
 
 class Remat(enum.Enum):
@@ -48,6 +51,8 @@ def stack(
 ) -> nn.Module:
     """Return `length` copies of `layer(**fields)` under one scan. Parameters have an additional leading axis, LAYERS.
 
+    Programs for CPUs run the layers one after the other without a loop where this is faster.
+
     A layer is called as `layer(x, per_layer, broadcast)` and returns `(x, per_layer)`. If `cached`, each layer gets
     its slice of `per_layer` along the leading axis; otherwise `per_layer` is None. Every layer gets the same
     `broadcast`.
@@ -64,6 +69,9 @@ def stack(
     if remat is not Remat.NONE:
         layer = nn.remat(layer, prevent_cse=False, policy=_policy(remat, saved_activations))
     per_layer = 0 if cached else nn.broadcast
+    # A loop on a CPU copies the saved activations of each layer into one array and out of it. The compiler would undo
+    # the rematerialization of an unrolled loop.
+    unrolled = on_cpu() and not cached and remat is Remat.NONE and length <= MAX_UNROLLED
     scanned = nn.scan(
         layer,
         variable_axes={"params": 0},
@@ -71,6 +79,7 @@ def stack(
         in_axes=(per_layer, nn.broadcast),
         out_axes=0,
         length=length,
+        unroll=length if unrolled else 1,
         metadata_params={nn.PARTITION_NAME: axes.LAYERS},
     )
     return scanned(name=name, **fields)

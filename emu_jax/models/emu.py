@@ -7,11 +7,14 @@ tokens -> token embedding --------- replaced at <image> ----------+-> decoder ->
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from emu_jax.layers.attention import LayerCache
 from emu_jax.layers.masks import PackedCausal, cached_causal_mask
 from emu_jax.layers.norms import LayerNorm
 from emu_jax.models.causal_former import CausalFormer
@@ -136,6 +139,44 @@ class Emu(nn.Module):
             cache=dataclasses.replace(cache, valid=valid, positions=cache.positions + count[:, -1]),
         )
         return hidden, filled
+
+    @typechecked
+    def extend_step(
+        self, embedding: Float[Array, "B D"], cache: KVCache, *, blocks: Sequence[Any] | None = None
+    ) -> tuple[Float[Array, "B D"], KVCache]:
+        """Run the decoder on one position of each row, as in `extend`.
+
+        Args:
+          blocks: the parameters of each decoder layer, for a cache whose keys and values are tuples of one array per
+            layer. Default: stacked parameters and cache, with a scan over layers.
+        """
+        if blocks is None:
+            hidden, cache = self.extend(embedding[:, None], cache)
+            return hidden[:, 0], cache
+        is_token = jnp.ones((embedding.shape[0], 1), bool)
+        valid = jax.lax.dynamic_update_slice_in_dim(cache.valid, is_token, cache.index, axis=1)
+        layers = tuple(LayerCache(key, value, cache.index) for key, value in zip(cache.key, cache.value, strict=True))
+        hidden, layers = self.run_layers(
+            embedding[:, None],
+            layers,
+            blocks,
+            positions=cache.positions[:, None],
+            mask=cached_causal_mask(valid, cache.index, 1),
+        )
+        cache = KVCache(
+            key=tuple(layer.key for layer in layers),  # type: ignore[arg-type]
+            value=tuple(layer.value for layer in layers),  # type: ignore[arg-type]
+            valid=valid,
+            index=cache.index + 1,
+            positions=cache.positions + 1,
+        )
+        return hidden[:, 0], cache
+
+    def run_layers(
+        self, x: jax.Array, caches: Sequence[Any], blocks: Sequence[Any], *, positions: jax.Array, mask: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, ...]]:
+        """Run the decoder's layers one after the other (see `LlamaDecoder.run_layers`)."""
+        return self.decoder.run_layers(x, caches, blocks, positions=positions, mask=mask)
 
     @typechecked
     def next_logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:

@@ -1,6 +1,8 @@
 """The LLaMA decoder (Touvron et al. 2023): RMSNorm, rotary positions, SwiGLU. Its inputs are embeddings, not tokens."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -114,6 +116,35 @@ class LlamaDecoder(nn.Module):
             index = cache.index + embeddings.shape[1]
             cache = dataclasses.replace(cache, key=layers.key, value=layers.value, index=index)
         return self.final_norm(x), cache
+
+    @typechecked
+    def run_layers(
+        self,
+        x: Float[Array, "B T D"],
+        caches: Sequence[Any],
+        blocks: Sequence[Any],
+        *,
+        positions: Int[Array, "B T"],
+        mask: Bool[Array, "#B T S"],
+    ) -> tuple[Float[Array, "B T D"], tuple[Any, ...]]:
+        """Run the layers one after the other instead of in a scan, which copies the cache and the weights of each.
+
+        Args:
+          caches: a `LayerCache`, or another object with its interface, for each layer.
+          blocks: the parameters of each layer.
+
+        Returns:
+          hidden: states after the final norm.
+          caches: with the keys and values of this call.
+        """
+        rotary = rotary_tables(positions, head_dim=self.config.head_dim, theta=self.config.rope_theta)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        block = LlamaBlock(self.config, lora=self.lora, deterministic=True, **dtypes, parent=None)
+        filled = []
+        for params, cache in zip(blocks, caches, strict=True):
+            x, cache = block.apply({"params": params}, x, cache, (rotary, mask))
+            filled.append(cache)
+        return self.final_norm(x), tuple(filled)
 
 
 def _per_layer(cache: KVCache | None) -> LayerCache | None:

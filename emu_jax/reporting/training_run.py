@@ -58,7 +58,9 @@ def _run_charts(records: Records) -> str:
     groups |= _MONITORS
     for norm in ("gradient", "update"):
         groups[f"{norm.capitalize()} norm by part"] = [n for n in names if n.startswith(f"{norm}_norm/")]
-    groups["Evaluations"] = [name for name in names if name.startswith("eval/")]
+    evaluated = [name for name in names if name.startswith("eval/") and name.count("/") <= 2]  # not scores per group
+    for name in evaluated:
+        groups.setdefault(f"Evaluation: {name.split('/')[1]}", []).append(name)
     charts = []
     for title, members in groups.items():
         lines = [

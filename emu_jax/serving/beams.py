@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from emu_jax.generation.beam import BeamState, beam_step, best_hypotheses, first_beams, unfinished
-from emu_jax.generation.decode import embed_tokens, unrolled_step
+from emu_jax.generation.decode import embed_tokens
 from emu_jax.generation.sampling import Controls, Search
 from emu_jax.models.config import EmuConfig
 from emu_jax.models.emu import Emu
@@ -40,7 +40,7 @@ class BeamAnswer:
 
 
 def empty_lane(config: EmuConfig, engine: EngineConfig, search: Search) -> BeamLane:
-    """Return a lane in which no search runs. `search.room` is the context, `search.num_beams` the most beams."""
+    """Return a lane in which no search runs. `search.capacity` is the context, `search.num_beams` the most beams."""
     decoder, K, T = config.decoder, engine.max_beams, engine.context
     zeros = lambda *shape: jnp.zeros(shape, config.dtype)
     layers = range(decoder.num_layers)
@@ -85,7 +85,9 @@ def step_beams(
 ) -> tuple[BeamLane, BeamAnswer]:
     """Run up to `steps` steps of the search."""
     controls, num_beams = lane.controls, lane.num_beams
-    extend_step = functools.partial(unrolled_step, model, weights.final_norm, weights.blocks)
+    extend_step = functools.partial(
+        model.apply, {"params": weights.params}, blocks=weights.blocks, method=Emu.extend_step
+    )
 
     def step(carry: tuple[jax.Array, BeamState]) -> tuple[jax.Array, BeamState]:
         count, beams = carry

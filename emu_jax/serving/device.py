@@ -164,9 +164,9 @@ def _state_shardings(shapes: DeviceState, mesh: Mesh) -> Any:
 
 
 def _search(engine: EngineConfig, ids: Ids) -> Search:
-    """Return the options that all programs are compiled for; beams pay for a repetition penalty of 1, which changes nothing."""
+    """Return the options that all programs are compiled for; a repetition penalty of 1 changes nothing."""
     return Search(
-        room=engine.context,
+        capacity=engine.context,
         num_beams=engine.max_beams,
         early_stopping=False,
         sample=False,

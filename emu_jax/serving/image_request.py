@@ -67,7 +67,7 @@ def sampler_fields(fields: Fields) -> SamplerFields:
     """Read the options of the visual decoder, under vllm-omni's names."""
     default = ImageOptions()
     return SamplerFields(
-        sampler=fields.choice("sampler", [one.value for one in Sampler], default.sampler),
+        sampler=fields.choice("sampler", [one.value for one in Sampler], Sampler(default.sampler).value),
         steps=fields.integer("num_inference_steps", default.steps, least=1),
         guidance_scale=fields.number("guidance_scale", default.guidance_scale, least=0, most=1000),
         seed=fields.integer("seed"),

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from emu_jax.data.document import Role
+from emu_jax.data.media_paths import PlainText
 from emu_jax.errors import UserError
 from emu_jax.generation.chat import Turn, chat_prompt
 from emu_jax.generation.mixed import OpenImage
 from emu_jax.generation.pipeline import EmuPipeline
-from emu_jax.generation.prompt import Part, PlainText, Prompt
+from emu_jax.generation.prompt import Part, Prompt
 from emu_jax.generation.sampling import TextOptions
 from emu_jax.serving.chat_request import ChatRequest, MediaPart, Message
 from emu_jax.serving.config import Limits

@@ -7,13 +7,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from emu_jax.generation.decode import embed_tokens, next_embedding, next_logits, run_layers
+from emu_jax.generation.decode import embed_tokens, next_embedding, next_logits
 from emu_jax.generation.sampling import Search
 from emu_jax.layers.attention import LayerCache
 from emu_jax.models.emu import Emu
 from emu_jax.serving.choice import next_scores, next_tokens
 from emu_jax.serving.state import Row, SlotCache, TextState
-from emu_jax.serving.weights import Weights
+from emu_jax.serving.weights import Weights, run_layers
 from emu_jax.typing import Array, Bool, Float, Int
 
 
@@ -87,9 +87,7 @@ def prefill(weights: Weights, state: TextState, chunk: Chunk, *, model: Emu) -> 
     mask = jnp.arange(context) <= positions[:, None]
     read = lambda layer: jax.lax.dynamic_slice_in_dim(layer, chunk.slot, 1, axis=0)
     caches = tuple(LayerCache(read(k), read(v), chunk.start) for k, v in zip(state.key, state.value, strict=True))
-    _, caches = run_layers(
-        model, weights.final_norm, weights.blocks, x, caches, positions=positions[None], mask=mask[None]
-    )
+    _, caches = run_layers(model, weights, x, caches, positions=positions[None], mask=mask[None])
     write = lambda layer, row: jax.lax.dynamic_update_slice_in_dim(layer, row, chunk.slot, axis=0)
     return dataclasses.replace(
         state,
@@ -198,8 +196,7 @@ def _read_inputs(weights: Weights, state: TextState, live: jax.Array, *, model: 
     caches: Any = tuple(SlotCache(k, v, index) for k, v in zip(state.key, state.value, strict=True))
     hidden, caches = run_layers(
         model,
-        weights.final_norm,
-        weights.blocks,
+        weights,
         state.embedding[:, None],
         caches,
         positions=state.position[:, None],

@@ -1,11 +1,14 @@
 """Parameters as the serving programs read them: the decoder's layers one by one instead of stacked."""
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
 import jax
 from jax.sharding import Mesh
+
+from emu_jax.models.emu import Emu
 
 
 @flax.struct.dataclass
@@ -19,9 +22,10 @@ class Weights:
     params: Any
     blocks: tuple[Any, ...]
 
-    @property
-    def final_norm(self) -> Any:
-        return self.params["decoder"]["final_norm"]
+
+def run_layers(model: Emu, weights: Weights, x: jax.Array, caches: Sequence[Any], **inputs: Any) -> tuple[Any, Any]:
+    """Return the decoder's states and caches (see `models.llama.LlamaDecoder.run_layers`)."""
+    return model.apply({"params": weights.params}, x, caches, weights.blocks, **inputs, method=Emu.run_layers)
 
 
 def split_layers(params: Any, *, num_layers: int, mesh: Mesh | None = None) -> Weights:

@@ -4,13 +4,17 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emu_jax.errors import UserError
-from emu_jax.hardware import on_tpu
+from emu_jax.hardware import on_cpu, on_tpu
 from emu_jax.training.chips import GATHERED_KERNELS
 from emu_jax.training.config import TrainConfig
 from emu_jax.training.prefetch import batch_shardings
 from emu_jax.training.stage import Stage
 from emu_jax.training.state import TrainState
 from emu_jax.training.step import make_train_step
+
+# XLA for CPUs computes element-wise operations and reductions in YNNPACK by default, which vectorizes the backward pass
+# of a softmax badly: an additional third of a small model's step (experiments/records/training_step.md).
+NO_YNNPACK = ("xla_cpu_experimental_ynn_fusion_type=",)
 
 
 def compile_train_step(config: TrainConfig, *, stage: Stage, state: TrainState, mesh: Mesh) -> jax.stages.Compiled:
@@ -39,15 +43,18 @@ def compile_train_step(config: TrainConfig, *, stage: Stage, state: TrainState, 
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
     lowered = jitted.lower(state, batch)
     try:
-        return lowered.compile(compiler_options=_compiler_options(config))
+        return lowered.compile(compiler_options=_parse(_defaults() + config.compiler_options))
     except jax.errors.JaxRuntimeError as error:
         if "compile option" not in str(error):
             raise
         raise UserError(f"train.compiler_options: {error}") from None
 
 
-def _compiler_options(config: TrainConfig) -> dict[str, str | bool]:
-    options = (*GATHERED_KERNELS, *config.compiler_options) if on_tpu() else config.compiler_options
+def _defaults() -> tuple[str, ...]:
+    return GATHERED_KERNELS if on_tpu() else NO_YNNPACK if on_cpu() else ()
+
+
+def _parse(options: tuple[str, ...]) -> dict[str, str | bool]:
     booleans = {"true": True, "false": False}  # as text, XLA accepts only "True" and "False"
     pairs = (option.split("=", 1) for option in options)
     return {name: booleans.get(value, value) for name, value in pairs}

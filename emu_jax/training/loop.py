@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from emu_jax.checkpoints.manager import Checkpoints
-from emu_jax.checkpoints.params import place_parameters, warm_start
+from emu_jax.checkpoints.params import copy_parameters, warm_start
 from emu_jax.config import to_dict
 from emu_jax.errors import UserError
 from emu_jax.reporting.numbers import duration
@@ -157,7 +157,7 @@ def _initial_state(
     initial: Tree = {}
     if initialize is not None:
         given = initialize()
-        initial = place_parameters(given.params, abstract.params)
+        initial = copy_parameters(given.params, abstract.params)
         console.message(given.description)
     if config.warm_start is not None:
         vocab_size = stage.vocab_size if isinstance(stage, HasVocabulary) else None

@@ -11,7 +11,7 @@ Tree = dict[str, Any]
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """Return a key path of `jax.tree_util` as text, such as "decoder/blocks/attention/qkv/kernel", without boxes."""
+    """Return a key path of `jax.tree_util` as text, such as "decoder/blocks/attention/query/kernel", without boxes."""
     keys = (getattr(key, "key", getattr(key, "name", getattr(key, "idx", None))) for key in path)
     return "/".join(str(key) for key in keys)
 

@@ -1,3 +1,5 @@
+"""Checkpoints of a run: save, restore, damage, failed writes, warm starts."""
+
 import contextlib
 import dataclasses
 import datetime
@@ -36,9 +38,9 @@ def structs(tree, *, sharding=None, dtype=None):
     )
 
 
-def save(checkpoints, step, **keywords):
+def save(checkpoints, step, **options):
     params, optimizer = trees(step)
-    checkpoints.save(step, params=params, optimizer=optimizer, data={"index": step}, config={"steps": 9}, **keywords)
+    checkpoints.save(step, params=params, optimizer=optimizer, data={"index": step}, config={"steps": 9}, **options)
 
 
 def newest(checkpoints):
@@ -50,7 +52,7 @@ def assert_same(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_all_items_come_back_as_they_were(tmp_path):
+def test_all_items_are_restored(tmp_path):
     checkpoints = Checkpoints(tmp_path / "run")
     assert newest(checkpoints) is None
     save(checkpoints, 7)
@@ -66,13 +68,13 @@ def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
     checkpoints = Checkpoints(tmp_path / "run")
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
     params = {"kernel": jnp.arange(1 << 20, dtype=jnp.float32)}
-    want = np.array(params["kernel"])
+    expected = np.array(params["kernel"])
     checkpoints.save(1, params=params, optimizer={"step": jnp.int32(1)}, data=None, config={})
     for _ in range(3):
         params = overwrite(params)
     jax.block_until_ready(params)
     checkpoints.close()
-    np.testing.assert_array_equal(load_params(tmp_path / "run" / "1")["kernel"], want)
+    np.testing.assert_array_equal(load_params(tmp_path / "run" / "1")["kernel"], expected)
 
 
 def test_restored_onto_another_mesh_and_dtype(tmp_path):
@@ -87,35 +89,43 @@ def test_restored_onto_another_mesh_and_dtype(tmp_path):
         config={},
     )
     checkpoints.wait()
-    cut = NamedSharding(other, PartitionSpec(("data", "fsdp")))
+    sharded = NamedSharding(other, PartitionSpec(("data", "fsdp")))
     restored = checkpoints.restore(
         3,
-        params=structs(params, sharding=cut, dtype=jnp.bfloat16),
+        params=structs(params, sharding=sharded, dtype=jnp.bfloat16),
         optimizer=structs(optimizer, sharding=NamedSharding(other, PartitionSpec())),
     )
     kernel = restored.params["head"]["kernel"]
-    assert (kernel.sharding, kernel.dtype) == (cut, jnp.bfloat16)
+    assert (kernel.sharding, kernel.dtype) == (sharded, jnp.bfloat16)
     np.testing.assert_array_equal(kernel, params["head"]["kernel"].astype(jnp.bfloat16))
 
 
-def test_kept_by_count_by_period_and_by_metric(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "run", keep=2, keep_every_steps=4, best_metric="loss")
-    for step, loss in enumerate((3.0, 1.0, 2.0, 5.0, 4.0, 6.0, 7.0), start=1):
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"keep": 2, "keep_every_steps": 4, "best_metric": "loss"}, [2, 4, 6, 7]),
+        ({"keep": 1, "best_metric": "loss", "keep_best": 2}, [2, 3, 7]),
+        ({"keep": 1, "best_metric": "loss", "best_is_lowest": False}, [6, 7]),
+    ],
+)
+def test_steps_are_preserved_by_count_period_and_metric(tmp_path, options, steps):
+    checkpoints = Checkpoints(tmp_path / "run", **options)
+    for step, loss in enumerate((3.0, 1.0, 2.0, 5.0, 4.0, 8.0, 7.0), start=1):
         save(checkpoints, step, metrics={"loss": loss})
     checkpoints.wait()
-    assert checkpoints.steps() == [2, 4, 6, 7]
+    assert checkpoints.steps() == steps
 
 
-def test_kept_by_age(tmp_path, monkeypatch):
-    """One step in an hour stays for good, whatever the newest are; Orbax looks at a clock of ours."""
-    began = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+def test_steps_are_preserved_by_time(tmp_path, monkeypatch):
+    """One step per hour is never deleted. The clock that Orbax reads is replaced."""
+    start = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
     class Clock(datetime.datetime):
         minutes = 0
 
         @classmethod
         def now(cls, tz=None):
-            return began + datetime.timedelta(minutes=cls.minutes)
+            return start + datetime.timedelta(minutes=cls.minutes)
 
     clock = types.SimpleNamespace(datetime=Clock, timedelta=datetime.timedelta, timezone=datetime.timezone)
     monkeypatch.setattr("orbax.checkpoint.checkpoint_manager.datetime", clock)
@@ -126,7 +136,7 @@ def test_kept_by_age(tmp_path, monkeypatch):
     assert checkpoints.steps() == [1, 3, 5, 6]
 
 
-def test_a_step_that_is_there_is_left(tmp_path):
+def test_an_existing_step_is_not_overwritten(tmp_path):
     checkpoints = Checkpoints(tmp_path / "run")
     save(checkpoints, 1)
     checkpoints.save(1, params={"other": jnp.ones(1)}, optimizer={}, data={}, config={})
@@ -138,7 +148,7 @@ DAMAGE = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "overwritten": lambda path: path.write_bytes(b"\0" * path.stat().st_size),
     "one bit": lambda path: path.write_bytes(_flipped(path.read_bytes())),
-    "gone": lambda path: path.unlink(),
+    "deleted": lambda path: path.unlink(),
 }
 
 
@@ -149,26 +159,26 @@ def _flipped(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("item", ["params", "optimizer"])
-def test_a_damaged_newest_step_falls_back_to_the_one_before(tmp_path, damage, item):
+def test_a_damaged_newest_step_falls_back_to_the_previous_one(tmp_path, damage, item):
     checkpoints = Checkpoints(tmp_path / "run")
     for step in (1, 2):
         save(checkpoints, step)
     checkpoints.close()
-    (index,) = (tmp_path / "run" / "2" / item / "d").iterdir()  # what merges the processes' files; always read
+    (index,) = (tmp_path / "run" / "2" / item / "d").iterdir()  # the index of all files
     DAMAGE[damage](index)
     checkpoints = Checkpoints(tmp_path / "run")
     restored = newest(checkpoints)
     assert restored.step == 1
     assert_same(restored.params, trees(1)[0])
     assert "checkpoint 2 cannot be read" in restored.warnings[0]
-    save(checkpoints, 2)  # and training may reach that step again
+    save(checkpoints, 2)  # training can save that step again
     checkpoints.wait()
     assert newest(checkpoints).step == 2
 
 
-@pytest.mark.parametrize("place", [0.2, 0.5, 0.9])
-def test_one_bit_in_the_midst_of_a_large_array_is_found(tmp_path, place):
-    """Nothing in the file itself tells: such numbers do not compress, and are stored as they are."""
+@pytest.mark.parametrize("position", [0.2, 0.5, 0.9])
+def test_one_flipped_bit_in_a_large_array_is_found(tmp_path, position):
+    """The file has no checksum that would fail: random numbers do not compress and are stored unchanged."""
     numbers = np.random.default_rng(0).standard_normal((2, 1 << 18), np.float32)
     params = {"kernel": jnp.asarray(numbers)}
     for step in (1, 2):
@@ -178,15 +188,15 @@ def test_one_bit_in_the_midst_of_a_large_array_is_found(tmp_path, place):
     files = (path for path in (tmp_path / "run" / "2" / "params").rglob("*") if path.is_file())
     largest = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
-    content[int(place * len(content))] ^= 0x10
+    content[int(position * len(content))] ^= 0x10
     largest.write_bytes(content)
-    wanted = structs(params), structs({"step": jnp.int32(0)})
-    restored = Checkpoints(tmp_path / "run").restore_newest(params=wanted[0], optimizer=wanted[1])
+    optimizer = structs({"step": jnp.int32(0)})
+    restored = Checkpoints(tmp_path / "run").restore_newest(params=structs(params), optimizer=optimizer)
     assert restored.step == 1
     np.testing.assert_array_equal(restored.params["kernel"], numbers)
 
 
-def test_when_nothing_can_be_read_the_run_does_not_begin_anew_silently(tmp_path):
+def test_an_error_is_raised_if_no_step_can_be_read(tmp_path):
     checkpoints = Checkpoints(tmp_path / "run")
     save(checkpoints, 1)
     checkpoints.close()
@@ -196,7 +206,7 @@ def test_when_nothing_can_be_read_the_run_does_not_begin_anew_silently(tmp_path)
         newest(Checkpoints(tmp_path / "run"))
 
 
-def test_a_checkpoint_of_another_model_is_not_damage(tmp_path):
+def test_a_checkpoint_of_another_model_is_not_reported_as_damaged(tmp_path):
     checkpoints = Checkpoints(tmp_path / "run")
     save(checkpoints, 1)
     checkpoints.wait()
@@ -206,13 +216,13 @@ def test_a_checkpoint_of_another_model_is_not_damage(tmp_path):
     assert checkpoints.steps() == [1]
 
 
-def test_a_full_disk_names_the_last_good_step(tmp_path):
+def test_the_error_on_a_full_disk_names_the_last_good_step(tmp_path):
     checkpoints = Checkpoints(tmp_path / "run")
     save(checkpoints, 1)
     checkpoints.wait()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     big = {"kernel": jnp.asarray(np.random.default_rng(0).standard_normal(1 << 20), jnp.float32)}
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, limits[1]))  # no file past half a megabyte
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, limits[1]))  # no file larger than half a megabyte
     try:
         with pytest.raises(UserError, match="the last good checkpoint is step 1"):
             _save_and_wait(checkpoints, big)
@@ -234,7 +244,7 @@ def test_a_directory_that_cannot_be_written(tmp_path):
 
 @pytest.fixture
 def open_folder():
-    """A folder that every user may walk to; pytest's own are for one."""
+    """A folder that every user may open; those of pytest are for one user."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     yield folder
@@ -243,7 +253,7 @@ def open_folder():
 
 @contextlib.contextmanager
 def as_nobody():
-    """Rights do not bind root: within, the process is nobody."""
+    """Permissions do not apply to root, so the process runs as nobody in the block."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)
@@ -254,54 +264,54 @@ def as_nobody():
             os.seteuid(0)
 
 
-def test_a_directory_without_rights(open_folder):
+def test_a_directory_without_permissions(open_folder):
     locked = open_folder / "locked"
     locked.mkdir(mode=0o555)
     with as_nobody(), pytest.raises(UserError, match=r"locked cannot be written \(Permission denied\)"):
         Checkpoints(locked)
 
 
-def test_rights_lost_during_a_run_are_told_at_once_with_the_last_good_step(open_folder):
+def test_permissions_lost_during_a_run_are_reported_at_once_with_the_last_good_step(open_folder):
     run = open_folder / "run"
     checkpoints = Checkpoints(run)
     save(checkpoints, 1)
     checkpoints.wait()
     run.chmod(0o555)
-    reason = r"Permission denied.*the last good checkpoint is step 1. Make room or mend"
+    reason = r"Permission denied.*the last good checkpoint is step 1. Free disk space or fix"
     with as_nobody(), pytest.raises(UserError, match=reason):
         _save_and_wait(checkpoints, trees(2)[0])
     run.chmod(0o755)
     assert newest(Checkpoints(run)).step == 1
 
 
-def test_parameters_alone(tmp_path):
+def test_parameters_without_a_run(tmp_path):
     params, _ = trees(5)
     save_params(tmp_path / "model", params)
-    save_params(tmp_path / "model", params)  # replaces
+    save_params(tmp_path / "model", params)  # replaces the first
     assert_same(load_params(tmp_path / "model"), params)
     mesh = make_mesh(MeshConfig(1, 8, 1))
     shardings = jax.tree.map(lambda x: NamedSharding(mesh, PartitionSpec("fsdp")), params)
     loaded = load_params(tmp_path / "model", shardings=shardings, dtype=jnp.bfloat16)
     assert loaded["tower"]["kernel"].sharding == shardings["tower"]["kernel"]
     assert loaded["tower"]["kernel"].dtype == jnp.bfloat16
-    with pytest.raises(UserError, match="holds no parameters"):
+    with pytest.raises(UserError, match="has no params/ folder"):
         load_params(tmp_path)
 
 
-def test_a_warm_start_says_what_did_and_did_not_fit(tmp_path):
+def test_a_warm_start_reports_what_was_loaded(tmp_path):
     source, _ = trees(5)
     save_params(tmp_path / "model", source)
     target, _ = trees(0)
     target["tower"]["bias"] = jnp.zeros((17,))
     target["new"] = {"kernel": jnp.zeros((2,))}
     del target["head"]
-    taken, report = warm_start(tmp_path / "model", target)
-    assert_same(taken, {"tower": {"kernel": source["tower"]["kernel"]}})
+    loaded, report = warm_start(tmp_path / "model", target)
+    assert_same(loaded, {"tower": {"kernel": source["tower"]["kernel"]}})
     assert dataclasses.asdict(report) == {
-        "fitted": ("tower/kernel",),
+        "loaded": ("tower/kernel",),
         "missing": ("new/kernel",),
         "unused": ("head/kernel",),
-        "other_shape": ("tower/bias: (16,), wanted (17,)",),
+        "other_shape": ("tower/bias: (16,), expected (17,)",),
         "grown": (),
     }
     assert "new/kernel" in report.summary()
@@ -309,21 +319,21 @@ def test_a_warm_start_says_what_did_and_did_not_fit(tmp_path):
         warm_start(tmp_path / "model", {"new": {"kernel": jnp.zeros((2,))}})
 
 
-def test_a_warm_start_reads_straight_into_the_shards(tmp_path):
-    """Each array is asked of Orbax with the sharding of the run's own, so no device is given more than its part."""
+def test_a_warm_start_reads_directly_into_shards(tmp_path):
+    """Orbax reads each array in the sharding of the run, so that no device gets more than its shard."""
     source, _ = trees(5)
     save_params(tmp_path / "model", source)
     mesh = make_mesh(MeshConfig(1, 8, 1))
-    cut = NamedSharding(mesh, PartitionSpec("fsdp"))
-    own = jax.device_put(jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.bfloat16), source), cut)
-    taken, _ = warm_start(tmp_path / "model", own)
-    for array in jax.tree.leaves(taken):
-        assert (array.sharding, array.dtype) == (cut, jnp.bfloat16)
+    sharded = NamedSharding(mesh, PartitionSpec("fsdp"))
+    own = jax.device_put(jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.bfloat16), source), sharded)
+    loaded, _ = warm_start(tmp_path / "model", own)
+    for array in jax.tree.leaves(loaded):
+        assert (array.sharding, array.dtype) == (sharded, jnp.bfloat16)
         assert {shard.data.size * 8 for shard in array.addressable_shards} == {array.size}
-    assert_same(taken, jax.tree.map(lambda x: x.astype(jnp.bfloat16), source))
+    assert_same(loaded, jax.tree.map(lambda x: x.astype(jnp.bfloat16), source))
 
 
-def test_a_half_written_step_is_no_step(tmp_path):
+def test_an_incomplete_step_is_ignored(tmp_path):
     checkpoints = Checkpoints(tmp_path / "run")
     for step in (1, 2):
         save(checkpoints, step)

@@ -1,4 +1,4 @@
-"""A warm start into a larger vocabulary: new tokens are the mean of the old, wherever their rows lie."""
+"""A warm start with a larger vocabulary: new tokens start as the mean of the known ones, on any mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from emu_jax.convert.load import load_model
 from emu_jax.sharding.mesh import MeshConfig, make_mesh
 from emu_jax.sharding.specs import shardings, unbox
 from emu_jax.training.partition import flatten
-from tests.convert.release import random_state, small_config, with_layers, write_release
+from tests.convert.release import random_state, small_config, with_parts, write_release
 
 KNOWN = 300
 
@@ -25,22 +25,22 @@ def model(tmp_path):
     return tmp_path / "model"
 
 
-def zeros(config, *, on=None):
+def zeros(config, *, mesh=None):
     boxed = boxed_shapes(config)
-    made = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), unbox(boxed))
-    return made if on is None else jax.device_put(made, shardings(boxed, on))
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), unbox(boxed))
+    return params if mesh is None else jax.device_put(params, shardings(boxed, mesh))
 
 
-@pytest.mark.parametrize("wanted", [302, 390])
-def test_new_tokens_begin_as_the_mean_of_the_others(model, wanted):
-    """In the padding that was there (384 rows), and past it (512), on a mesh."""
+@pytest.mark.parametrize("vocab_size", [302, 390])
+def test_new_tokens_start_as_the_mean_of_the_others(model, vocab_size):
+    """Within the padding (384 rows) and beyond it (512 rows), on a mesh."""
     saved = load_model(model).params
-    larger = with_layers(small_config(lora=True), decoder={"vocab_size": wanted})
+    larger = with_parts(small_config(lora=True), decoder={"vocab_size": vocab_size})
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
-    own = zeros(larger, on=mesh)
-    params, report = warm_start(model, own, vocab_size=wanted)
-    placed, wished = flatten(params), flatten(own)
-    assert all(array.sharding == wished[path].sharding for path, array in placed.items())
+    own = zeros(larger, mesh=mesh)
+    params, report = warm_start(model, own, vocab_size=vocab_size)
+    expected = flatten(own)
+    assert all(array.sharding == expected[path].sharding for path, array in flatten(params).items())
     for table, old in (
         (params["decoder"]["token_embedding"], saved["decoder"]["token_embedding"]),
         (params["lm_head"]["projection"]["kernel"].T, saved["lm_head"]["projection"]["kernel"].T),
@@ -48,30 +48,30 @@ def test_new_tokens_begin_as_the_mean_of_the_others(model, wanted):
         table, old = np.asarray(table), np.asarray(old)[:KNOWN]
         assert table.shape[0] == larger.decoder.padded_vocab_size
         np.testing.assert_array_equal(table[:KNOWN], old)
-        mean = np.broadcast_to(old.mean(axis=0), (wanted - KNOWN, old.shape[1]))
-        np.testing.assert_allclose(table[KNOWN:wanted], mean, rtol=0, atol=1e-6)
-        assert not table[wanted:].any()
+        mean = np.broadcast_to(old.mean(axis=0), (vocab_size - KNOWN, old.shape[1]))
+        np.testing.assert_allclose(table[KNOWN:vocab_size], mean, rtol=0, atol=1e-6)
+        assert not table[vocab_size:].any()
     assert len(report.grown) == 2
     assert not report.other_shape
     assert {name.rsplit("/", 1)[1] for name in report.missing} == {"lora_a", "lora_b"}
     assert "from 300 to" in report.summary()
 
 
-def test_the_same_vocabulary_comes_as_it_is(model):
+def test_tables_of_the_same_vocabulary_are_unchanged(model):
     params, report = warm_start(model, zeros(small_config()), vocab_size=KNOWN)
     jax.tree.map(np.testing.assert_array_equal, params, load_model(model).params)
     assert report.grown == ()
 
 
-def test_a_step_of_a_run_has_its_config_two_levels_up(tmp_path, model):
+def test_the_config_of_a_run_is_found_for_its_steps(tmp_path, model):
     step = tmp_path / "run" / "checkpoints" / "7"
     save_params(step, load_model(model).params)
     (tmp_path / "run" / "config.json").write_bytes((model / "config.json").read_bytes())
-    larger = with_layers(small_config(), decoder={"vocab_size": 302})
+    larger = with_parts(small_config(), decoder={"vocab_size": 302})
     params, _ = warm_start(step, zeros(larger), vocab_size=302)
     assert np.abs(params["decoder"]["token_embedding"][301]).max() > 0
 
 
-def test_the_example():
+def test_the_example_in_the_docstring():
     grown = grow(jnp.array([[1.0, 1], [3, 5], [0, 0]]), axis=0, known=2, vocab_size=3, rows=4)
     assert grown.tolist() == [[1, 1], [3, 5], [2, 3], [0, 0]]

@@ -22,6 +22,7 @@ from emu_jax.errors import UserError
 from emu_jax.training.log import read_metrics
 from emu_jax.training.runs.emu import EmuRunConfig
 from tests.data.conftest import make_set
+from tests.evaluation.layouts import write_layout
 
 CONFIG = """
 from configs import common
@@ -102,11 +103,44 @@ def test_a_stopped_and_resumed_run_is_bit_for_bit_the_same(uninterrupted, config
     assert states[0] == states[1]
 
 
+@pytest.mark.e2e
+def test_losses_and_benchmarks_are_evaluated_in_training(config_file, tmp_path):
+    write_layout("vqav2", tmp_path / "benchmarks")
+    pages = make_set(tmp_path, "pages", 900)
+    text = config_file.read_text().replace(
+        "    return config",
+        f"""    config.evaluation.sets = common.held_out(dict(path="{pages}", name="new"))
+    config.evaluation.batches = 2
+    config.evaluation.tasks = ({{"name": "vqav2", "limit": 2}},)
+    config.evaluation.data = "{tmp_path / "benchmarks"}"
+    config.model.decoder.max_length = 1024
+    config.train.steps = 4
+    config.train.evaluate_every = 2
+    config.train.checkpoint.every_steps = 2
+    config.train.checkpoint.keep = 1
+    config.train.checkpoint.best_metric = "eval/new/loss"
+    return config""",
+    )
+    (tmp_path / "evaluated.py").write_text(text)
+    train.main([f"--config={tmp_path / 'evaluated.py'}", f"--workdir={tmp_path / 'run'}"])
+    found = {record["step"]: record for record in read_metrics(tmp_path / "run") if "eval/new/loss" in record}
+    assert sorted(found) == [2, 4]
+    assert {"eval/new/text", "eval/new/regression", "eval/vqav2/overall"} <= set(found[2])
+    assert found[4]["eval/new/text"] < found[2]["eval/new/text"]
+    report = (tmp_path / "run/report.html").read_text()
+    assert "Evaluation: vqav2" in report
+    assert "Evaluation: new" in report
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir() if path.name.isdigit()] == ["4"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--config.train.stepz=3"], r"--config.train.stepz is not a field .* did you mean --config.train.steps\?"),
-        (["--config.nothing.like.it=3"], "the top-level fields are chips, data, instruct, model, pretrain, stage"),
+        (
+            ["--config.nothing.like.it=3"],
+            "the top-level fields are chips, data, evaluation, instruct, model, pretrain, stage",
+        ),
         (["--config.train.steps=many"], "invalid literal"),
         (["--config.train.steps=0"], "train.steps must be at least 1"),
         (["--config.train.optimizer.warmup_steps=0.2"], "invalid literal for int"),
@@ -116,6 +150,7 @@ def test_a_stopped_and_resumed_run_is_bit_for_bit_the_same(uninterrupted, config
         (["--config.tokenizer=nowhere.model"], "nowhere.model"),
         (["--config.train.mesh.data=3"], "does not cover 8 devices"),
         (["--config.stage=pretrane"], "config.stage must be one of"),
+        (["--config.evaluation.batches=0"], "evaluation.batches must be at least 1"),
         (["--wrokdir=x"], "did you mean --workdir"),
         (["extra"], "unexpected argument 'extra'"),
     ],

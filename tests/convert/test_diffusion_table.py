@@ -17,14 +17,10 @@ from emu_jax.errors import UserError
 from emu_jax.io.tensors import tensor_of
 from emu_jax.sharding import axes
 from emu_jax.sharding.specs import unbox
+from tests.convert.release import published_shapes
 
 EMU_UNET = UNetConfig(cross_attention_dim=5120)
 SMALL_VAE = VAEConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, sample_size=8)
-
-
-def read_shapes(path):
-    rows = (line.split("\t") for line in path.read_text().splitlines())
-    return {name: tuple(int(size) for size in shape.split(",")) for name, shape in rows}
 
 
 def boxed(module, inputs):
@@ -38,9 +34,8 @@ def boxed(module, inputs):
         (vae_table(VAEConfig()), Autoencoder(VAEConfig()), vae_inputs(VAEConfig()), "vae_state_dict.tsv"),
     ],
 )
-def test_full_size_has_the_published_names_and_shapes(shared_dir, table, module, inputs, name):
-    published = read_shapes(shared_dir / "reference" / "shapes" / name)
-    assert {row.torch: row.torch_shape for row in table} == published
+def test_names_and_shapes_are_the_published_ones(table, module, inputs, name):
+    assert {row.torch: row.torch_shape for row in table} == published_shapes(name)
     ours = flax.traverse_util.flatten_dict(unbox(boxed(module, inputs)), sep="/")
     assert {row.path: row.shape for row in table} == {path: leaf.shape for path, leaf in ours.items()}
 
@@ -94,7 +89,7 @@ def test_a_wrong_shape_is_named(small):
         check_tensors(table, wrong, source="vae")
 
 
-def test_configs_survive_diffusers_json():
+def test_configs_are_equal_after_a_round_trip_through_diffusers_json():
     for config in (
         EMU_UNET,
         UNetConfig(attention_head_dim=(5, 10, 20, 20), use_linear_projection=True, sample_size=96),
@@ -116,6 +111,6 @@ def test_configs_survive_diffusers_json():
         ({"sample_size": [64, 96]}, r"sample_size must be int, not \[64, 96\]"),
     ],
 )
-def test_a_unet_that_is_not_built_is_refused(change, message):
+def test_unsupported_unets_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         UNetConfig.from_diffusers(EMU_UNET.to_diffusers() | change)

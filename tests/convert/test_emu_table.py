@@ -1,4 +1,4 @@
-"""The table: every parameter of an Emu has its row, and the 14B's rows are the published names and shapes."""
+"""The conversion table: every parameter of an Emu has a row, and the 14B's rows are the published names and shapes."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ from emu_jax.io.tensors import tensor_of
 from emu_jax.layers.linear import LoraConfig
 from emu_jax.models.presets import emu_14b
 from emu_jax.sharding.specs import unbox
-from tests.convert.release import small_config
+from tests.convert.release import published_shapes, small_config
 
 EMU_14B = 14_208_419_072  # parameters in the released file
 EMU_14B_WITHOUT_T5_TABLE = 14_183_744_768
@@ -57,15 +57,13 @@ def test_total_of_emu_instruct():
 @pytest.mark.parametrize(
     ("config", "table"), [(emu_14b(), "emu_14b_state_dict.tsv"), (emu_instruct_14b(), "emu_instruct_state_dict.tsv")]
 )
-def test_names_and_shapes_are_the_published_ones(config, table, shared_dir):
-    lines = (shared_dir / "reference" / "shapes" / table).read_text().splitlines()
-    published = {name: tuple(map(int, shape.split(","))) for name, shape in (line.split("\t") for line in lines)}
+def test_names_and_shapes_are_the_published_ones(config, table):
     rename = peft_name if config.lora is not None else (lambda name: name)
-    assert {rename(name): shape for name, shape in exported_shapes(config).items()} == published
+    assert {rename(name): shape for name, shape in exported_shapes(config).items()} == published_shapes(table)
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_there_and_back_is_bit_exact(lora):
+def test_both_directions_are_bit_exact(lora):
     rng = np.random.default_rng(0)
     for row in emu_table(small_config(lora=lora)):
         tensor = rng.standard_normal(row.torch_shape, np.float32)
@@ -74,8 +72,8 @@ def test_there_and_back_is_bit_exact(lora):
         np.testing.assert_array_equal(row.to_torch(ours), tensor, err_msg=row.torch)
 
 
-def test_linear_weights_keep_their_meaning():
-    """`x W^T` of torch is our contraction over the kernel's input axes, heads included."""
+def test_linear_maps_are_unchanged():
+    """`x W^T` in PyTorch equals our contraction over the kernel's input axes, including heads."""
     rng = np.random.default_rng(1)
     rows = {row.path: row for row in emu_table(small_config())}
     row = rows["causal_former/blocks/self_attention/query/kernel"]  # [D, N, H]
@@ -109,16 +107,16 @@ def test_vocabulary_tables_are_padded_with_zeros():
         ("model.layers.0.self_attn.rotary_emb.inv_freq", None),
     ],
 )
-def test_names_of_other_layouts(name, release):
+def test_release_names_of_other_layouts(name, release):
     assert release_name(name) == release
 
 
-def test_rank_is_read_off_the_adapters():
+def test_the_rank_is_that_of_the_adapters():
     name = "decoder.lm.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
     tensors = {"a": tensor_of("a", np.zeros(1))}
     assert lora_rank(tensors) is None
     assert lora_rank(tensors | {release_name(name): tensor_of(name, np.zeros((5, 20)))}) == 5
 
 
-def test_the_14b_takes_no_memory():
+def test_shapes_of_the_14b_need_no_memory():
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(unbox(boxed_shapes(emu_14b()))))

@@ -1,4 +1,4 @@
-"""export-torch: names, shapes and bits as they came in; adapters merged; types cast; nothing half-written."""
+"""export-torch: equal names, shapes and bits; merged adapters; casts; no incomplete files."""
 
 import json
 
@@ -43,14 +43,14 @@ def imported(tmp_path, *, lora=False, dtype=np.float32):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("lora", [False, True])
-def test_what_came_in_goes_out_bit_by_bit(tmp_path, lora, dtype):
+def test_an_exported_import_is_bit_exact(tmp_path, lora, dtype):
     config, state = imported(tmp_path, lora=lora, dtype=dtype)
     assert run("export-torch", tmp_path / "model", tmp_path / "out") == 0
     assert_same(values(tmp_path / "out"), state)
     assert load_model(tmp_path / "out").config.decoder == config.decoder
 
 
-def test_import_after_export_is_the_same_model(tmp_path):
+def test_an_imported_export_is_the_same_model(tmp_path):
     imported(tmp_path)
     assert run("export-torch", tmp_path / "model", tmp_path / "out", "--shard-gb", "0.00002") == 0
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 3
@@ -60,7 +60,7 @@ def test_import_after_export_is_the_same_model(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
 
 
-def test_huggingface_splits_at_the_decoder_and_comes_back(tmp_path):
+def test_the_hugging_face_layout_is_imported_again(tmp_path):
     _, state = imported(tmp_path)
     assert run("export-torch", tmp_path / "model", tmp_path / "out", "--format", "huggingface") == 0
     llama, rest = values(tmp_path / "out"), values(tmp_path / "out" / "emu")
@@ -73,7 +73,7 @@ def test_huggingface_splits_at_the_decoder_and_comes_back(tmp_path):
     assert_same(values(tmp_path / "out2"), state)
 
 
-def test_cast_on_the_way_out(tmp_path):
+def test_tensors_are_cast(tmp_path):
     _, state = imported(tmp_path)
     assert run("export-torch", tmp_path / "model", tmp_path / "out", "--dtype", "bfloat16") == 0
     assert_same(values(tmp_path / "out"), {name: a.astype(ml_dtypes.bfloat16) for name, a in state.items()})
@@ -95,20 +95,20 @@ def test_merged_adapters_compute_the_same(tmp_path):
     np.testing.assert_allclose(merged, adapted, atol=2e-5)
 
 
-def test_a_model_that_never_had_the_unused_tensors_exports_zeros(tmp_path, capsys):
+def test_a_model_without_the_unused_tensors_exports_zeros(tmp_path, capsys):
     config = small_config()
     params = load_model(write_release(tmp_path / "source", config, random_state(config))).params
     save_model(tmp_path / "model", config, params)
     assert run("export-torch", tmp_path / "model", tmp_path / "out") == 0
-    assert "written as zeros: visual.norm.weight" in capsys.readouterr().out
+    assert "because this model does not have them: visual.norm.weight" in capsys.readouterr().out
     exported = values(tmp_path / "out")
     for name, shape in unused_shapes(config).items():
         assert exported[name].shape == shape
         assert not exported[name].any()
 
 
-def test_a_run_and_each_of_its_steps_go_out(tmp_path):
-    """The newest step of a run that began with an imported model, what that carried along included."""
+def test_a_run_and_its_steps_are_exported(tmp_path):
+    """The newest step of a run that started from an imported model, including the unused tensors of that model."""
     config, state = imported(tmp_path)
     params = load_model(tmp_path / "model").params
     workdir = tmp_path / "run"
@@ -123,7 +123,7 @@ def test_a_run_and_each_of_its_steps_go_out(tmp_path):
         assert_same(values(out), {name: a if name in unused else factor * a for name, a in state.items()})
 
 
-def test_adapters_do_not_fit_a_llama_folder(tmp_path, capsys):
+def test_adapters_are_refused_in_a_llama_folder(tmp_path, capsys):
     imported(tmp_path, lora=True)
     words = ("export-torch", tmp_path / "model", tmp_path / "out", "--format", "huggingface")
     assert run(*words) == 2
@@ -132,22 +132,22 @@ def test_adapters_do_not_fit_a_llama_folder(tmp_path, capsys):
     assert run(*words, "--merge-lora") == 0
 
 
-def test_bad_ways_out_leave_nothing(tmp_path, capsys):
+def test_invalid_exports_leave_no_files(tmp_path, capsys):
     imported(tmp_path)
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").write_text("mine")
-    for words, said in (
+    (tmp_path / "full" / "file").write_text("text")
+    for words, message in (
         ((tmp_path / "model", tmp_path / "full"), "exists already"),
         ((tmp_path / "absent", tmp_path / "out"), "not a model directory"),
         ((tmp_path / "source", tmp_path / "out"), "not a model directory"),
         ((tmp_path / "model", tmp_path / "out", "--merge-lora"), "no adapters"),
     ):
         assert run("export-torch", *words) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full", "model", "source"]
 
 
-def test_a_damaged_model_does_not_go_out(tmp_path, capsys):
+def test_a_damaged_model_is_refused(tmp_path, capsys):
     imported(tmp_path)
     for file in (tmp_path / "model" / "params").rglob("d/*"):
         file.write_bytes(bytes(file.stat().st_size))

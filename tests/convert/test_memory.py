@@ -1,4 +1,4 @@
-"""Import and export of a model in less memory than the model takes: the bound that lets the 14B through."""
+"""Import and export use less memory than the model, so that the 14B fits on small hosts."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from emu_jax.models.config import CausalFormerConfig, DecoderConfig, EmuConfig, 
 from tests.convert.release import released_shapes, write_sparse
 
 FLOAT32 = 4
-SLACK = 200e6  # bytes beside twice the largest parameter; the bound in use has 2 GB
+SLACK = 200e6  # bytes in addition to twice the largest parameter; for the 14B the bound has 2 GB
 
 MANY_LAYERS = EmuConfig(
     vision=VisionConfig(image_size=28, patch_size=14, width=512, num_layers=48, num_heads=8, mlp_dim=2048),
@@ -26,10 +26,10 @@ MANY_LAYERS = EmuConfig(
     decoder=DecoderConfig(vocab_size=4000, width=512, num_layers=48, num_heads=8, num_kv_heads=8, mlp_dim=1376),
 )
 
-# Runs a command and prints by how much it grew: peak memory less what was in use when all was imported.
+# Run a command and print the growth of the peak memory since all modules were imported.
 MEASURED = """
     import resource, sys
-    import emu_jax.cli.import_torch, emu_jax.cli.export_torch
+    import emu_jax.convert.import_torch, emu_jax.convert.export_torch, emu_jax.convert.visual_decoder
     from emu_jax.__main__ import main
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     before = peak()
@@ -39,7 +39,7 @@ MEASURED = """
 
 
 def grown_by(*words) -> int:
-    """Bytes, in a process of its own."""
+    """Return the growth in bytes, measured in a new process."""
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(MEASURED), *map(str, words)], capture_output=True, text=True, check=True
     )
@@ -48,7 +48,7 @@ def grown_by(*words) -> int:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """The model as a sparse file: zeros that take no disk."""
+    """A sparse file of the model: zeros that use no disk space."""
     folder = tmp_path_factory.mktemp("release")
     (folder / "config.json").write_text(json.dumps(to_release_config(MANY_LAYERS)))
     write_sparse(folder / "model.safetensors", released_shapes(MANY_LAYERS))
@@ -56,10 +56,10 @@ def source(tmp_path_factory):
 
 
 @pytest.mark.e2e
-def test_peak_memory_depends_on_the_largest_parameter_and_not_on_the_model(tmp_path, source):
+def test_peak_memory_is_bounded_by_the_largest_parameter(tmp_path, source):
     total = (source / "model.safetensors").stat().st_size
     bound = 2 * FLOAT32 * max(math.prod(row.stacked_shape) for row in emu_table(MANY_LAYERS)) + SLACK
-    assert total > 1.9 * bound  # or the test could not fail
+    assert total > 1.9 * bound  # otherwise the test could not fail
     imported = grown_by("import-torch", source, tmp_path / "model")
     assert imported < bound, f"import: {imported / 1e6:.0f} MB, allowed {bound / 1e6:.0f} MB"
     exported = grown_by("export-torch", tmp_path / "model", tmp_path / "out")
@@ -68,13 +68,13 @@ def test_peak_memory_depends_on_the_largest_parameter_and_not_on_the_model(tmp_p
 
 
 @pytest.mark.e2e
-def test_an_import_that_was_killed_starts_again(tmp_path, source):
+def test_a_killed_import_can_be_repeated(tmp_path, source):
     words = [sys.executable, "-m", "emu_jax", "import-torch", str(source), str(tmp_path / "model")]
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and not list(tmp_path.glob(".model.*.tmp/params*/*")):
             time.sleep(0.02)
         process.kill()
-    assert process.returncode == -signal.SIGKILL  # it was at work
+    assert process.returncode == -signal.SIGKILL  # it was running
     assert [path.name for path in tmp_path.iterdir() if path.name == "model"] == []
     subprocess.run(words, check=True, capture_output=True)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -1,4 +1,4 @@
-"""Model directories: what is saved is what is loaded, on a mesh too; what is none is said to be none."""
+"""Model directories: equal after saving and loading, also on a mesh; other folders are refused."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from emu_jax.errors import UserError
 from emu_jax.models.presets import emu_14b
 from emu_jax.sharding.mesh import MeshConfig, make_mesh
 from emu_jax.sharding.rules import FSDP, TENSOR
-from tests.convert.release import random_state, small_config, with_layers, write_release
+from tests.convert.release import random_state, small_config, with_parts, write_release
 
 
 @pytest.fixture
@@ -26,10 +26,10 @@ def assert_same(first, second):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-def test_saved_is_loaded(tmp_path, release):
+def test_a_saved_model_is_loaded(tmp_path, release):
     params = load_model(release).params
     (tmp_path / "spm").write_bytes(b"pieces")
-    config = dataclasses.replace(with_layers(small_config(), causal_former={"dropout": 0.25}), param_dtype="float32")
+    config = dataclasses.replace(with_parts(small_config(), causal_former={"dropout": 0.25}), param_dtype="float32")
     save_model(tmp_path / "model", config, params, tokenizer=tmp_path / "spm")
     parts = load_model(tmp_path / "model")
     assert parts.config == config
@@ -39,27 +39,27 @@ def test_saved_is_loaded(tmp_path, release):
 
 
 @pytest.mark.parametrize("kind", ["release", "model"])
-def test_on_a_mesh_every_array_lies_as_the_rules_say(tmp_path, release, kind):
-    whole = load_model(release).params
-    save_model(tmp_path / "model", small_config(), whole)
+def test_arrays_are_sharded_by_the_rules(tmp_path, release, kind):
+    expected = load_model(release).params
+    save_model(tmp_path / "model", small_config(), expected)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     params = load_model(tmp_path / kind, mesh=mesh).params
-    assert_same(params, whole)
+    assert_same(params, expected)
     kernel = params["decoder"]["blocks"]["mlp"]["up"]["kernel"]
     assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, FSDP, TENSOR)
     assert kernel.addressable_shards[0].data.shape == (2, 10, 22)
 
 
 @pytest.mark.parametrize("kind", ["release", "model"])
-def test_cast_while_read(tmp_path, release, kind):
-    whole = load_model(release).params
-    save_model(tmp_path / "model", small_config(), whole)
+def test_parameters_are_cast_while_they_are_read(tmp_path, release, kind):
+    params = load_model(release).params
+    save_model(tmp_path / "model", small_config(), params)
     parts = load_model(tmp_path / kind, dtype="bfloat16")
     assert (parts.config.dtype, parts.config.param_dtype) == ("bfloat16", "bfloat16")
-    assert_same(parts.params, jax.tree.map(lambda a: a.astype("bfloat16"), whole))
+    assert_same(parts.params, jax.tree.map(lambda a: a.astype("bfloat16"), params))
 
 
-def test_a_run_gives_its_newest_step(tmp_path):
+def test_the_newest_step_of_a_run_is_found(tmp_path):
     for step in (5, 100, 20):
         (tmp_path / "checkpoints" / str(step) / "params").mkdir(parents=True)
     (tmp_path / "checkpoints" / "200.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
@@ -67,7 +67,7 @@ def test_a_run_gives_its_newest_step(tmp_path):
     assert params_directory(tmp_path / "checkpoints") is None
 
 
-def test_a_failed_write_leaves_the_old_model_and_nothing_else(tmp_path, release):
+def test_a_failed_write_leaves_no_files(tmp_path, release):
     params = load_model(release).params
     with pytest.raises(UserError, match="no tokenizer"):
         save_model(tmp_path / "model", small_config(), params, tokenizer=tmp_path / "absent")
@@ -78,7 +78,7 @@ def test_a_failed_write_leaves_the_old_model_and_nothing_else(tmp_path, release)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "release"]
 
 
-def test_what_is_no_model(tmp_path, release):
+def test_other_folders_are_refused(tmp_path, release):
     with pytest.raises(UserError, match="no model at"):
         load_model(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
@@ -92,7 +92,7 @@ def test_what_is_no_model(tmp_path, release):
         load_model(release)
 
 
-def test_a_config_that_does_not_fit_its_parameters(tmp_path, release):
+def test_a_config_that_does_not_fit_its_parameters_is_refused(tmp_path, release):
     save_model(tmp_path / "model", small_config(), load_model(release).params)
     values = json.loads((tmp_path / "model" / "config.json").read_text())
     values["vision"]["mlp_dim"] += 1
@@ -105,7 +105,7 @@ def test_a_config_that_does_not_fit_its_parameters(tmp_path, release):
         load_model(tmp_path / "model")
 
 
-def test_a_nan_is_found_in_a_release_folder_too(tmp_path):
+def test_a_nan_in_a_release_folder_is_found(tmp_path):
     state = random_state(small_config())
     state["ln_visual.weight"][2] = np.nan
     with pytest.raises(UserError, match=r"ln_visual\.weight"):
@@ -113,13 +113,13 @@ def test_a_nan_is_found_in_a_release_folder_too(tmp_path):
 
 
 @pytest.mark.parametrize("config", [small_config(), emu_14b()])
-def test_the_releases_config_says_the_same(tmp_path, config):
+def test_the_release_config_is_equivalent(tmp_path, config):
     values = to_release_config(config)
     assert values["lm_vocab_with_special_tokens"] == config.decoder.vocab_size
     path = tmp_path / "config.json"
     path.write_text(json.dumps(values))
     assert read_config(path) == config
-    del values["emu_jax"]  # what the release itself has is enough, but for what it cannot say
+    del values["emu_jax"]  # the keys of the release are sufficient
     path.write_text(json.dumps(values))
     assert read_config(path) == config
 
@@ -127,7 +127,7 @@ def test_the_releases_config_says_the_same(tmp_path, config):
 @pytest.mark.parametrize(
     "other", [{"hidden_act": "gelu"}, {"attention_bias": True}, {"rope_scaling": {"type": "linear"}}, {"head_dim": 11}]
 )
-def test_another_kind_of_llama_is_refused(other):
+def test_unsupported_llamas_are_refused(other):
     values = to_llama_config(small_config().decoder, vocab_size=300)
     assert from_llama_config(values, vocab_size=300) == dataclasses.replace(small_config().decoder)
     with pytest.raises(UserError, match=next(iter(other))):

@@ -1,4 +1,4 @@
-"""Whose sizes an Emu has that is made from PyTorch files: a config's, the published ones, or the files' own."""
+"""The sizes of an imported Emu: from a config, the published ones, or from the tensor shapes."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def write_eva(file):
 
 @pytest.mark.parametrize("lora", [None, LoraConfig()])
 def test_a_bare_file_of_the_14b_needs_no_config(tmp_path, lora):
-    """Only its header is read: 28 GB that are not there."""
+    """Only the header is read. The file is sparse, of 28 GB."""
     config = dataclasses.replace(emu_14b(vocab_size=32004 if lora is None else 32006), lora=lora)
     write_sparse(tmp_path / "Emu.safetensors", released_shapes(config), dtype=np.float16)
     prepared = prepare_import([tmp_path / "Emu.safetensors"])
@@ -47,7 +47,7 @@ def test_a_bare_file_of_the_14b_needs_no_config(tmp_path, lora):
     assert 28.3e9 < prepared.nbytes < 28.5e9
 
 
-def test_llama_and_eva_bring_their_own_sizes(tmp_path):
+def test_the_sizes_of_llama_and_eva_are_found(tmp_path):
     llama, eva = write_llama(tmp_path / "llama"), write_eva(tmp_path / "eva" / "eva.safetensors")
     prepared = prepare_import([llama, eva])
     assert prepared.config.decoder == dataclasses.replace(LLAMA, vocab_size=1004)
@@ -61,14 +61,14 @@ def test_llama_and_eva_bring_their_own_sizes(tmp_path):
     assert [note for note in prepared.match.notes if "4 rows added" in note]
 
 
-def test_eva_alone_stands_before_a_new_13b_decoder(tmp_path):
+def test_eva_without_a_llama_gets_a_new_13b_decoder(tmp_path):
     prepared = prepare_import([write_eva(tmp_path / "eva.safetensors")])
     assert prepared.config.decoder == emu_14b().decoder
     assert "decoder/blocks/mlp/up/kernel" in prepared.match.initialized
     assert "vision_encoder/blocks/mlp/up/kernel" not in prepared.match.initialized
 
 
-def test_a_tower_whose_heads_cannot_be_known(tmp_path):
+def test_an_unknown_number_of_heads_requires_a_config(tmp_path):
     config = dataclasses.replace(small_config(), vision=dataclasses.replace(EVA, width=180))
     file = tmp_path / "eva.safetensors"
     write_sparse(file, {n: s for n, s in released_shapes(config).items() if n.startswith("visual.")})
@@ -76,33 +76,33 @@ def test_a_tower_whose_heads_cannot_be_known(tmp_path):
         prepare_import([file])
 
 
-def test_half_of_a_tower_is_no_beginning(tmp_path):
+def test_an_incomplete_vision_encoder_is_refused(tmp_path):
     shapes = {n: s for n, s in released_shapes(emu_14b()).items() if n.startswith("visual.")}
     write_sparse(tmp_path / "eva.safetensors", {n: s for n, s in shapes.items() if "blocks.39." not in n})
     with pytest.raises(UserError, match="13 missing"):
         prepare_import([tmp_path / "eva.safetensors"], config="emu_14b")
 
 
-def test_two_sources_of_one_tensor(tmp_path):
+def test_two_sources_of_one_tensor_are_refused(tmp_path):
     eva = write_eva(tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="Name one of them"):
         prepare_import([eva, write_eva(tmp_path / "b.safetensors")])
 
 
-def test_nothing_of_an_emu(tmp_path):
+def test_a_source_without_tensors_of_an_emu_is_refused(tmp_path):
     write_sparse(tmp_path / "clip.safetensors", {"text.token_embedding.weight": (3, 4), "logit_scale": ()})
     with pytest.raises(UserError, match="no tensor of an Emu"):
         prepare_import([tmp_path / "clip.safetensors"])
 
 
 @pytest.mark.parametrize("image_size", [225, 0, -14])
-def test_patches_must_divide_the_images(tmp_path, image_size):
+def test_the_image_size_must_be_a_multiple_of_the_patch_size(tmp_path, image_size):
     with pytest.raises(UserError, match="patch size 14"):
         prepare_import([write_eva(tmp_path / "eva.safetensors")], image_size=image_size)
 
 
 @pytest.mark.parametrize("damage", [{"hidden_size": None}, {"num_attention_heads": 0}, {"rms_norm_eps": "x"}])
-def test_a_llama_config_without_its_sizes(tmp_path, damage):
+def test_an_invalid_llama_config_is_refused(tmp_path, damage):
     folder = write_llama(tmp_path / "llama")
     values = json.loads((folder / "config.json").read_text()) | damage
     (folder / "config.json").write_text(json.dumps(values))

@@ -1,4 +1,4 @@
-"""import-torch of a diffusers folder: to DEST/visual_decoder, beside a model or before it."""
+"""import-torch of a diffusers folder to DEST/visual_decoder, before or after a model."""
 
 import json
 import shutil
@@ -9,27 +9,57 @@ import pytest
 
 from emu_jax.__main__ import main
 from emu_jax.convert.diffusion_folder import CONFIG_NAME, has_safety_checker
+from emu_jax.convert.diffusion_table import unet_table, vae_table
 from emu_jax.convert.load import load_model
-from emu_jax.convert.visual_decoder import load_visual_decoder
+from emu_jax.convert.table import read_params
+from emu_jax.convert.visual_decoder import load_visual_decoder, save_visual_decoder
+from emu_jax.diffusion.config import CROSS_DOWN, CROSS_UP, PLAIN_DOWN, PLAIN_UP, UNetConfig, VAEConfig
+from emu_jax.diffusion.decoder import VisualDecoder
+from emu_jax.diffusion.schedule import NoiseSchedule
+from emu_jax.diffusion.unet import UNet
+from emu_jax.diffusion.vae import VAE
 from emu_jax.io.tensor_files import open_tensors
+from emu_jax.io.tensors import tensor_of
 from tests.convert.release import random_state, small_config, write_release, write_state
+
+WIDTH = 32  # of the conditioning
+CROSS_ATTENTIONS = 4  # of the U-Net
 
 
 def run(*words):
     return main(["import-torch", *map(str, words)])
 
 
+@pytest.fixture(scope="module")
+def decoder():
+    """A small decoder with random parameters. The width of its conditioning is 32."""
+    unet = UNetConfig(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        down_block_types=(CROSS_DOWN, PLAIN_DOWN),
+        up_block_types=(PLAIN_UP, CROSS_UP),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=2,
+        cross_attention_dim=WIDTH,
+    )
+    vae = VAEConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, sample_size=16)
+    rng = np.random.default_rng(0)
+    params = {}
+    for part, table in (("unet", unet_table(unet)), ("vae", vae_table(vae))):
+        tensors = {row.torch: rng.standard_normal(row.torch_shape, np.float32) for row in table}
+        params[part] = read_params(table, {name: tensor_of(name, array) for name, array in tensors.items()})
+    return VisualDecoder(UNet(unet), VAE(vae), schedule=NoiseSchedule(), params=params)
+
+
 @pytest.fixture
-def diffusers(tmp_path, shared_dir):
-    folder = tmp_path / "diffusers"
-    shutil.copytree(shared_dir / "reference" / "visual_decoder_tiny", folder, ignore=shutil.ignore_patterns("*.npz"))
-    for path in (folder, *folder.rglob("*")):
-        path.chmod(0o755)
-    return folder
+def diffusers(tmp_path, decoder):
+    save_visual_decoder(decoder, tmp_path / "diffusers")
+    return tmp_path / "diffusers"
 
 
-def test_it_stands_beside_the_model(tmp_path, diffusers):
-    config = small_config(dim=28)  # as wide as the U-Net's conditioning
+def test_a_decoder_is_imported_with_a_model(tmp_path, diffusers):
+    config = small_config(dim=WIDTH - 4)  # the width of the U-Net's conditioning
     model = write_release(tmp_path / "source", config, random_state(config))
     assert run(model, diffusers, tmp_path / "model") == 0
     assert load_model(tmp_path / "model").visual_decoder == tmp_path / "model" / "visual_decoder"
@@ -41,7 +71,7 @@ def test_it_stands_beside_the_model(tmp_path, diffusers):
     assert load_visual_decoder(tmp_path / "model" / "visual_decoder").initialized == ()
 
 
-def test_the_releases_own_folder_holds_both(tmp_path, diffusers):
+def test_the_folder_of_the_release_has_both(tmp_path, diffusers):
     write_release(diffusers / "multimodal_encoder", small_config(), random_state(small_config()))
     assert run(diffusers, tmp_path / "model") == 0
     parts = load_model(tmp_path / "model")
@@ -49,7 +79,7 @@ def test_the_releases_own_folder_holds_both(tmp_path, diffusers):
     assert parts.visual_decoder is not None
 
 
-def test_the_model_can_come_after_it(tmp_path, diffusers):
+def test_a_model_is_imported_after_its_decoder(tmp_path, diffusers):
     assert run(diffusers, tmp_path / "model") == 0
     assert (
         run(write_release(tmp_path / "source", small_config(), random_state(small_config())), tmp_path / "model") == 0
@@ -57,17 +87,17 @@ def test_the_model_can_come_after_it(tmp_path, diffusers):
     assert load_model(tmp_path / "model").visual_decoder is not None
 
 
-def test_bad_folders_are_refused(tmp_path, diffusers, capsys):
+def test_invalid_folders_are_refused(tmp_path, diffusers, capsys):
     file = diffusers / "unet" / "diffusion_pytorch_model.safetensors"
     state = {name: tensor.read() for name, tensor in open_tensors(file).items()}
     name = next(iter(state))
 
-    def refused(damaged, said):
+    def refused(damaged, message):
         file.unlink(missing_ok=True)
         write_state(diffusers / "unet", damaged)
         (diffusers / "unet" / "model.safetensors").rename(file)
         assert run(diffusers, tmp_path / "model") == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
         assert not (tmp_path / "model").exists()
 
     refused({n: a for n, a in state.items() if n != name}, "1 missing")
@@ -79,7 +109,7 @@ def test_bad_folders_are_refused(tmp_path, diffusers, capsys):
     refused(state, "expected")
 
 
-def test_a_folder_that_could_not_be_used_is_refused(tmp_path, diffusers, capsys):
+def test_incomplete_and_unsupported_folders_are_refused(tmp_path, diffusers, capsys):
     config = diffusers / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"beta_schedule": "squaredcos_cap_v2"}))
     assert run(diffusers, tmp_path / "model") == 2
@@ -90,8 +120,8 @@ def test_a_folder_that_could_not_be_used_is_refused(tmp_path, diffusers, capsys)
     assert not (tmp_path / "model").exists()
 
 
-def test_half_precision_files_have_names_of_their_own(tmp_path, diffusers):
-    """`save_pretrained(variant="fp16")`; they come in, and go out, by their plain names."""
+def test_variants_are_read_and_written_by_their_plain_names(tmp_path, diffusers):
+    """Files of `save_pretrained(variant="fp16")`."""
     plain = load_visual_decoder(diffusers)
     for part in ("unet", "vae"):
         file = diffusers / part / "diffusion_pytorch_model.safetensors"
@@ -109,20 +139,20 @@ def test_half_precision_files_have_names_of_their_own(tmp_path, diffusers):
         assert not list(folder.rglob("*.fp16.*"))
 
 
-def test_narrower_projections_are_made_anew_and_listed(tmp_path, diffusers, capsys):
-    """Stable Diffusion's U-Net reads 768; here the Emu that lies in DEST is 24 wide."""
+def test_projections_of_another_width_are_initialized_and_listed(tmp_path, diffusers, capsys):
+    """The conditioning of Stable Diffusion's U-Net has width 768; here, the width is that of the Emu in DEST."""
     theirs = {part: open_tensors(diffusers / part) for part in ("unet", "vae")}
     width = small_config().decoder.width
     assert json.loads((diffusers / "unet" / "config.json").read_text())["cross_attention_dim"] != width
     model = write_release(tmp_path / "source", small_config(), random_state(small_config()))
     assert run(model, diffusers, tmp_path / "model") == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     folder = tmp_path / "model" / "visual_decoder"
     ours = {part: open_tensors(folder / part) for part in ("unet", "vae")}
     changed = {name for name in theirs["unet"] if ours["unet"][name].shape != theirs["unet"][name].shape}
-    assert len(changed) == 32
+    assert len(changed) == 2 * CROSS_ATTENTIONS
     assert all(ours["unet"][name].shape[1] == width and ours["unet"][name].read().std() > 0 for name in changed)
-    assert {line.strip() for line in said.splitlines() if "attn2" in line} == changed
+    assert {line.strip() for line in output.splitlines() if "attn2" in line} == changed
     for name in set(theirs["unet"]) - changed:
         np.testing.assert_array_equal(ours["unet"][name].read(), theirs["unet"][name].read())
     as_loaded = load_visual_decoder(diffusers, cross_attention_dim=width)
@@ -130,14 +160,14 @@ def test_narrower_projections_are_made_anew_and_listed(tmp_path, diffusers, caps
     jax.tree.map(np.testing.assert_array_equal, again.params, as_loaded.params)
 
 
-def test_it_goes_out_beside_the_model_and_comes_back(tmp_path, diffusers):
+def test_a_decoder_is_exported_with_its_model_and_imported_again(tmp_path, diffusers):
     model = write_release(tmp_path / "source", small_config(), random_state(small_config()))
     for part, name in (("safety_checker", "model.safetensors"), ("feature_extractor", None)):
         (diffusers / part).mkdir()
         (diffusers / part / CONFIG_NAME[part]).write_text("{}")
         if name:
             (diffusers / part / name).write_bytes(b"weights")
-            (diffusers / part / "pytorch_model.bin").write_bytes(b"the same again")
+            (diffusers / part / "pytorch_model.bin").write_bytes(b"the same weights")
     assert run(model, diffusers, tmp_path / "model") == 0
     assert main(["export-torch", str(tmp_path / "model"), str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "safety_checker" / "model.safetensors").read_bytes() == b"weights"
@@ -150,7 +180,7 @@ def test_it_goes_out_beside_the_model_and_comes_back(tmp_path, diffusers):
     assert load_model(tmp_path / "again").visual_decoder is not None
 
 
-def test_what_the_stages_leave_goes_out_alone(tmp_path, diffusers, capsys):
+def test_the_result_of_a_decoder_stage_is_exported(tmp_path, diffusers, capsys):
     run_folder = tmp_path / "run"
     (run_folder / "checkpoints" / "3" / "params").mkdir(parents=True)
     (run_folder / "config.json").write_text('{"stage": "visual_decoder"}')

@@ -48,6 +48,12 @@ def make_set(folder: Path, name: str, first: int) -> Path:
 
 
 @pytest.fixture(scope="session")
+def cases() -> Path:
+    """Return the folder with small files that users reported."""
+    return Path(__file__).parent / "cases"
+
+
+@pytest.fixture(scope="session")
 def sets(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("sets")
     return {name: make_set(folder, name, first) for name, first in (("pairs", 0), ("pages", 300), ("chats", 600))}

@@ -8,8 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from emu_jax.data.images import DecodeError, decode, encode_png, normalize, preprocess, resize
-from emu_jax.data.limits import DEFAULT_LIMITS
+from emu_jax.data.images import FORMATS, DecodeError, decode, encode_png, normalize, preprocess, resize
+from emu_jax.data.limits import DEFAULT_LIMITS, Limits
 from emu_jax.errors import UserError
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -253,3 +253,46 @@ def test_normalize():
     out = normalize(pixels)
     assert out.dtype == np.float32
     np.testing.assert_allclose(out[1, 2, 3], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["icc.png", "itxt.png", "ztxt.png"])
+def test_png_with_large_metadata(cases, name):
+    expected = decode(cases / "png_metadata" / "ok.png")
+    np.testing.assert_array_equal(decode((cases / "png_metadata" / name).read_bytes()), expected)
+    with pytest.raises(DecodeError):
+        decode((cases / "png_metadata" / name).read_bytes()[:-60])
+
+
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("after_pixels", [False, True])
+def test_png_with_megabytes_of_text_and_exif_rotation(after_pixels):
+    """The text is skipped, the rotation is applied."""
+    exif = PIL.Image.Exif()
+    exif[0x112] = 3
+    data = encoded(PIL.Image.fromarray(checker()), "PNG", exif=exif)
+    text = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"a" * 5_000_000))
+    text += png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"b" * 5_000_000))
+    at = data.index(b"IEND") - 4 if after_pixels else data.index(b"IDAT") - 4
+    np.testing.assert_array_equal(decode(data[:at] + text + data[at:]), checker()[::-1, ::-1])
+
+
+@pytest.mark.skipif("AVIF" not in FORMATS, reason="this Pillow cannot read AVIF")
+def test_avif():
+    smooth = np.zeros((32, 32, 3), np.uint8) + np.arange(0, 160, 5, dtype=np.uint8)[:, None, None]
+    data = encoded(PIL.Image.fromarray(smooth), "AVIF", quality=95)
+    assert np.abs(decode(data).astype(int) - smooth).max() < 12
+
+
+def test_jpeg_with_too_many_scans():
+    """Copies of one scan: a few kilobytes that would take minutes to decode."""
+    data = encoded(PIL.Image.fromarray(checker(640, 640)), "JPEG", progressive=True)
+    start = data.rindex(b"\xff\xda")
+    bomb = data[:start] + data[start:-2] * 3000 + data[-2:]
+    with pytest.raises(DecodeError, match="the JPEG has too many scans"):
+        decode(bomb)
+    assert decode(data).shape == (640, 640, 3)
+    with pytest.raises(DecodeError, match="the JPEG has too many scans"):
+        decode(data, limits=Limits(image_scans=2))

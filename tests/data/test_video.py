@@ -1,12 +1,17 @@
 """Frames of a video match the release; files without frames fail with a clear reason."""
 
 import io
+import struct
+import time
+from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
-from emu_jax.data.images import DecodeError
+from emu_jax.data.images import DecodeError, encode_png
+from emu_jax.data.limits import Limits
 from emu_jax.data.video import pick_frames, random_indices, take_frames, uniform_indices
 
 
@@ -131,3 +136,101 @@ def test_damaged_videos_never_crash():
             assert len(take_frames(bytes(data), frames=4)) == 4
         except DecodeError:
             continue
+
+
+def test_rotated_videos_are_upright(cases):
+    """The display matrix of a phone: a quarter turn clockwise."""
+    plain = take_frames(cases / "rotated_video" / "plain.mp4", frames=3)
+    turned = take_frames(cases / "rotated_video" / "phone.mp4", frames=3)
+    for before, after in zip(plain, turned, strict=True):
+        np.testing.assert_array_equal(after, np.rot90(before, -1))
+
+
+def matrix(a, b, c, d):
+    return struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((1, 0, 0, 1), lambda x: x),
+        ((0, 1, -1, 0), lambda x: np.rot90(x, -1)),
+        ((-1, 0, 0, -1), lambda x: np.rot90(x, 2)),
+        ((0, -1, 1, 0), lambda x: np.rot90(x, 1)),
+        ((-1, 0, 0, 1), lambda x: x[:, ::-1]),
+        ((1, 0, 0, -1), lambda x: x[::-1]),
+        ((0, 1, 1, 0), lambda x: x.transpose(1, 0, 2)),
+        ((0, -1, -1, 0), lambda x: np.rot90(x, 2).transpose(1, 0, 2)),
+    ],
+)
+def test_all_display_matrices(cases, values, expected):
+    """The eight EXIF orientations, as display matrices in the header of the same file."""
+    plain = cases / "rotated_video" / "plain.mp4"
+    data = plain.read_bytes()
+    identity = matrix(1, 0, 0, 1)
+    at = data.index(identity, data.index(b"tkhd"))
+    changed = data[:at] + matrix(*values) + data[at + len(identity) :]
+    (frame,) = take_frames(changed, frames=1)
+    (original,) = take_frames(plain, frames=1)
+    np.testing.assert_array_equal(frame, expected(original))
+
+
+def test_the_video_stream_and_not_the_cover_image():
+    """Both streams are video streams; the cover image is the first one."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        cover = container.add_stream("png", rate=1)
+        cover.width = cover.height = 8
+        cover.pix_fmt = "rgb24"
+        cover.disposition = Disposition.attached_pic
+        stream = container.add_stream("libx264", rate=4, options={"crf": "1"})
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        packet = av.Packet(encode_png(np.full((8, 8, 3), 255, np.uint8)))
+        packet.stream, packet.pts, packet.dts, packet.time_base = cover, 0, 0, Fraction(1, 1)
+        container.mux(packet)
+        for i in range(9):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 10 * i, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    frames = take_frames(buffer.getvalue(), frames=3)
+    assert frames[0].shape == (32, 32, 3)
+    assert brightness(frames) == uniform_indices(9, 3).tolist()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"
+        b"a=rtpmap:96 H264/90000\n",
+        b"ffconcat version 1.0\nfile 'PLAIN'\n",
+        b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:PLAIN\n#EXT-X-ENDLIST\n",
+        b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n",
+        b"RTSPtextRTSP://127.0.0.1:9/a",
+    ],
+)
+def test_scripts_that_name_files_or_addresses_are_refused(cases, tmp_path, script):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(script.replace(b"PLAIN", str(cases / "rotated_video" / "plain.mp4").encode()))
+    start = time.monotonic()
+    with pytest.raises(DecodeError, match="not a video"):
+        take_frames(path, frames=4)
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"image_pixels": 1000}, "too many pixels"),
+        ({"image_side": 16}, "too many pixels"),
+        ({"video_frames": 20}, "too many frames"),
+        ({"file_bytes": 100}, "too large"),
+        ({"record_seconds": 1e-9}, "takes too long"),
+    ],
+)
+def test_limits(tmp_path, limits, reason):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(video(21))
+    with pytest.raises(DecodeError, match=reason):
+        take_frames(path, frames=4, limits=Limits(**limits))
+    assert len(take_frames(path, frames=4)) == 4

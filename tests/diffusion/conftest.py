@@ -1,4 +1,4 @@
-"""The reference case of the visual decoder, loaded once."""
+"""The reference case of the visual decoder, read once."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def reference_decoder(reference_folder: Path) -> VisualDecoder:
 
 @pytest.fixture(scope="session")
 def expected(reference_folder: Path) -> Mapping[str, np.ndarray]:
-    """Arrays that diffusers computed; pictures are channels-first but for `pndm_image`."""
+    """Arrays that diffusers computed. Images are channels-first, except `pndm_image`."""
     with np.load(reference_folder / "expected.npz") as arrays:
         return dict(arrays)

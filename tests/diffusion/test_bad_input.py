@@ -1,4 +1,4 @@
-"""Bad input to the visual decoder gets one clear line, before anything is compiled."""
+"""Invalid input to the visual decoder is refused with one clear line, before anything is compiled."""
 
 import dataclasses
 import json
@@ -36,12 +36,13 @@ CONDITIONING = np.zeros((2, 3, WIDTH), np.float32)
         ({"steps": 0}, "steps must be 1 or more, not 0"),
         ({"guidance_scale": -1.0}, "guidance_scale must be 0 or more, not -1.0"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be 0 or more, not nan"),
-        ({"height": 30}, "picture height must be a multiple of 4, not 30"),
-        ({"width": 0}, "picture width must be a multiple of 4, not 0"),
+        ({"seed": -1}, "seed must be from 0 to 4294967295, not -1"),
+        ({"height": 30}, "image height must be a multiple of 4, not 30"),
+        ({"width": 0}, "image width must be a multiple of 4, not 0"),
         ({"sampler": "euler"}, "sampler must be one of 'pndm', 'ddim', 'dpm-solver"),
         ({"latents": np.zeros((2, 7, 8, 4))}, "latent height must be a multiple of 2, not 7"),
         ({"latents": np.zeros((2, 8, 8, 3))}, "latents must have 4 channels, not 3"),
-        ({"latents": np.zeros((3, 8, 8, 4))}, "conditioning has 2 rows for 3 pictures"),
+        ({"latents": np.zeros((3, 8, 8, 4))}, "conditioning has 2 rows for 3 images"),
     ],
 )
 def test_sample(arguments, message):
@@ -51,19 +52,19 @@ def test_sample(arguments, message):
 
 def test_embeddings_of_another_model():
     wrong = np.zeros((2, 3, WIDTH + 1), np.float32)
-    with pytest.raises(UserError, match=f"conditioning is {WIDTH + 1} wide, but the U-Net takes .* width {WIDTH}"):
+    with pytest.raises(UserError, match=f"conditioning has width {WIDTH + 1}, but the U-Net expects width {WIDTH}"):
         DECODER.sample(wrong, CONDITIONING)
-    with pytest.raises(UserError, match="unconditional is"):
+    with pytest.raises(UserError, match="unconditional has width"):
         DECODER.sample(CONDITIONING, wrong)
-    with pytest.raises(UserError, match="wants the unconditional embeddings"):
+    with pytest.raises(UserError, match="requires unconditional embeddings"):
         DECODER.sample(CONDITIONING)
     with pytest.raises(UserError, match="shape of the conditioning"):
         DECODER.sample(CONDITIONING, np.zeros((1, 4, WIDTH)))
 
 
-def test_a_unet_that_gives_other_channels_than_it_takes():
+def test_a_unet_with_unequal_channels_cannot_sample():
     unet = UNet(dataclasses.replace(UNET, in_channels=9))
-    with pytest.raises(UserError, match="takes 9 channels and gives 4"):
+    with pytest.raises(UserError, match="9 input and 4 output channels"):
         dataclasses.replace(DECODER, unet=unet).sample(CONDITIONING, CONDITIONING)
 
 
@@ -79,9 +80,9 @@ def test_other_calls():
         DECODER.decode(np.zeros((1, 8, 8, 3)))
 
 
-def test_folders_that_are_none(tmp_path):
+def test_incomplete_folders(tmp_path):
     with pytest.raises(UserError, match="There is no folder"):
-        load_visual_decoder(tmp_path / "nowhere")
+        load_visual_decoder(tmp_path / "absent")
     with pytest.raises(UserError, match=r"not a diffusers folder: unet/config\.json is missing"):
         load_visual_decoder(tmp_path)
     for part, config in (("unet", UNET.to_diffusers()), ("vae", DECODER.vae.config.to_diffusers())):
@@ -109,17 +110,17 @@ def test_folders_that_are_none(tmp_path):
         ({"num_train_timesteps": "1000"}, "num_train_timesteps must be int, not '1000'"),
     ],
 )
-def test_a_schedule_that_is_not_built(change, message):
+def test_unsupported_schedules(change, message):
     with pytest.raises(UserError, match=message):
         NoiseSchedule.from_diffusers(NoiseSchedule().to_diffusers() | change)
 
 
-def test_schedules_survive_diffusers_json():
+def test_schedules_are_equal_after_a_round_trip_through_diffusers_json():
     for schedule in (NoiseSchedule(), NoiseSchedule(beta_end=0.02, steps_offset=0, set_alpha_to_one=True)):
         assert NoiseSchedule.from_diffusers(json.loads(json.dumps(schedule.to_diffusers()))) == schedule
 
 
-def test_saving_never_removes_what_is_no_decoder(tmp_path):
+def test_saving_never_removes_other_files(tmp_path):
     (tmp_path / "thesis.txt").write_text("years")
     with pytest.raises(UserError, match="is not a diffusers folder"):
         save_visual_decoder(DECODER, tmp_path)

@@ -1,4 +1,4 @@
-"""The losses against their formulas."""
+"""The losses and their formulas."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ def test_divergence_from_the_standard_normal(mean, log_variance, divergence):
     np.testing.assert_allclose(gaussian_divergences(posterior), [divergence], rtol=1e-5, atol=1e-6)
 
 
-def test_noise_and_velocity_give_the_latents_back():
+def test_noise_and_velocity_determine_the_latents():
     latents, noise = (jnp.asarray(RNG.normal(size=(3, 2, 2, 4)), jnp.float32) for _ in range(2))
     timesteps = jnp.array([0, 400, 999])
     noisy = add_noise(SCHEDULE, latents, noise, timesteps)

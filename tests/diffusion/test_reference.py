@@ -1,4 +1,4 @@
-"""Agreement with diffusers on its own small decoder, fp32: within 1e-4 of each array's own scale."""
+"""Agreement with diffusers on a small decoder in float32, within 1e-4 of the scale of each array."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from emu_jax.diffusion.schedule import add_noise
 
 
 def last(array: np.ndarray) -> np.ndarray:
-    """Channels last."""
+    """Return `array` with its channels last."""
     return np.moveaxis(array, -3, -1)
 
 
@@ -63,7 +63,7 @@ def test_guided_ddim(reference_decoder, expected):
     assert_within(output, last(expected["ddim_latents"]))
 
 
-def test_saved_folder_is_read_back_equal(reference_decoder, reference_folder, tmp_path):
+def test_a_saved_folder_is_read_back_equal(reference_decoder, reference_folder, tmp_path):
     from safetensors.numpy import load_file
 
     save_visual_decoder(reference_decoder, tmp_path / "decoder")
@@ -83,7 +83,7 @@ def test_saved_folder_is_read_back_equal(reference_decoder, reference_folder, tm
             np.testing.assert_array_equal(ours[key], array)
 
 
-def test_another_width_gets_fresh_projections(reference_folder, reference_decoder):
+def test_projections_for_another_width_are_initialized(reference_folder, reference_decoder):
     wide = load_visual_decoder(reference_folder, cross_attention_dim=48)
     assert wide.unet.config.cross_attention_dim == 48
     assert len(wide.initialized) == 32  # sixteen cross-attentions, a key and a value each

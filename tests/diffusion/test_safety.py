@@ -1,4 +1,4 @@
-"""The safety checker: what it flags, the published layout, mistakes. Agreement with diffusers is in tests/parity."""
+"""The safety checker: flagged images, the published layout, invalid files. tests/parity compares it with diffusers."""
 
 import json
 
@@ -12,7 +12,7 @@ from emu_jax.diffusion.clip_vision import ClipVision, ClipVisionConfig
 from emu_jax.diffusion.safety import Concepts, Preprocessing, SafetyChecker
 from emu_jax.errors import UserError
 
-TOWER = {
+SIZES = {
     "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8,
     "patch_size": 4,
 }  # fmt: skip
@@ -20,16 +20,16 @@ WIDTH = 6
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """The published names, for small sizes."""
-    tower = "vision_model.vision_model."
+    """Return the published names with shapes of small sizes."""
+    prefix = "vision_model.vision_model."
     found = {
         "concept_embeds": (17, WIDTH), "concept_embeds_weights": (17,),
         "special_care_embeds": (3, WIDTH), "special_care_embeds_weights": (3,),
         "visual_projection.weight": (WIDTH, 8),
-        f"{tower}embeddings.class_embedding": (8,),
-        f"{tower}embeddings.patch_embedding.weight": (8, 3, 4, 4),
-        f"{tower}embeddings.position_embedding.weight": (5, 8),
-        f"{tower}embeddings.position_ids": (1, 5),
+        f"{prefix}embeddings.class_embedding": (8,),
+        f"{prefix}embeddings.patch_embedding.weight": (8, 3, 4, 4),
+        f"{prefix}embeddings.position_embedding.weight": (5, 8),
+        f"{prefix}embeddings.position_ids": (1, 5),
     }  # fmt: skip
     linear = {"mlp.fc1": (12, 8), "mlp.fc2": (8, 12)}
     linear |= {f"self_attn.{name}": (8, 8) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
@@ -37,8 +37,8 @@ def shapes() -> dict[str, tuple[int, ...]]:
     for layer in (f"encoder.layers.{i}." for i in range(2)):
         norms += [f"{layer}layer_norm1", f"{layer}layer_norm2"]
         for name, shape in linear.items():
-            found |= {f"{tower}{layer}{name}.weight": shape, f"{tower}{layer}{name}.bias": shape[:1]}
-    return found | {f"{tower}{name}.{kind}": (8,) for name in norms for kind in ("weight", "bias")}
+            found |= {f"{prefix}{layer}{name}.weight": shape, f"{prefix}{layer}{name}.bias": shape[:1]}
+    return found | {f"{prefix}{name}.{kind}": (8,) for name in norms for kind in ("weight", "bias")}
 
 
 @pytest.fixture
@@ -48,14 +48,14 @@ def folder(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes().items()}
     save_file(arrays, tmp_path / "safety_checker" / "model.safetensors")
-    config = {"projection_dim": WIDTH, "vision_config": TOWER, "text_config": {"hidden_size": 5}}
+    config = {"projection_dim": WIDTH, "vision_config": SIZES, "text_config": {"hidden_size": 5}}
     (tmp_path / "safety_checker" / "config.json").write_text(json.dumps(config))
     (tmp_path / "feature_extractor" / "preprocessor_config.json").write_text('{"size": 8, "crop_size": 8}')
     return tmp_path
 
 
 def checker(*, special: float) -> SafetyChecker:
-    """Two concepts along the first two axes with threshold 0.5, one special along the third."""
+    """Return a checker of two concepts on the first two axes with threshold 0.5, and a special one on the third."""
     axes = np.eye(3, dtype=np.float32)
     return SafetyChecker(
         ClipVision(ClipVisionConfig()),
@@ -66,35 +66,35 @@ def checker(*, special: float) -> SafetyChecker:
     )
 
 
-def test_a_special_concept_makes_all_thresholds_stricter():
+def test_a_special_concept_lowers_all_thresholds():
     cosine = 0.495
-    pictures = np.array([[cosine, 0, np.sqrt(1 - cosine**2)], [0.505, 0, np.sqrt(1 - 0.505**2)]], np.float32) * 7
-    plain, strict = checker(special=0.9).scores(pictures), checker(special=0.8).scores(pictures)
+    embeddings = np.array([[cosine, 0, np.sqrt(1 - cosine**2)], [0.505, 0, np.sqrt(1 - 0.505**2)]], np.float32) * 7
+    plain, strict = checker(special=0.9).scores(embeddings), checker(special=0.8).scores(embeddings)
     np.testing.assert_allclose(plain[:, 0], [-0.005, 0.005], atol=1e-6)
     np.testing.assert_allclose(strict[:, 0], [0.005, 0.015], atol=1e-6)
     np.testing.assert_allclose(strict[:, 1], -0.49, atol=1e-6)
 
 
-def test_scores_are_rounded_before_they_are_judged():
-    just_beyond = np.array([[0.5004, np.sqrt(1 - 0.5004**2), 0]], np.float32)
-    assert checker(special=0.9).scores(just_beyond)[0, 0] == 0.0
+def test_scores_are_rounded():
+    just_above = np.array([[0.5004, np.sqrt(1 - 0.5004**2), 0]], np.float32)
+    assert checker(special=0.9).scores(just_above)[0, 0] == 0.0
 
 
-def test_the_middle_of_a_picture_is_looked_at():
-    picture = PIL.Image.new("RGB", (24, 8), "red")
-    picture.paste("blue", (8, 0, 16, 8))
+def test_the_center_of_an_image_is_used():
+    image = PIL.Image.new("RGB", (24, 8), "red")
+    image.paste("blue", (8, 0, 16, 8))
     prepare = Preprocessing(size=8, crop_size=8, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)
-    assert (prepare(picture) == (-1, -1, 1)).all()
-    assert (prepare(picture.transpose(PIL.Image.Transpose.ROTATE_90)) == (-1, -1, 1)).all()
+    assert (prepare(image) == (-1, -1, 1)).all()
+    assert (prepare(image.transpose(PIL.Image.Transpose.ROTATE_90)) == (-1, -1, 1)).all()
     assert prepare(PIL.Image.new("RGBA", (5, 9))).shape == (8, 8, 3)
 
 
-def test_the_published_layout_is_read_and_used(folder):
+def test_the_published_layout_is_read(folder):
     safety = load_safety_checker(folder)
-    assert safety.tower.config.num_hidden_layers == 2
+    assert safety.encoder.config.num_hidden_layers == 2
     assert safety([]) == []
-    pictures = [PIL.Image.new("RGB", (9, 8), color) for color in ("red", "white")]
-    flagged = safety(pictures)
+    images = [PIL.Image.new("RGB", (9, 8), color) for color in ("red", "white")]
+    flagged = safety(images)
     assert len(flagged) == 2
     assert all(isinstance(one, bool) for one in flagged)
 
@@ -126,7 +126,7 @@ def test_weights_that_do_not_fit(folder, change, message):
         ({"crop_size": 16}, "images of 16 pixels, but the safety checker expects 8"),
     ],
 )
-def test_a_feature_extractor_that_is_not_built(folder, config, message):
+def test_unsupported_feature_extractors(folder, config, message):
     path = folder / "feature_extractor" / "preprocessor_config.json"
     path.write_text(json.dumps({"size": 8, "crop_size": 8} | config))
     with pytest.raises(UserError, match=message):

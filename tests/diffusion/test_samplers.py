@@ -1,4 +1,4 @@
-"""Samplers on predictors whose answer is known: no network, so every property is exact."""
+"""Samplers with exact predictors instead of a network, so that every property is exact."""
 
 import dataclasses
 
@@ -16,8 +16,8 @@ CLEAN = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
 NOISE = jax.random.normal(jax.random.key(1), CLEAN.shape)
 
 
-def knowing(schedule: NoiseSchedule, clean: jax.Array):
-    """The perfect predictor where `clean` is the only picture there is."""
+def exact_predictor(schedule: NoiseSchedule, clean: jax.Array):
+    """Return the optimal predictor for data with the single image `clean`."""
     a = jnp.asarray(schedule.alphas_cumprod, jnp.float32)
 
     def predict(latents: jax.Array, timestep: jax.Array) -> jax.Array:
@@ -37,27 +37,27 @@ def knowing(schedule: NoiseSchedule, clean: jax.Array):
         (Sampler.DPM_SOLVER_PP, Spacing.LINSPACE, Prediction.VELOCITY),
     ],
 )
-def test_the_only_picture_is_found(sampler, spacing, prediction):
+def test_the_only_image_is_found(sampler, spacing, prediction):
     schedule = dataclasses.replace(SCHEDULE, timestep_spacing=spacing, prediction_type=prediction)
-    found = run_sampler(knowing(schedule, CLEAN), sampler_table(sampler, schedule, 10), NOISE).latents
+    found = run_sampler(exact_predictor(schedule, CLEAN), sampler_table(sampler, schedule, 10), NOISE).latents
     np.testing.assert_allclose(found, CLEAN, atol=1e-4)
 
 
-def test_both_predictions_take_the_same_path():
-    # (Not PNDM: it averages outputs of several timesteps, which is exact for the noise and not for the velocity.)
-    paths = []
+def test_both_prediction_types_have_the_same_trajectory():
+    # Not PNDM: its average over the outputs of several timesteps is exact for the noise and not for the velocity.
+    trajectories = []
     for prediction in Prediction:
         schedule = dataclasses.replace(SCHEDULE, prediction_type=prediction)
         table = sampler_table(Sampler.DPM_SOLVER_PP, schedule, 6)
-        paths.append(run_sampler(knowing(schedule, CLEAN), table, NOISE, return_steps=True).steps)
-    np.testing.assert_allclose(*paths, atol=1e-4)
+        trajectories.append(run_sampler(exact_predictor(schedule, CLEAN), table, NOISE, return_steps=True).steps)
+    np.testing.assert_allclose(*trajectories, atol=1e-4)
 
 
 def test_pndm_visits_the_second_timestep_twice_and_restarts_there():
     table = sampler_table(Sampler.PNDM, NoiseSchedule(), 4)
     np.testing.assert_array_equal(table.timesteps, [751, 501, 501, 251, 1])
     np.testing.assert_array_equal(table.restart, [0, 1, 0, 0, 0])
-    np.testing.assert_array_equal(table.keep, [1, 0, 1, 1, 1])
+    np.testing.assert_array_equal(table.store, [1, 0, 1, 1, 1])
     ratios = table.outputs / table.outputs.sum(axis=1, keepdims=True)
     expected = [[1, 0, 0, 0], [1 / 2, 1 / 2, 0, 0], [3 / 2, -1 / 2, 0, 0], [23 / 12, -16 / 12, 5 / 12, 0]]
     np.testing.assert_allclose(ratios[:4], expected, rtol=1e-5)
@@ -75,15 +75,15 @@ def test_timesteps_of_the_spacings():
     assert visited(Sampler.DPM_SOLVER_PP, Spacing.LINSPACE) == [999, 749, 500, 250]
 
 
-def test_steps_after_each_call_are_returned_only_when_asked_for():
+def test_the_latents_after_each_call_are_returned_only_on_request():
     table = sampler_table(Sampler.DDIM, SCHEDULE, 3)
-    asked = run_sampler(knowing(SCHEDULE, CLEAN), table, NOISE, return_steps=True)
-    assert asked.steps.shape == (3, *CLEAN.shape)
-    np.testing.assert_array_equal(asked.steps[-1], asked.latents)
-    assert run_sampler(knowing(SCHEDULE, CLEAN), table, NOISE).steps is None
+    output = run_sampler(exact_predictor(SCHEDULE, CLEAN), table, NOISE, return_steps=True)
+    assert output.steps.shape == (3, *CLEAN.shape)
+    np.testing.assert_array_equal(output.steps[-1], output.latents)
+    assert run_sampler(exact_predictor(SCHEDULE, CLEAN), table, NOISE).steps is None
 
 
-def test_guidance_goes_from_unconditional_through_conditioning_and_beyond():
+def test_guidance_interpolates_and_extrapolates():
     def predict(latents, timestep, conditioning):
         return latents + conditioning.mean(axis=(1, 2))[:, None, None, None]
 
@@ -94,14 +94,13 @@ def test_guidance_goes_from_unconditional_through_conditioning_and_beyond():
 
 
 @pytest.mark.parametrize("sampler", Sampler)
-@pytest.mark.parametrize(("steps", "message"), [(0, "must be 1 or more"), (-1, "1 or more"), (1001, "take fewer")])
-def test_steps_out_of_range(sampler, steps, message):
-    with pytest.raises(UserError, match=message):
-        sampler_table(sampler, SCHEDULE, steps)
+def test_more_steps_than_timesteps_are_refused(sampler):
+    with pytest.raises(UserError, match="Use fewer"):
+        sampler_table(sampler, SCHEDULE, 1001)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_few_steps_have_finite_coefficients_that_keep_the_variance(steps):
+def test_few_steps_have_finite_and_small_coefficients(steps):
     for sampler in Sampler:
         table = sampler_table(sampler, NoiseSchedule(), steps)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(table))

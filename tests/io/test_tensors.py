@@ -1,4 +1,4 @@
-"""Reading and writing PyTorch's files without PyTorch."""
+"""Weight files in PyTorch's layouts, read and written without PyTorch."""
 
 import json
 import sys
@@ -33,19 +33,19 @@ def assert_same(actual, expected):
         np.testing.assert_array_equal(actual[name], array)
 
 
-def test_reads_what_the_safetensors_library_writes(tmp_path):
+def test_files_of_the_safetensors_library_are_read(tmp_path):
     save_file(STATE, tmp_path / "model.safetensors")
     tensors = open_tensors(tmp_path / "model.safetensors")
     assert tensors["a.weight"].shape == (2, 3)
     assert_same(values(tensors), STATE)
 
 
-def test_the_safetensors_library_reads_what_is_written(tmp_path):
+def test_the_safetensors_library_reads_our_files(tmp_path):
     write_state(tmp_path, STATE)
     assert_same(load_file(tmp_path / "model.safetensors"), STATE)
 
 
-def test_shards_have_an_index_and_stay_below_their_size(tmp_path):
+def test_shards_have_an_index_and_a_maximum_size(tmp_path):
     state = {f"t{i}": np.full((10, 10), i, np.float32) for i in range(7)}
     write_state(tmp_path, state, shard_bytes=900)  # two tensors of 400 bytes in each
     files = sorted(p.name for p in tmp_path.glob("*.safetensors"))
@@ -56,7 +56,7 @@ def test_shards_have_an_index_and_stay_below_their_size(tmp_path):
     assert_same(values(open_tensors(tmp_path)), state)
 
 
-def test_tensors_are_made_when_their_turn_comes(tmp_path):
+def test_each_tensor_is_read_when_it_is_written(tmp_path):
     events = []
 
     def tensor(name):
@@ -73,23 +73,23 @@ def test_a_missing_shard_is_named(tmp_path):
         open_tensors(tmp_path)
 
 
-@pytest.mark.parametrize("kept", [4, 30, -1])
-def test_a_truncated_file_is_no_checkpoint(tmp_path, kept):
+@pytest.mark.parametrize("length", [4, 30, -1])
+def test_truncated_files_are_refused(tmp_path, length):
     write_state(tmp_path, STATE)
     file = tmp_path / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:kept])
+    file.write_bytes(file.read_bytes()[:length])
     with pytest.raises(UserError, match="not a complete safetensors file"):
         open_tensors(file)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "notes.txt"])
-def test_another_file_is_no_checkpoint(tmp_path, name):
+def test_other_files_are_refused(tmp_path, name):
     (tmp_path / name).write_text("This is not a checkpoint, whatever its name says. " * 10)
     with pytest.raises(UserError, match="not a"):
         open_tensors(tmp_path / name)
 
 
-def test_a_header_that_contradicts_itself(tmp_path):
+def test_a_contradictory_header_is_refused(tmp_path):
     write_state(tmp_path, STATE)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes().replace(b'"shape":[2,3]', b'"shape":[2,4]'))
@@ -111,7 +111,7 @@ def test_a_header_that_contradicts_itself(tmp_path):
         {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]},
     ],
 )
-def test_headers_that_say_nothing_of_use(tmp_path, entry):
+def test_invalid_headers_are_refused(tmp_path, entry):
     header = json.dumps({"a": entry}).encode()
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(UserError, match=r"not a complete safetensors file|not supported"):
@@ -119,27 +119,27 @@ def test_headers_that_say_nothing_of_use(tmp_path, entry):
 
 
 @pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 5}}'])
-def test_indices_that_are_none(tmp_path, index):
+def test_invalid_indices_are_refused(tmp_path, index):
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(UserError, match=r"not an index|not valid JSON"):
         open_tensors(tmp_path)
 
 
-def test_an_empty_folder_and_no_folder(tmp_path):
+def test_empty_and_absent_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match="has no checkpoint"):
         open_tensors(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         open_tensors(tmp_path / "absent")
 
 
-def test_the_same_tensor_twice(tmp_path):
+def test_a_tensor_in_two_files_is_refused(tmp_path):
     write_state(tmp_path, {"a": np.zeros(2, np.float32)})
     (tmp_path / "other.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
     with pytest.raises(UserError, match="Keep one"):
         open_tensors(tmp_path)
 
 
-def test_bin_files_without_torch_say_what_to_do(tmp_path, monkeypatch):
+def test_bin_files_without_pytorch_are_explained(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
     with pytest.raises(UserError, match="pip install torch"):

@@ -8,7 +8,7 @@ import pytest
 from emu_jax.convert.load import load_model
 from emu_jax.layers.positions import relative_buckets
 from emu_jax.models.emu import Emu
-from tests.convert.release import random_state, small_config, with_layers, write_release
+from tests.convert.release import random_state, small_config, with_parts, write_release
 
 torch = pytest.importorskip("torch")
 t5 = pytest.importorskip("transformers.models.t5.modeling_t5")
@@ -24,7 +24,7 @@ RELATIVE = 1e-5  # of the largest value
     ],
 )
 def test_causal_former_matches_a_t5_decoder_over_learned_queries(tmp_path, sizes, features):
-    config = with_layers(small_config(), causal_former=sizes)
+    config = with_parts(small_config(), causal_former=sizes)
     state = {name: array * 0.3 for name, array in random_state(config).items()}
     params = load_model(write_release(tmp_path / "release", config, state)).params["causal_former"]
     former, width = config.causal_former, config.vision.width

@@ -1,4 +1,4 @@
-"""The visual decoder beside diffusers itself: other sizes than the reference's, every sampler, folders both ways."""
+"""The visual decoder and diffusers: other sizes than the reference's, all samplers, folders in both directions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="wants PyTorch: `make parity`")
-diffusers = pytest.importorskip("diffusers", reason="wants diffusers: `make parity`")
+torch = pytest.importorskip("torch", reason="requires PyTorch: `make parity`")
+diffusers = pytest.importorskip("diffusers", reason="requires diffusers: `make parity`")
 
 from emu_jax.convert.diffusion_table import unet_table  # noqa: E402
 from emu_jax.convert.visual_decoder import load_visual_decoder, save_visual_decoder  # noqa: E402
@@ -63,7 +63,7 @@ def saved(folder: Path, unet, vae, *, safetensors: bool = True, **scheduler) -> 
 
 
 def first(array: np.ndarray) -> torch.Tensor:
-    """Channels first."""
+    """Return a tensor with its channels first."""
     return torch.from_numpy(np.moveaxis(array, -1, -3).copy())
 
 
@@ -126,7 +126,7 @@ SAMPLERS = {
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
 def pair(request, tmp_path_factory):
-    """Our decoder and diffusers' U-Net and PNDM scheduler, of the same weights."""
+    """Our decoder, and diffusers' U-Net and PNDM scheduler with the same weights."""
     theirs = unet()
     folder = tmp_path_factory.mktemp("decoder")
     ours = saved(folder, theirs, vae(), prediction_type=request.param)
@@ -157,7 +157,7 @@ def test_guided_sampling(pair, inputs, sampler, steps):
 
 
 @torch.no_grad()
-def test_diffusers_opens_what_is_saved_here(pair, inputs, tmp_path):
+def test_diffusers_loads_a_saved_folder(pair, inputs, tmp_path):
     ours, theirs, _ = pair
     save_visual_decoder(ours, tmp_path / "out")
     again = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "out" / "unet")
@@ -186,7 +186,7 @@ def test_bin_files_and_old_attention_names_are_read(tmp_path):
         np.testing.assert_array_equal(*kernels)
 
 
-def test_a_config_written_here_makes_the_same_unet_there():
+def test_diffusers_builds_the_same_unet_from_our_config():
     config = UNetConfig(cross_attention_dim=5120)
     with torch.device("meta"):
         theirs = diffusers.UNet2DConditionModel.from_config(json.loads(json.dumps(config.to_diffusers())))

@@ -8,7 +8,7 @@ import pytest
 from emu_jax.convert.load import load_model
 from emu_jax.convert.positions import resize_positions
 from emu_jax.models.emu import Emu
-from tests.convert.release import random_state, small_config, with_layers, write_release
+from tests.convert.release import random_state, small_config, with_parts, write_release
 
 torch = pytest.importorskip("torch")
 
@@ -50,7 +50,7 @@ def eva(state, images, *, layers, heads):
     ],
 )
 def test_image_features(tmp_path, sizes):
-    config = with_layers(small_config(), vision=sizes)
+    config = with_parts(small_config(), vision=sizes)
     state = {name: array * 0.3 for name, array in random_state(config).items()}
     params = load_model(write_release(tmp_path / "release", config, state)).params
     side = config.vision.image_size

@@ -11,7 +11,7 @@ from emu_jax.convert.emu_config import to_release_config
 from emu_jax.convert.import_torch import prepare_import
 from emu_jax.convert.load import load_model
 from emu_jax.models.emu import Emu
-from tests.convert.release import random_state, small_config, with_layers, write_release
+from tests.convert.release import random_state, small_config, with_parts, write_release
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -54,7 +54,7 @@ def random_llama(config, vocab_size):
     ],
 )
 def test_imported_llama_has_the_same_logits(tmp_path, sizes, length):
-    config = with_layers(small_config(), decoder=sizes)
+    config = with_parts(small_config(), decoder=sizes)
     theirs = random_llama(config.decoder, vocab_size=296)
     theirs.save_pretrained(tmp_path / "llama")
     (tmp_path / "sizes.json").write_text(json.dumps(to_release_config(config)))
@@ -101,7 +101,7 @@ def _params_of(theirs, config, tmp_path):
 def test_huggingface_export_opens_with_from_pretrained(tmp_path, layers):
     from emu_jax.convert.export_torch import Layout, prepare_export
 
-    config = with_layers(small_config(), decoder={"num_layers": layers})
+    config = with_parts(small_config(), decoder={"num_layers": layers})
     source = write_release(tmp_path / "release", config, random_state(config))
     prepare_import([source]).write(tmp_path / "model")
     prepare_export(tmp_path / "model").write(tmp_path / "out", layout=Layout.HUGGINGFACE, shard_bytes=30_000)

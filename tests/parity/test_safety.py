@@ -1,4 +1,4 @@
-"""The safety checker beside diffusers' own, on small random weights: embeddings, scores, and what is flagged."""
+"""Our safety checker and that of diffusers, with small random weights: embeddings, scores, flagged images."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-torch = pytest.importorskip("torch", reason="wants PyTorch: `make parity`")
-pytest.importorskip("diffusers", reason="wants diffusers: `make parity`")
+torch = pytest.importorskip("torch", reason="requires PyTorch: `make parity`")
+pytest.importorskip("diffusers", reason="requires diffusers: `make parity`")
 
 from diffusers.pipelines.stable_diffusion.safety_checker import (  # noqa: E402
     StableDiffusionSafetyChecker,
@@ -26,15 +26,15 @@ EXTRACTOR = {"size": {"shortest_edge": SIZE}, "crop_size": SIZE}
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[PIL.Image.Image]:
+def images() -> list[PIL.Image.Image]:
     rng = np.random.default_rng(0)
     sizes = [(16, 16), (40, 25), (25, 41), (64, 64), (17, 16)] * 12
     return [PIL.Image.fromarray(rng.integers(0, 256, (h, w, 3)).astype(np.uint8)) for w, h in sizes]
 
 
 @pytest.fixture(scope="module")
-def theirs(pictures) -> StableDiffusionSafetyChecker:
-    """Thresholds such that some pictures are beyond them, and some of the special ones."""
+def theirs(images) -> StableDiffusionSafetyChecker:
+    """A checker whose thresholds some images exceed, some of them those of special concepts."""
     torch.manual_seed(0)
     tower = {
         "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -45,11 +45,11 @@ def theirs(pictures) -> StableDiffusionSafetyChecker:
         for name, tensor in checker.named_parameters():
             if "norm" not in name:
                 tensor.normal_(0, 0.5)
-        pixels = CLIPImageProcessorPil(**EXTRACTOR)(pictures, return_tensors="pt").pixel_values
+        pixels = CLIPImageProcessorPil(**EXTRACTOR)(images, return_tensors="pt").pixel_values
         embeddings = checker.visual_projection(checker.vision_model(pixels)[1])
-        for name, share in (("concept", 0.98), ("special_care", 0.8)):
+        for name, quantile in (("concept", 0.98), ("special_care", 0.8)):
             cosines = cosine_distance(embeddings, getattr(checker, f"{name}_embeds"))
-            getattr(checker, f"{name}_embeds_weights").copy_(cosines.quantile(share, dim=0))
+            getattr(checker, f"{name}_embeds_weights").copy_(cosines.quantile(quantile, dim=0))
     return checker
 
 
@@ -62,27 +62,27 @@ def folder(theirs, tmp_path_factory) -> Path:
 
 
 @torch.no_grad()
-def test_it_flags_what_diffusers_flags(theirs, folder, pictures):
+def test_the_same_images_are_flagged(theirs, folder, images):
     ours = load_safety_checker(folder)
     extractor = CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor")
-    pixels = extractor(pictures, return_tensors="pt").pixel_values
-    prepared = np.stack([ours.preprocessing(picture) for picture in pictures])
+    pixels = extractor(images, return_tensors="pt").pixel_values
+    prepared = np.stack([ours.preprocessing(image) for image in images])
     np.testing.assert_allclose(prepared, pixels.permute(0, 2, 3, 1).numpy(), rtol=0, atol=1e-5)
 
     embeddings = theirs.visual_projection(theirs.vision_model(pixels)[1])
     np.testing.assert_allclose(ours.embed(prepared), embeddings, rtol=0, atol=1e-4 * float(embeddings.abs().max()))
-    _, flagged = theirs(clip_input=pixels, images=np.ones((len(pictures), 2, 2, 3)))
-    assert ours(pictures) == flagged
-    assert 5 < sum(flagged) < len(pictures) - 5
+    _, flagged = theirs(clip_input=pixels, images=np.ones((len(images), 2, 2, 3)))
+    assert ours(images) == flagged
+    assert 5 < sum(flagged) < len(images) - 5
 
-    # Some are flagged only because a special concept made the thresholds stricter.
+    # Some are flagged only because a special concept lowered the thresholds.
     cosines = cosine_distance(embeddings, theirs.concept_embeds) - theirs.concept_embeds_weights
-    plainly = (cosines.numpy().round(3) > 0).any(axis=1)
-    assert any(strict and not plain for strict, plain in zip(flagged, plainly, strict=True))
+    without_special = (cosines.numpy().round(3) > 0).any(axis=1)
+    assert any(with_special and not without for with_special, without in zip(flagged, without_special, strict=True))
 
 
-def test_older_layouts_are_read(theirs, folder, pictures, tmp_path):
-    """The published files: a `.bin` with the buffer of positions, sizes under `vision_config_dict`, square sizes."""
+def test_older_layouts_are_read(theirs, folder, images, tmp_path):
+    """The published files have a `.bin` with the buffer of positions, `vision_config_dict`, and integer sizes."""
     for part in ("safety_checker", "feature_extractor"):
         (tmp_path / part).mkdir()
     prefix = "vision_model.vision_model."
@@ -101,6 +101,6 @@ def test_older_layouts_are_read(theirs, folder, pictures, tmp_path):
     extractor = {"size": SIZE, "crop_size": SIZE, "resample": 3, "feature_extractor_type": "CLIPFeatureExtractor"}
     (tmp_path / "feature_extractor" / "preprocessor_config.json").write_text(json.dumps(extractor))
     old, new = load_safety_checker(tmp_path), load_safety_checker(folder)
-    pixels = np.stack([new.preprocessing(picture) for picture in pictures[:3]])
+    pixels = np.stack([new.preprocessing(image) for image in images[:3]])
     np.testing.assert_array_equal(old.embed(pixels), new.embed(pixels))
     np.testing.assert_array_equal(old.scores(old.embed(pixels)), new.scores(new.embed(pixels)))

@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face export, opened by transformers, encodes as ours does."""
+"""The tokenizer of a Hugging Face export, loaded by transformers, encodes like ours."""
 
 import json
 
@@ -8,7 +8,7 @@ from emu_jax.checkpoints.model_directory import save_model
 from emu_jax.convert.export_torch import Layout, prepare_export
 from emu_jax.convert.load import load_model
 from emu_jax.data.tokenizer import Tokenizer, train_tokenizer
-from tests.convert.release import random_state, small_config, with_layers, write_release
+from tests.convert.release import random_state, small_config, with_parts, write_release
 
 transformers = pytest.importorskip("transformers")
 
@@ -24,14 +24,14 @@ TEXTS = (
 
 
 @pytest.mark.parametrize("instruct", [False, True])
-def test_transformers_encodes_as_we_do(tmp_path, instruct):
+def test_encodings_of_a_trained_tokenizer_are_equal(tmp_path, instruct):
     trained = train_tokenizer(LINES * 4, tmp_path / "pieces.model", vocab_size=300)
     ours = Tokenizer.load(tmp_path / "pieces.model", instruct=instruct)
     assert_equal(tmp_path, ours, tmp_path / "pieces.model")
     assert trained.pad_id == ours.pad_id
 
 
-def test_the_llama_tokenizer_too(tmp_path, shared_dir):
+def test_encodings_of_the_llama_tokenizer_are_equal(tmp_path, shared_dir):
     path = shared_dir / "samples" / "llama_tokenizer.model"
     ours = Tokenizer.load(path, instruct=True)
     theirs = assert_equal(tmp_path, ours, path)
@@ -41,7 +41,7 @@ def test_the_llama_tokenizer_too(tmp_path, shared_dir):
 
 
 def assert_equal(tmp_path, ours, pieces):
-    config = with_layers(small_config(), decoder={"vocab_size": ours.vocab_size})
+    config = with_parts(small_config(), decoder={"vocab_size": ours.vocab_size})
     params = load_model(write_release(tmp_path / "release", config, random_state(config))).params
     save_model(tmp_path / "model", config, params, tokenizer=pieces)
     prepare_export(tmp_path / "model").write(tmp_path / "out", layout=Layout.HUGGINGFACE)

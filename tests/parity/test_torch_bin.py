@@ -1,4 +1,4 @@
-"""`.bin` and `.pt` files: what torch writes comes in, what goes out torch loads with strict=True."""
+"""`.bin` and `.pt` files: PyTorch's files are read, and PyTorch loads ours with strict=True."""
 
 import os
 import pickle
@@ -36,27 +36,27 @@ def assert_same(tensors, state):
 
 @pytest.mark.parametrize("wrap", ["", "module", "state_dict"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_bin_files_read_as_written(tmp_path, wrap, dtype):
+def test_bin_files_are_read(tmp_path, wrap, dtype):
     state = random_state(small_config(), dtype=dtype)
     torch.save({wrap: in_torch(state), "step": 3} if wrap else in_torch(state), tmp_path / "pytorch_model.bin")
     assert_same(open_tensors(tmp_path / "pytorch_model.bin"), state)
 
 
-def test_files_from_before_torch_1_6(tmp_path):
+def test_files_of_pytorch_before_1_6_are_read(tmp_path):
     state = random_state(small_config())
     torch.save(in_torch(state), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     assert_same(open_tensors(tmp_path / "old.pt"), state)
 
 
-def test_tensors_that_are_views_of_one_another(tmp_path):
-    whole = torch.arange(12.0).reshape(3, 4)
-    torch.save({"a": whole.T, "b": whole[1]}, tmp_path / "views.pt")
-    assert_same(open_tensors(tmp_path / "views.pt"), {"a": whole.T.numpy(), "b": whole[1].numpy()})
+def test_views_of_one_storage_are_read(tmp_path):
+    base = torch.arange(12.0).reshape(3, 4)
+    torch.save({"a": base.T, "b": base[1]}, tmp_path / "views.pt")
+    assert_same(open_tensors(tmp_path / "views.pt"), {"a": base.T.numpy(), "b": base[1].numpy()})
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_the_release_loads_what_goes_out_strictly(tmp_path, lora):
-    """A module with the release's names and shapes takes what was exported with strict=True, bit by bit."""
+def test_the_release_loads_an_export_with_strict(tmp_path, lora):
+    """A module with the release's names and shapes loads the export with strict=True, bit-exact."""
     config = small_config(lora=lora)
     state = random_state(config)
     torch.save({"module": in_torch(state)}, tmp_path / "Emu.pt")
@@ -82,7 +82,7 @@ def test_the_release_loads_what_goes_out_strictly(tmp_path, lora):
         np.testing.assert_array_equal(tensor.numpy(), state[name], err_msg=name)
 
 
-def test_bfloat16_out_as_torch_rounds(tmp_path):
+def test_bfloat16_is_rounded_as_in_pytorch(tmp_path):
     config = small_config()
     state = random_state(config)
     assert run("import-torch", write_release(tmp_path / "source", config, state), tmp_path / "model") == 0
@@ -93,12 +93,14 @@ def test_bfloat16_out_as_torch_rounds(tmp_path):
 
 
 class Malicious:
+    """An object whose pickle runs a command."""
+
     def __reduce__(self):
         return os.system, ("touch hacked",)
 
 
 @pytest.mark.parametrize("kind", ["torch", "pickle", "text", "truncated", "list", "numbers"])
-def test_bad_bin_files_are_refused_in_one_line(tmp_path, kind, monkeypatch, capsys):
+def test_invalid_bin_files_are_refused_in_one_line(tmp_path, kind, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "pytorch_model.bin"
     if kind == "torch":
@@ -106,7 +108,7 @@ def test_bad_bin_files_are_refused_in_one_line(tmp_path, kind, monkeypatch, caps
     elif kind == "pickle":
         file.write_bytes(pickle.dumps({"a": Malicious()}))
     elif kind == "text":
-        file.write_text("not a checkpoint at all")
+        file.write_text("not a checkpoint")
     elif kind == "truncated":
         torch.save(in_torch(random_state(small_config())), file)
         file.write_bytes(file.read_bytes()[:-5000])

@@ -21,7 +21,6 @@ from emu_jax.training.optimizer import make_schedule
 from emu_jax.training.runs.emu import read_emu_config, with_vocabulary
 
 
-
 def load(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
@@ -170,7 +169,9 @@ def test_commands_for_pods_copy_the_parents_checkpoint_first(plan):
     )
 
 
-@pytest.mark.parametrize("preset", ["cpu", *(pytest.param(name, marks=pytest.mark.slow) for name in ("one_gpu", "pod"))])
+@pytest.mark.parametrize(
+    "preset", ["cpu", *(pytest.param(name, marks=pytest.mark.slow) for name in ("one_gpu", "pod"))]
+)
 def test_presets_are_studies_of_at_least_four_sizes_at_most_budgets(root, preset):
     study = from_config_dict(StudyConfig, load(root / "experiments" / "scaling" / f"{preset}.py")())
     assert from_config_dict(StudyConfig, to_dict(study)) == study

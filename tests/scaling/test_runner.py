@@ -45,7 +45,8 @@ def get_config():
     return ConfigDict(dict(
         config="{config}", form="fixed_tokens", widths=(16,), budgets=(), tokens=(1920.0, 3840.0), seeds=(0,),
         ladder=dict(width_per_layer=16.0, head_dim=8), warmup_steps=2, min_steps=4, cooldown_fraction=0.4,
-        learning_rate=1e-2, base_width=16, hardware=dict(name="test", flops_per_second=1e9), overrides=("train.max_skipped_in_row=3",),
+        learning_rate=1e-2, base_width=16, hardware=dict(name="test", flops_per_second=1e9),
+        overrides=("train.max_skipped_in_row=3",),
     ))
 """
 

@@ -11,10 +11,10 @@ import PIL.Image
 import pytest
 
 from emu_jax.data.document import Role
+from emu_jax.data.media_paths import PlainText
 from emu_jax.generation.chat import Turn, chat_prompt
 from emu_jax.generation.options import ImageOptions
 from emu_jax.generation.pipeline import EmuPipeline
-from emu_jax.generation.prompt import PlainText
 from tests.serving.conftest import IMAGE_SIZE, MODEL, N, Running, data_url, picture, user
 
 RED, BLUE = picture(200, 0, 0), picture(0, 0, 200)
@@ -126,7 +126,7 @@ def test_images_in_answers(server: Running, client: openai.OpenAI) -> None:
     )  # fmt: skip
     prompt = prompt_of(server.emu, "a red", RED)
     picture = ImageOptions(steps=5, guidance_scale=4.0, seed=9)
-    expected = server.emu.generate(prompt, max_images=2, open_image="first", picture=picture, max_new_tokens=6)
+    expected = server.emu.generate(prompt, max_images=2, open_image="first", image=picture, max_new_tokens=6)
     parts = got.choices[0].message.content
     assert [part["type"] for part in parts] == ["text" if isinstance(one, str) else "image_url" for one in expected]
     for part, one in zip(parts, expected, strict=True):

@@ -113,7 +113,8 @@ class BatchIterator(grain.DatasetIterator):
             for waiting in row_items:
                 try:
                     size = source.batch.image_size
-                    images.append([preprocess(i, size, exact=False) for i in waiting.sequence.images])
+                    pixels = [preprocess(i, size, exact=False, limits=source.limits) for i in waiting.sequence.images]
+                    images.append(pixels)
                     usable.append(waiting)
                 except DecodeError as error:
                     found = source.document_at(stream, waiting.position)

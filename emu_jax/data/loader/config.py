@@ -4,7 +4,9 @@ import dataclasses
 import enum
 
 from emu_jax.data.batch import BatchConfig
+from emu_jax.data.limits import DEFAULT_LIMITS, Limits
 from emu_jax.data.sequence_config import Regress, SystemMessage
+from emu_jax.errors import UserError
 
 
 class Mixing(enum.Enum):
@@ -59,6 +61,7 @@ class DataConfig:
       shuffle: False keeps the order of the documents, for inspection and evaluation.
       max_rejected: fraction of documents that may be unusable before the loader stops.
       rejects: folder in which each reader lists the documents it skipped; `train` uses WORKDIR/rejects. Empty: no list.
+      limits: bounds on stored images and videos.
     """
 
     sets: tuple[SetConfig, ...]
@@ -78,3 +81,15 @@ class DataConfig:
     shuffle: bool = True
     max_rejected: float = 0.01
     rejects: str = ""
+    limits: Limits = DEFAULT_LIMITS
+
+    def __post_init__(self):
+        for name, minimum in (("pool", 1), ("workers", 0), ("prefetch", 0)):
+            if getattr(self, name) < minimum:
+                raise UserError(f"data.{name} must be at least {minimum}, not {getattr(self, name)}.")
+        if self.max_images_per_document is not None and self.max_images_per_document < 1:
+            raise UserError(
+                f"data.max_images_per_document must be at least 1, or None, not {self.max_images_per_document}."
+            )
+        if not 0 <= self.max_rejected <= 1:
+            raise UserError(f"data.max_rejected must be a fraction from 0 to 1, not {self.max_rejected}.")

@@ -154,6 +154,7 @@ def make_sequence_source(
         random_frames=config.frame_choice is Frames.RANDOM,
         max_rejected=config.max_rejected,
         rejects=Path(config.rejects) if config.rejects else None,
+        limits=config.limits,
     )
 
 

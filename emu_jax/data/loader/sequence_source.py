@@ -8,6 +8,7 @@ import numpy as np
 from emu_jax.data.batch import BatchConfig
 from emu_jax.data.document import Document, Image, Segment, Video
 from emu_jax.data.images import DecodeError
+from emu_jax.data.limits import DEFAULT_LIMITS, Limits
 from emu_jax.data.loader.mixture import DocumentIndex, Mixture
 from emu_jax.data.loader.prepared_set import PreparedSet
 from emu_jax.data.loader.rejects import UnusableDocument
@@ -38,6 +39,7 @@ class SequenceSource:
     random_frames: bool
     max_rejected: float
     rejects: Path | None
+    limits: Limits = DEFAULT_LIMITS
 
     @property
     def streams(self) -> int:
@@ -56,7 +58,7 @@ class SequenceSource:
         """Return the sequence at a position and the number of its set, or None if that set has no epochs left.
 
         Raises:
-          UnusableDocument: the document cannot be laid out, or no position of it has a loss.
+          UnusableDocument: the document cannot become a sequence, or no position of it has a loss.
         """
         found = self.document_at(stream, position)
         if found is None:
@@ -85,7 +87,13 @@ class SequenceSource:
         for segment in document.segments:
             if isinstance(segment, Video):
                 if isinstance(segment.data, bytes):
-                    decoded = take_frames(segment.data, frames=config.frames, size=self.batch.image_size, rng=frame_rng)
+                    decoded = take_frames(
+                        segment.data,
+                        frames=config.frames,
+                        size=self.batch.image_size,
+                        rng=frame_rng,
+                        limits=self.limits,
+                    )
                     frames = tuple(Image(frame) for frame in decoded)
                 else:
                     frames = pick_frames(segment.data, count=config.frames, rng=frame_rng)

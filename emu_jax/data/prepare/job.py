@@ -28,14 +28,14 @@ from emu_jax.data.prepare.selection import SAMPLES, read_selection, select_recor
 from emu_jax.data.prepare.tfds_folder import build_folder
 from emu_jax.data.sources import SOURCES, Outcome
 from emu_jax.errors import UserError
-from emu_jax.io.files import read_json, write_json, write_text
+from emu_jax.io.files import file_errors, read_json, write_json, write_text
 
 _MIN_DOCUMENTS = 1000  # documents to read before the fraction of broken ones is checked
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Counts of a finished preparation; also written to OUTPUT/summary.json.
+    """The counts of a finished preparation; also written to OUTPUT/summary.json.
 
     Attributes:
       read: documents in the input, with those that could not be read.
@@ -103,7 +103,8 @@ def prepare(
     except UserError:
         partial.remove_if_empty()
         raise
-    return _write_set(parts, partial.path, output, split=split, settings=settings, runner=runner, progress=progress)
+    with file_errors("write", output):
+        return _write_set(parts, partial.path, output, split=split, settings=settings, runner=runner, progress=progress)
 
 
 def _all_parts(
@@ -115,7 +116,7 @@ def _all_parts(
     runner: beam.Runner | None,
     progress: Progress | None,
 ) -> list[Part]:
-    """Make the parts of all inputs, or raise UserError if too many documents are broken."""
+    """Make the parts of all inputs. Raises UserError if too many documents are broken, or none can be used."""
     stems = (partial.path / f"part-{number:05d}" for number in range(len(inputs)))
     tasks = [Task(*task) for task in zip(inputs, stems, _names(inputs), strict=True)]
     if runner is not None:
@@ -133,6 +134,10 @@ def _all_parts(
                     executor.shutdown(cancel_futures=True)
                     partial.fail([part.stem for part in parts if part.broken], max_rejected=config.max_rejected)
                     raise
+    if not any(part.records for part in parts):
+        rejects = next((of_part for part in reversed(parts) if (of_part := part.rejects())), [])
+        last = f" The last one: {_describe(rejects[-1])}." if rejects else ""
+        raise UserError(f"None of the {sum(part.read for part in parts)} documents of the input can be used.{last}")
     return parts
 
 
@@ -208,11 +213,6 @@ def _write_set(
     runner: beam.Runner | None,
     progress: Progress | None,
 ) -> Summary:
-    read = sum(part.read for part in parts)
-    if not any(part.records for part in parts):
-        rejects = next((of_part for part in reversed(parts) if (of_part := part.rejects())), [])
-        last = f" The last one: {_describe(rejects[-1])}." if rejects else ""
-        raise UserError(f"None of the {read} documents of the input can be used.{last}")
     numbered = list(zip(parts, _first_numbers(parts), strict=True))
 
     def examples() -> Any:
@@ -237,7 +237,7 @@ def _write_set(
                 file.write(json.dumps(reject) + "\n")
     summary = Summary(
         directory=output,
-        read=read,
+        read=sum(part.read for part in parts),
         outcomes={outcome: counter.total() for outcome, counter in reasons.items()},
         reasons={outcome: dict(counter.most_common(20)) for outcome, counter in reasons.items()},
         lost_images=dict(lost_images.most_common(20)),

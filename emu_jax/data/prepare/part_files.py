@@ -87,7 +87,7 @@ def make_part(task: Task, *, config: PrepareConfig) -> Part:
     write_bytes(_digests(task.stem), b"".join(digests))
     broken = sum(reject["outcome"] == Outcome.BROKEN.value and reject["unit"] == RECORD for reject in rejects)
     part = Part(task.stem, read, broken, len(digests))
-    write_json(summary, {"read": read, "broken": broken, "records": part.records, "rejects": rejects})
+    write_json(summary, {"read": read, "broken": broken, "records": part.records, "rejects": rejects}, indent=None)
     return part
 
 
@@ -126,6 +126,11 @@ def _printable(text: str) -> str:
 def discard_part(stem: Path) -> None:
     """Delete the summary of a part, so that `make_part` makes it again."""
     _summary(stem).unlink(missing_ok=True)
+
+
+def part_records(stem: Path) -> int:
+    """Return the number of records of a part; 0 if it is not finished."""
+    return len(read_digests(stem)) if _summary(stem).exists() else 0
 
 
 def read_documents(stem: Path, indices: Sequence[int] | None = None) -> Iterator[Document]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from emu_jax.config import to_dict
 from emu_jax.data.prepare.cleaning import PrepareConfig
-from emu_jax.data.prepare.part_files import discard_part
+from emu_jax.data.prepare.part_files import discard_part, part_records
 from emu_jax.data.regular_files import open_regular_file
 from emu_jax.errors import UserError
 from emu_jax.io.files import file_errors, read_json, write_json
@@ -57,13 +57,14 @@ class PartialFolder:
         Raises:
           UserError: parts of it were made with other settings.
         """
-        if self._parts() and read_json(self.path / "settings.json") != settings:
+        path = self.path / "settings.json"
+        if path.exists() and read_json(path) != settings and self._has_records():
             raise UserError(
                 f"{self.path} was started from other input or with other settings; delete it and run the command again."
             )
         with file_errors("write", self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "settings.json", settings)
+        write_json(path, settings)
         failure = self.path / "failure.json"
         if failure.exists():
             failed = read_json(failure)
@@ -77,9 +78,9 @@ class PartialFolder:
         write_json(self.path / "failure.json", {"max_rejected": max_rejected, "parts": [stem.name for stem in stems]})
 
     def remove_if_empty(self) -> None:
-        """Delete the folder if no part in it is finished, so that a wrong command does not block the right one."""
-        if not self._parts():
+        """Delete the folder if no part in it has a record, so that a wrong command does not block the right one."""
+        if not self._has_records():
             shutil.rmtree(self.path, ignore_errors=True)
 
-    def _parts(self) -> list[Path]:
-        return [path for path in self.path.glob("part-*.json") if not path.name.endswith(".selection.json")]
+    def _has_records(self) -> bool:
+        return any(part_records(path) for path in self.path.glob("part-*.records"))

@@ -17,7 +17,7 @@ SAMPLES = 48  # documents on the contact sheet
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Counts of the selected records of a part.
+    """The counts of the selected records of a part.
 
     Attributes:
       written: number of selected records.

@@ -41,17 +41,18 @@ def _read(source: str, turns_of: _Turns, *, names: tuple[str, ...]):
     """Return the reader of a source with one chat per record."""
 
     def read(path: Path, options: ReadOptions) -> Found:
-        has_media = any(_has_media_field(record) for _, record in json_records(path, options.limits, names=names))
+        records = json_records(path, options.limits, names=names)
+        has_media = any(_has_media_field(record) for _, record in records)
 
         def convert(key: str, record: Any) -> Iterator[Document]:
             turns = turns_of(record)
             if has_media:
-                segments = _place_media(turns, *_media(record, path, options))
+                segments = _insert_media(turns, *_media(record, path, options))
             else:
                 segments = [Text(text, role) for role, text in turns]
             yield _chat(source, key, segments)
 
-        return convert_records(source, json_records(path, options.limits, names=names), convert, limits=options.limits)
+        return convert_records(source, records, convert, limits=options.limits)
 
     return read
 
@@ -93,7 +94,7 @@ def _file_names(record: Any, fields: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _place_media(turns: list[_Turn], images: list[bytes], videos: list[bytes]) -> list[Segment]:
+def _insert_media(turns: list[_Turn], images: list[bytes], videos: list[bytes]) -> list[Segment]:
     """Return the turns as segments, with each image at the next `<image>` and each video at the next `<video>`.
 
     LLaVA marks videos with `<image>`; this is accepted for records that have only videos.

@@ -10,6 +10,7 @@ from emu_jax.data.bad_data import RecordError
 from emu_jax.data.limits import Limits
 from emu_jax.data.regular_files import open_regular_file
 from emu_jax.data.sources.json_files import bounded_lines
+from emu_jax.data.sources.source import decode_text
 from emu_jax.errors import UserError
 
 _MAX_ROW_LINES = 20  # lines of one row whose quoted field has line breaks
@@ -57,9 +58,9 @@ def _text_lines(file: IO[bytes], limits: Limits) -> _Lines:
             yield number, line
             continue
         try:
-            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            yield number, RecordError("the text is not UTF-8", f"byte {error.start}")
+            yield number, decode_text(line)
+        except RecordError as error:
+            yield number, error
 
 
 def _rows(lines: _Lines, *, width: int) -> Iterator[tuple[int, list[str] | RecordError]]:
@@ -93,7 +94,7 @@ def _multiline_row(line: str, take, *, width: int) -> tuple[list[str] | None, li
     """Read more lines until the quote of a row is closed.
 
     Returns the row, and no lines; or None, and the lines to read again, if the quote is not closed or a line would be
-    a row by itself: the quote was then probably a stray one, and joining the lines would mix two rows.
+    a complete row: the quote was then probably a stray one, and joining the lines would mix two rows.
     """
     texts, read = [line], []
     while len(texts) < _MAX_ROW_LINES and (item := take()) is not None:
@@ -101,8 +102,7 @@ def _multiline_row(line: str, take, *, width: int) -> tuple[list[str] | None, li
         text = item[1]
         if isinstance(text, RecordError):
             break
-        single = _parse([text], strict=True)
-        if width > 1 and single is not None and len(single) == width:
+        if width > 1 and text.partition('"')[0].count(",") >= width - 1:
             break
         texts.append(text)
         row = _parse(texts, strict=True)

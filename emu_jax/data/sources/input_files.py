@@ -31,7 +31,7 @@ def missing_shards(paths: Sequence[Path]) -> list[str]:
     runs: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)  # (before, after the number) -> {number: its width}
     for path in paths:
         for match in re.finditer(r"\d+", path.name):
-            before, after = str(path.parent / path.name[: match.start()]), path.name[match.end() :]
+            before, after = f"{path.parent}/{path.name[: match.start()]}", path.name[match.end() :]
             runs[before, after][int(match[0])] = len(match[0])
     missing = []
     for (before, after), widths in runs.items():

@@ -1,8 +1,9 @@
 """Read JSON lists and JSON lines record by record, so that a broken record costs only itself."""
 
+import dataclasses
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,8 +56,21 @@ def bounded_lines(file: IO[bytes], limits: Limits) -> Iterator[tuple[int, bytes 
         yield number, RecordError("the line is too long", f"more than {limits.line_bytes} bytes")
 
 
-def json_records(path: Path, limits: Limits, *, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the records of a JSON list, or of JSON lines if the file does not start with `[`.
+@dataclasses.dataclass(frozen=True)
+class JsonLines:
+    """The lines of a file as (FILE:LINE, the parsed line or a RecordError); can be read several times."""
+
+    path: Path
+    limits: Limits
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return json_lines(self.path, self.limits)
+
+
+def json_records(path: Path, limits: Limits, *, names: Sequence[str]) -> Iterable[tuple[str, Any]]:
+    """Return the records of a JSON list, or of JSON lines if the file does not start with `[`.
+
+    The result can be read several times.
 
     Args:
       names: every record has at least one of these names; used to find the next record after a broken one.
@@ -64,9 +78,9 @@ def json_records(path: Path, limits: Limits, *, names: Sequence[str]) -> Iterato
     with open_regular_file(path) as file:
         start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"["):
-        return json_list(path, names=names)
+        return list(json_list(path, names=names))
     if start.startswith(b"{"):
-        return json_lines(path, limits)
+        return JsonLines(path, limits)
     raise UserError(f"{path} must hold a JSON list or JSON lines.")
 
 

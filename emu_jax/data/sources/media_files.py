@@ -116,10 +116,7 @@ class _Tar:
         offset, size = found
         if size > max_bytes:
             raise RecordError("a file is too large", f"{full}: {size} bytes, at most {max_bytes}")
-        data = os.pread(self.file.fileno(), size, offset)
-        if len(data) != size:
-            raise RecordError("the tar of media files is truncated", full)
-        return data
+        return os.pread(self.file.fileno(), size, offset)
 
 
 @functools.lru_cache(maxsize=_OPEN_TARS)
@@ -142,7 +139,7 @@ def _open_tar(path: Path, modified: int, size: int) -> _Tar:
                     by_last.setdefault(name.rpartition("/")[2], []).append(name)
             end = archive.offset
     except (tarfile.TarError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is not a tar file ({error}).") from None
+        raise UserError(f"{path} is not a tar file, or is truncated ({error}).") from None
     if end < size and (reason := end_error(file, end)):
         raise UserError(f"{path} is damaged at byte {end} ({reason}); copy it again.")
     return _Tar(file, members, by_last)

@@ -128,11 +128,14 @@ def check_images(count: int, limits: Limits) -> None:
 
 
 def decode_text(data: bytes) -> str:
-    """Decode UTF-8, or raise RecordError."""
+    """Decode UTF-8, or raise RecordError. Zero bytes are refused: a hole in a damaged file has this form."""
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecordError("the text is not UTF-8", f"byte {error.start}") from None
+    if "\0" in text:
+        raise RecordError("the text has zero bytes")
+    return text
 
 
 def field(record: Any, name: str, kind: type | tuple[type, ...]) -> Any:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import gzip
-import shutil
 import tarfile
 import tempfile
 import zlib
@@ -139,7 +138,8 @@ def _open(path: Path) -> Iterator[tuple[IO[bytes], str]]:
         with tempfile.TemporaryFile() as plain:
             try:
                 with gzip.open(file) as compressed:
-                    shutil.copyfileobj(compressed, plain, _CHUNK)
+                    while chunk := compressed.read1(_CHUNK):  # unlike read, returns the data before an error
+                        plain.write(chunk)
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                 truncated = str(error)
             if not plain.tell():

@@ -12,7 +12,7 @@ from emu_jax.evaluation.metrics.scores import Score, Scored, bootstrap_interval
 from emu_jax.evaluation.predictors import GenerateText, strip
 from emu_jax.evaluation.prompts import Template
 from emu_jax.evaluation.task import ScoreOptions, Task, check_text
-from emu_jax.generation.sampling import TextOptions
+from emu_jax.generation.options import TextOptions
 
 
 def read(data: DataRoot, split: str) -> list[Example]:

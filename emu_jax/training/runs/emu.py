@@ -1,6 +1,7 @@
 """Training runs of an Emu: the stages `pretrain`, `caption_warmup` and `instruct`."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 
 from emu_jax.config import from_config_dict
-from emu_jax.data.loader.config import DataConfig
+from emu_jax.data.loader.config import DataConfig, Frames, SetConfig
 from emu_jax.data.loader.pipeline import Loader, make_loader
 from emu_jax.data.loader.read_plan import plans_from_states
 from emu_jax.data.tokenizer import Tokenizer
@@ -17,6 +18,7 @@ from emu_jax.hardware import generation
 from emu_jax.models.config import EmuConfig
 from emu_jax.training.chips import ChipConfig
 from emu_jax.training.config import TrainConfig
+from emu_jax.training.evaluation import EvaluationConfig, HeldOutSet, held_out_losses
 from emu_jax.training.loop import DataFactory
 from emu_jax.training.runs.run import Run
 from emu_jax.training.stages.pretrain import PretrainConfig, PretrainStage
@@ -38,6 +40,7 @@ class EmuRunConfig:
       pretrain: weight of the regression loss, and trainable parameters.
       instruct: True if the tokenizer has the tokens `[USER]` and `[ASSISTANT]`.
       chips: settings for some TPU generations.
+      evaluation: held-out sets and benchmarks.
     """
 
     model: EmuConfig
@@ -48,6 +51,7 @@ class EmuRunConfig:
     pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
     instruct: bool = False
     chips: tuple[ChipConfig, ...] = ()
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
 
 def open_emu_run(config: Mapping[str, Any] | Any) -> Run:
@@ -60,12 +64,15 @@ def open_emu_run(config: Mapping[str, Any] | Any) -> Run:
     tokenizer = Tokenizer.load(run.tokenizer, instruct=run.instruct)
     run = with_vocabulary(run, vocab_size=tokenizer.vocab_size)
     run = for_chip(run, device_kind=jax.devices()[0].device_kind)
+    stage = make_stage(run, image_token_id=tokenizer.image_token_id)
+    load = functools.partial(_held_out_data, run, tokenizer)
     return Run(
         config=run,
         train=run.train,
-        stage=make_stage(run, image_token_id=tokenizer.image_token_id),
+        stage=stage,
         data=emu_data(run, tokenizer=tokenizer),
         tokenizer=Path(run.tokenizer),
+        evaluations=held_out_losses(run.evaluation, stage, load, mesh=run.train.mesh),
     )
 
 
@@ -144,6 +151,16 @@ def make_stage(run: EmuRunConfig, *, image_token_id: int) -> PretrainStage:
         config=config,
         name=run.stage,
     )
+
+
+def _held_out_data(run: EmuRunConfig, tokenizer: Tokenizer, one: HeldOutSet) -> Loader:
+    """Return the batches of a held-out set in a fixed order."""
+    sets = (SetConfig(one.path, one.name, split=one.split),)
+    data = dataclasses.replace(
+        run.data, sets=sets, frame_choice=Frames.UNIFORM, workers=0, prefetch=0, shuffle=False, rejects=""
+    )
+    index, count = jax.process_index(), jax.process_count()
+    return make_loader(data, tokenizer=tokenizer, seed=0, process_index=index, process_count=count)
 
 
 def emu_data(run: EmuRunConfig, *, tokenizer: Tokenizer) -> DataFactory:

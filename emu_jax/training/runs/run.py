@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from emu_jax.config import to_dict
 from emu_jax.errors import UserError
 from emu_jax.io.files import atomic_file, file_errors, write_json
 from emu_jax.training.config import TrainConfig
-from emu_jax.training.loop import DataFactory, Initialize, TrainResult
+from emu_jax.training.loop import DataFactory, Evaluation, Initialize, TrainResult
 from emu_jax.training.prefetch import Data
 from emu_jax.training.stage import Stage
 
@@ -29,6 +29,7 @@ class Run:
       data: makes the data at the start of the run, or from the states of a checkpoint.
       tokenizer: SentencePiece model to copy into the workdir; None for a stage without text.
       initialize: returns the initial parameters; None for new ones.
+      evaluations: losses on held-out sets; `config.evaluation` lists benchmarks too, which the command adds.
       finish: called with the workdir and the result when all steps are done; writes the input of the next stage.
     """
 
@@ -38,6 +39,7 @@ class Run:
     data: DataFactory
     tokenizer: Path | None = None
     initialize: Initialize | None = None
+    evaluations: Sequence[Evaluation] = ()
     finish: Callable[[Path, TrainResult], None] = lambda workdir, result: None
 
     def write_config(self, workdir: Path) -> None:

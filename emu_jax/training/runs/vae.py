@@ -16,6 +16,7 @@ from emu_jax.diffusion.decoder import VisualDecoder
 from emu_jax.diffusion.schedule import NoiseSchedule
 from emu_jax.errors import UserError
 from emu_jax.training.config import TrainConfig
+from emu_jax.training.evaluation import EvaluationConfig, HeldOutSet, held_out_losses
 from emu_jax.training.loop import TrainResult
 from emu_jax.training.prefetch import Data
 from emu_jax.training.runs.run import Run, data_factory, trained_part
@@ -41,6 +42,7 @@ class VAERunConfig:
       train: length, optimizer, mesh, checkpoints.
       schedule: noise schedule of the new U-Net, and the quantity that it predicts.
       training: loss weight and dtype.
+      evaluation: held-out sets of images.
     """
 
     stage: str
@@ -51,6 +53,10 @@ class VAERunConfig:
     train: TrainConfig
     schedule: NoiseSchedule = dataclasses.field(default_factory=NoiseSchedule)
     training: VAETrainingConfig = dataclasses.field(default_factory=VAETrainingConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        self.evaluation.check_no_tasks(self.stage)
 
 
 def open_vae_run(config: Mapping[str, Any] | Any) -> Run:
@@ -80,4 +86,12 @@ def open_vae_run(config: Mapping[str, Any] | Any) -> Run:
             save_visual_decoder(decoder(scaled, unscaled.params), workdir / VISUAL_DECODER)
 
     stage = VAEStage(model=run.vae, batch_size=run.batch_size, config=run.training)
-    return Run(config=run, train=run.train, stage=stage, data=data_factory(load), finish=finish)
+
+    def held_out(one: HeldOutSet) -> Data:
+        images = dataclasses.replace(run.images, sets=(one.path,))
+        index, count = jax.process_index(), jax.process_count()
+        return make_image_loader(images, batch_size=run.batch_size, seed=0, process_index=index, process_count=count)
+
+    evaluations = held_out_losses(run.evaluation, stage, held_out, mesh=run.train.mesh)
+    data = data_factory(load)
+    return Run(config=run, train=run.train, stage=stage, data=data, evaluations=evaluations, finish=finish)

@@ -22,6 +22,7 @@ from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.generation.prompt import pad_prompts
 from emu_jax.sharding.mesh import MeshConfig, make_mesh
 from emu_jax.training.config import TrainConfig
+from emu_jax.training.evaluation import EvaluationConfig, HeldOutSet, held_out_losses
 from emu_jax.training.loop import InitialParameters, TrainResult
 from emu_jax.training.prefetch import Data
 from emu_jax.training.runs.run import Run, data_factory, trained_part
@@ -67,6 +68,7 @@ class VisualDecoderRunConfig:
       examples: folder written by `prepare-decoder-data`, or several with weights.
       computed: images and models to compute the examples from.
       training: condition dropout, loss weighting and dtype.
+      evaluation: held-out sets: folders of examples, or of image-text pairs if `computed`.
     """
 
     stage: str
@@ -76,10 +78,12 @@ class VisualDecoderRunConfig:
     examples: str | tuple[WeightedSet, ...] = ()
     computed: ComputedExamples | None = None
     training: VisualDecoderTrainingConfig = dataclasses.field(default_factory=VisualDecoderTrainingConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
         if bool(self.examples) == (self.computed is not None):
             raise UserError("The stage visual_decoder requires either config.examples or config.computed, not both.")
+        self.evaluation.check_no_tasks(self.stage)
 
 
 def open_visual_decoder_run(config: Mapping[str, Any] | Any) -> Run:
@@ -111,11 +115,16 @@ def open_visual_decoder_run(config: Mapping[str, Any] | Any) -> Run:
         if jax.process_index() == 0:
             save_visual_decoder(dataclasses.replace(decoder, params=params), workdir / VISUAL_DECODER)
 
+    def held_out(one: HeldOutSet) -> Data:
+        make = source.of(one.path).loader(decoder, batch_size=run.batch_size, seed=0)
+        return make(process_index=jax.process_index(), process_count=jax.process_count())
+
     return Run(
         config=run,
         train=run.train,
         stage=stage,
         data=data_factory(source.loader(decoder, batch_size=run.batch_size, seed=seed)),
+        evaluations=held_out_losses(run.evaluation, stage, held_out, mesh=run.train.mesh),
         initialize=lambda: _initial_parameters(decoder, source, folder=run.decoder),
         finish=finish,
     )
@@ -137,6 +146,10 @@ class StoredSource:
         """
         chosen = [WeightedSet(examples)] if isinstance(examples, str) else list(examples)
         return cls(tuple(DecoderExamples.open(one.path) for one in chosen), tuple(one.weight for one in chosen))
+
+    def of(self, path: str) -> "StoredSource":
+        """Return the examples of another folder."""
+        return StoredSource.open(path)
 
     @property
     def unconditional(self) -> np.ndarray:
@@ -190,6 +203,10 @@ class ComputedSource:
         with jax.set_mesh(devices):
             replicated = jax.jit(generate, out_shardings=NamedSharding(devices, PartitionSpec()))(emu.params)
         return cls(config, emu, np.asarray(replicated)[0])
+
+    def of(self, path: str) -> "ComputedSource":
+        """Return the same Emu with another set."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, sets=(WeightedSet(path),)))
 
     @property
     def emu_params(self) -> dict[str, Any]:

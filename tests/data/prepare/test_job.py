@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -16,14 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import emu_jax.data.prepare.job as module
-from emu_jax.cli.prepare_data import main
+from emu_jax.cli.prepare_data import main, report
 from emu_jax.data.document import Document, Image, Layout, Role, Text, Video
 from emu_jax.data.images import decode, preprocess
+from emu_jax.data.limits import Limits
 from emu_jax.data.loader.prepared_set import PreparedSet
 from emu_jax.data.prepare import part_files
 from emu_jax.data.prepare.cleaning import PrepareConfig, Store
 from emu_jax.data.prepare.job import prepare
 from emu_jax.data.records import from_record, serialize
+from emu_jax.data.sources import ReadOptions
 from emu_jax.errors import UserError
 from tests.data.conftest import color_image, write_jsonl
 
@@ -293,3 +296,161 @@ def test_images_with_exif_rotation_are_stored_upright(tmp_path):
     prepare([path], tmp_path / "out", config=CONFIG)
     upright = decode(PreparedSet(tmp_path / "out")[0].segments[0].data)
     assert upright[4, 0, 0] > 200 > 50 > upright[4, 7, 0]
+
+
+def test_raising_max_rejected_continues_with_the_finished_parts(tmp_path, monkeypatch):
+    paths = [raw(tmp_path / "in", start=10 * i, name=f"raw{i}", extra=[pair(f"gone{i}")]) for i in range(3)]
+    with pytest.raises(UserError, match="raise --max-rejected to continue with the parts that are finished"):
+        prepare(paths, tmp_path / "out", config=CONFIG)
+    cleaned = []
+    real_clean = part_files.clean
+    monkeypatch.setattr(part_files, "clean", lambda d, c: cleaned.append(d.key) or real_clean(d, c))
+    summary = prepare(paths, tmp_path / "out", config=dataclasses.replace(CONFIG, max_rejected=0.5))
+    assert (summary.written, summary.outcomes, cleaned) == (15, {"broken": 3}, [])
+    again = prepare(paths, tmp_path / "out", config=CONFIG)
+    assert again == summary, "max_rejected is not part of the identity of a set"
+
+
+def test_the_same_input_by_other_paths_continues(tmp_path, monkeypatch):
+    """Relative, absolute, through a link, and after the folder has moved."""
+    monkeypatch.chdir(tmp_path)
+    raw(tmp_path / "in", name="raw0")
+    (tmp_path / "media").mkdir()
+    config = dataclasses.replace(CONFIG, options=ReadOptions(media=Path("in")))
+    first = prepare([Path("in/raw0.jsonl")], Path("out"), config=config)
+    absolute = dataclasses.replace(CONFIG, options=ReadOptions(media=tmp_path / "in"))
+    assert prepare([tmp_path / "in" / "raw0.jsonl"], Path("out"), config=absolute) == first
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    assert prepare([Path("link/raw0.jsonl")], Path("out"), config=config) == first
+    (tmp_path / "other").mkdir()
+    (tmp_path / "in" / "raw0.jsonl").rename(tmp_path / "other" / "raw0.jsonl")
+    assert prepare([Path("other/raw0.jsonl")], Path("out"), config=config) == first
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_size": 16}, {"exact": True}, {"store": Store.RAW}, {"frames": 4}, {"min_side": 5}, {"max_aspect": 3.0},
+        {"name": "x"}, {"options": ReadOptions(min_similarity=0.1)},
+        {"options": ReadOptions(limits=Limits(record_text=9))},
+    ],
+)  # fmt: skip
+def test_whatever_changes_records_is_part_of_the_identity(tmp_path, change):
+    path = raw(tmp_path / "in", count=1)
+    prepare([path], tmp_path / "out", config=CONFIG)
+    with pytest.raises(UserError, match="other input or with other settings"):
+        prepare([path], tmp_path / "out", config=dataclasses.replace(CONFIG, **change))
+
+
+def test_changed_content_of_the_same_size_is_other_input(tmp_path):
+    path = raw(tmp_path / "in", count=2)
+    prepare([path], tmp_path / "out", config=CONFIG)
+    path.write_text(path.read_text().replace("number 1", "number 7"))
+    with pytest.raises(UserError, match="other input or with other settings"):
+        prepare([path], tmp_path / "out", config=CONFIG)
+
+
+def test_a_wrong_command_does_not_block_the_right_one(tmp_path):
+    path = raw(tmp_path / "in")
+    with pytest.raises(UserError, match="not a tar file"):
+        prepare([path], tmp_path / "out", config=dataclasses.replace(CONFIG, source="pairs"))
+    assert not list(tmp_path.glob(".out*"))
+    with pytest.raises(UserError, match="A split is named by letters, digits and underscores, not 'a-b'"):
+        prepare([path], tmp_path / "out", config=CONFIG, split="a-b")
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "settings.json").write_text('{"of": "a killed run without finished parts"}')
+    assert prepare([path], tmp_path / "out", config=CONFIG).written == 5
+
+
+def test_images_that_a_page_lost_are_counted_separately(tmp_path):
+    (tmp_path / "images").mkdir()
+    PIL.Image.fromarray(color_image(1)).save(tmp_path / "images" / "here.png")
+    (tmp_path / "images" / "broken.png").write_bytes(b"x")
+
+    def page(n, *names):
+        images = [{"image_name": f"{name}.png", "matched_text_index": 0, "matched_sim": 0.5} for name in names]
+        return {"text_list": [f"page {n}"], "image_info": images}
+
+    pages = [page(0, "here", "gone"), page(1, "here", "broken"), page(2, "gone"), page(3, "broken"), page(4, "here")]
+    path = tmp_path / "docs_shard_0_v3.jsonl"
+    path.write_text("".join(json.dumps(p) + "\n" for p in pages))
+    summary = prepare([path], tmp_path / "out", config=dataclasses.replace(CONFIG, source="mmc4", max_rejected=0.5))
+    assert (summary.read, summary.written) == (5, 3)
+    assert summary.outcomes == {"not downloaded": 1, "broken": 1}
+    assert summary.lost_images == {
+        "a media file is missing": 2,
+        "the file is not an image of a known format": 2,
+    }
+    assert "5 read = 3 written + 1 not downloaded + 1 broken" in report(summary)
+    assert "image lost: 2 x a media file is missing" in report(summary)
+
+
+def test_failed_downloads_do_not_count_as_broken(tmp_path, cases, capsys):
+    main(["--source=pairs_parquet", f"--input={cases / 'parquet_failed_downloads'}", f"--output={tmp_path / 'out'}"])
+    out = capsys.readouterr().out
+    assert "20 read = 13 written + 7 not downloaded" in out
+    assert "not downloaded: 7 x failed to download" in out
+
+
+def test_names_that_are_not_unicode(tmp_path):
+    """In keys and details of rejects, and in keys of documents."""
+    extra = [pair(0) | {"key": "half \ud800 pair"}, pair(1, image="half \ud800.png"), pair(2, text="half \ud800")]
+    path = raw(tmp_path / "in", count=3, extra=extra)
+    summary = prepare([path], tmp_path / "out", config=dataclasses.replace(CONFIG, max_rejected=0.9))
+    assert summary.outcomes == {"broken": 2, "duplicate": 1}
+
+
+def test_any_error_in_one_document_is_a_reject(tmp_path, monkeypatch):
+    """Except a lack of memory, and mistakes of the user."""
+    path = raw(tmp_path / "in")
+    real_clean = part_files.clean
+
+    def failing(error):
+        return lambda d, c: real_clean(d, c) if "raw.jsonl:2" not in d.key else (_ for _ in ()).throw(error)
+
+    monkeypatch.setattr(part_files, "clean", failing(KeyError("x")))
+    summary = prepare([path], tmp_path / "out", config=CONFIG)
+    assert summary.reasons == {"broken": {"the document has an unexpected form": 1}}
+    for error in (MemoryError(), UserError("no space")):
+        monkeypatch.setattr(part_files, "clean", failing(error))
+        with pytest.raises(type(error)):
+            prepare([path], tmp_path / "other", config=CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        ("record_text=5", "the text is too long"),
+        ("record_images=1", "the record has too many images"),
+        ("image_side=7", "the image has too many pixels"),
+        ("image_pixels=63", "the image has too many pixels"),
+        ("line_bytes=60", "the line is too long"),
+        ("file_bytes=50", "a file is too large"),
+        ("record_seconds=1e-12", "decoding takes too long"),
+    ],
+)
+def test_limits_are_options_of_the_command(tmp_path, limit, reason, capsys):
+    images = [{"image": "0.png"}] * 2
+    record = {"layout": "page", "segments": [*images, {"text": "a long text"}]}
+    path = write_jsonl(tmp_path / "in", "raw", [record], {"0.png": color_image(0)})
+    arguments = ["--source=jsonl", f"--input={path}", "--image-size=4", "--min-side=4"]
+    with pytest.raises(UserError, match=reason):
+        main([*arguments, f"--output={tmp_path / 'out'}", f"--limit={limit}"])
+    main([*arguments, f"--output={tmp_path / 'out'}"])
+    assert "1 of 1 documents" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--max-rejected=nan"], ["--max-rejected=-1"], ["--max-rejected=2"], ["--max-aspect=nan"], ["--max-aspect=0"],
+        ["--min-similarity=nan"], ["--min-side=-1"], ["--frames=0"], ["--image-size=-5"], ["--image-size=1000000"],
+        ["--workers=-1"], ["--split="], ["--limit=image_side=0"], ["--limit=image_side=x"], ["--limit=sides=1"],
+        ["--limit=record_seconds=nan"],
+    ],
+)  # fmt: skip
+def test_options_out_of_range(tmp_path, arguments):
+    path = raw(tmp_path / "in", count=1)
+    with pytest.raises(UserError):
+        main(["--source=jsonl", f"--input={path}", f"--output={tmp_path / 'out'}", *arguments])
+    assert not list(tmp_path.glob("*out*"))
