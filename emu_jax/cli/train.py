@@ -9,7 +9,8 @@ tensorboard/, report.html, and rejects/ with a list of the documents that could 
 `visual_decoder` also write WORKDIR/visual_decoder, a folder that diffusers opens.
 
 SIGTERM and Ctrl-C finish the current step, save a checkpoint and exit with code 0. On several hosts, start the same
-command on each of them, with a --workdir that all of them can reach, such as gs://BUCKET/RUN (docs/cloud_tpu.md).
+command on each of them, with a --workdir that all of them can reach, such as gs://BUCKET/RUN
+(docs/tutorials/cloud_tpu.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The task that docs/evaluation.md adds runs as written there."""
+"""The task that docs/how-to/evaluation.md adds runs as written there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.evaluation.layouts import dump, image
 
 
 def test_the_task_of_the_docs(tiny, root, tmp_path):
-    page = (root / "docs/evaluation.md").read_text()
+    page = (root / "docs/how-to/evaluation.md").read_text()
     (source,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
     scope: dict = {}
     exec(source, scope)
