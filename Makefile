@@ -87,7 +87,7 @@ lint: setup
 	$(VENV)/bin/shellcheck .ci/run tools/tpu/*.sh
 
 docs: setup
-	$(VENV)/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
 
 # Extras are resolved together with the base, so that adding one later downgrades nothing. torch is added by name, because
 # the resolver does not see its wheel without CUDA.

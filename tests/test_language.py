@@ -92,6 +92,7 @@ ALLOWED = {
     "emu_jax/cli/evaluate.py": {"judge"},
     "emu_jax/cli/evaluation_output.py": {"judge"},
     "emu_jax/evaluation/tasks/mmvet.py": {"judge"},
+    "docs/how-to/evaluation.md": {"judge"},
     "emu_jax/config.py": {"kept", "final share", "cooldown share", "pictures"},  # old names of config fields
     "emu_jax/demo/examples.py": {"films", "pixel reader"},  # old task names, which seed the scenes
     # Texts of the synthetic data sets.

@@ -1,6 +1,6 @@
 """Save compiled programs on disk, so that the next start of a command does not compile them again.
 
-JAX reads these settings from environment variables when it is imported. Variables that the user has set are kept.
+JAX reads these settings from environment variables when it is imported. Variables that the user has set stay unchanged.
 """
 
 from __future__ import annotations

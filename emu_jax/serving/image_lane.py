@@ -135,7 +135,7 @@ def _sample_once(params: Any, state: ImageState, live: jax.Array, *, unet: Any) 
     candidates = (output, *state.history)
     moved = wide(row.base) * jnp.where(wide(row.restart) > 0, state.first, state.latents)
     moved += sum(wide(row.outputs[:, k]) * candidate for k, candidate in enumerate(candidates))
-    keeps = wide(live & (row.keep > 0))
+    keeps = wide(live & (row.store > 0))
     history = tuple(jnp.where(keeps, new, old) for new, old in zip(candidates, state.history, strict=False))
     return dataclasses.replace(
         state, latents=jnp.where(wide(live), moved, state.latents), history=history, call=state.call + live

@@ -84,6 +84,7 @@ class CheckpointConfig:
       every_steps: steps between two checkpoints. The end of a run and a stop by signal also save; 0 saves only then.
       keep: number of newest checkpoints to keep.
       keep_every_steps: keep each step that is a multiple of this; None for no such rule.
+      keep_steps: save these steps too, and keep them, such as where the cooldowns of other runs branch off.
       keep_every_hours: keep one checkpoint per this many hours; None for no such rule.
       best_metric: name of a logged metric, such as "loss" or "eval/loss"; keep the steps with its best values.
       keep_best: number of best steps to keep.
@@ -93,6 +94,7 @@ class CheckpointConfig:
     every_steps: int = 1000
     keep: int = 3
     keep_every_steps: int | None = None
+    keep_steps: tuple[int, ...] = ()
     keep_every_hours: float | None = None
     best_metric: str | None = None
     keep_best: int = 1

@@ -15,8 +15,6 @@ from emu_jax.convert.table import tree_to_tensors
 from emu_jax.models.config import CausalFormerConfig, EmuConfig, VisionConfig
 from emu_jax.pixels import CLIP_MEAN, CLIP_STD
 
-# ruff: noqa: N803
-
 
 class EvaAttention(nn.Module):
     """Self-attention with biases for queries and values only."""

@@ -1,11 +1,11 @@
-"""The train step of an Emu in emu_jax and in plain PyTorch: same weights, same batch, AdamW, float32, alternating steps.
+"""Time the train step of an Emu in emu_jax and in plain PyTorch: same weights and batch, AdamW, float32.
 
     make parity                                                        # makes .venv-parity, with JAX and torch
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 .venv-parity/bin/python experiments/benchmarks/training_step.py
     ... experiments/benchmarks/training_step.py --size=20m --threads=1
 
-Each side runs in its own process, so that neither waits for the other's threads; the sides take turns, one step each.
-A step is the forward pass with both losses, the backward pass, clipping and AdamW, for 16 packed rows of 128 tokens with
+Each side runs in its own process, so that neither waits for the other's threads. They run alternating steps.
+A step is the forward pass with both losses, the backward pass, clipping and AdamW, for 16 packed rows of 128 tokens and
 five images. The table has the median and the minimum of the wall time and of the CPU time of all threads. On a machine
 with other work, compare the minima. The losses of the first steps show that both sides train the same model.
 """

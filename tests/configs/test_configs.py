@@ -29,6 +29,7 @@ from emu_jax.training.step import make_train_step
 ROOT = Path(__file__).resolve().parents[2]
 PHASES = {
     "tiny": ("captions", "both"),
+    "scaling": ("cpu", "one_gpu", "pod"),
     "demo": ("captions", "pretrain", "vae", "unet"),
     "visual_decoder": ("predicted", "encoded", "stored"),
     **{f"scratch_{size}": ("captions", "both") for size in ("50m", "150m", "400m", "1b")},

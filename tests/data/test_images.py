@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 
 from emu_jax.data.images import FORMATS, DecodeError, decode, encode_png, normalize, preprocess, resize
-from emu_jax.data.limits import DEFAULT_LIMITS
+from emu_jax.data.limits import DEFAULT_LIMITS, Limits
 from emu_jax.errors import UserError
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -294,3 +294,5 @@ def test_jpeg_with_too_many_scans():
     with pytest.raises(DecodeError, match="the JPEG has too many scans"):
         decode(bomb)
     assert decode(data).shape == (640, 640, 3)
+    with pytest.raises(DecodeError, match="the JPEG has too many scans"):
+        decode(data, limits=Limits(image_scans=2))

@@ -38,7 +38,7 @@ def _other(rng: np.random.Generator, options: Sequence[Option], present: Option)
     return choose(rng, [option for option in options if option is not present])
 
 
-def _next_step(item: Object, rng: np.random.Generator) -> tuple[Object, str]:
+def next_step(item: Object, rng: np.random.Generator) -> tuple[Object, str]:
     """Return `item` with one attribute changed, and the sentence for the change."""
     kind = choose(rng, ("location", "color", "shape", "size"))
     if kind == "location":
@@ -64,7 +64,7 @@ def sample_storyboard(rng: np.random.Generator, *, split: Split = Split.TRAIN) -
     frames, subtitles = [scene], ["" if rng.random() < 0.1 else caption(scene, rng)]
     num_frames = int(rng.integers(3, 5))
     while len(frames) < num_frames:
-        item, words = _next_step(frames[-1].object, rng)
+        item, words = next_step(frames[-1].object, rng)
         if split is Split.TRAIN and is_held_out(item):
             continue
         frames.append(Scene((item,), scene.background))

@@ -9,6 +9,7 @@ import pytest
 
 from emu_jax.data.batch import BatchConfig
 from emu_jax.data.document import Document, Image, Layout, Text
+from emu_jax.data.limits import Limits
 from emu_jax.data.loader.config import DataConfig, SetConfig
 from emu_jax.data.loader.pipeline import make_loader
 from emu_jax.data.prepare.tfds_folder import build_folder
@@ -140,3 +141,22 @@ def test_rejects_before_a_restart_still_count(tmp_path, small_tokenizer):
     with pytest.raises(UserError, match="11 of"):
         list(resumed)
     assert len(listed(tmp_path)) == 11
+
+
+@pytest.mark.parametrize("limit", [{"image_pixels": 63}, {"image_side": 7}])
+def test_limits_of_the_loader(tmp_path, small_tokenizer, limit):
+    config = config_of(make_set(tmp_path / "set", set()), tmp_path, limits=Limits(**limit), max_rejected=0.001)
+    with pytest.raises(UserError, match="the image has too many pixels"):
+        list(make_loader(config, tokenizer=small_tokenizer, seed=0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"workers": -1}, {"prefetch": -1}, {"pool": 0}, {"max_rejected": float("nan")}, {"max_rejected": 2.0},
+        {"max_images_per_document": 0},
+    ],
+)  # fmt: skip
+def test_options_out_of_range(tmp_path, change):
+    with pytest.raises(UserError, match=f"data.{next(iter(change))} must be"):
+        config_of(tmp_path, tmp_path, **change)
