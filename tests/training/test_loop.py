@@ -177,6 +177,14 @@ def test_the_best_checkpoints_are_kept_by_the_evaluation_of_their_own_step(
     assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == expected | {12}
 
 
+def test_named_steps_are_saved_and_kept(tmp_path: Path) -> None:
+    stage = ToyStage()
+    checkpoint = CheckpointConfig(every_steps=4, keep=1, keep_steps=(3, 7))
+    train(short(12, checkpoint=checkpoint), stage=stage, data=ToyData(stage), workdir=tmp_path, quiet=True)
+    saved = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    assert saved == [3, 7, 12]
+
+
 def test_non_finite_gradients_stop_the_run_and_name_the_newest_checkpoint(tmp_path):
     stage = ToyStage(nan_above=50.0)
     data = ToyData(stage, bad=range(6, 100))
