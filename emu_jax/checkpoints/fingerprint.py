@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-Fingerprints = dict[str, tuple[str, int]]
+Fingerprints = dict[str, tuple[str, int, list[int]]]  # path -> dtype, sum, shape
 
 
 def fingerprints(tree: Any) -> Fingerprints:
-    """Return the dtype and the fingerprint of every array, by path.
+    """Return the dtype, the fingerprint and the shape of every array, by path.
 
     Arrays that are sharded over several processes are summed by one program, which all processes must call together.
     One program for each array would leave many collectives in flight at once, which deadlocks when a process has
@@ -27,14 +27,14 @@ def fingerprints(tree: Any) -> Fingerprints:
     for names in _by_devices({name: leaf for name, leaf in leaves.items() if name not in sums}):
         values = np.asarray(sum_on_devices([leaves[name] for name in names]))
         sums |= dict(zip(names, map(int, values), strict=True))
-    return {name: (str(leaf.dtype), sums[name]) for name, leaf in leaves.items()}
+    return {name: (str(leaf.dtype), sums[name], list(leaf.shape)) for name, leaf in leaves.items()}
 
 
 def differing(found: Fingerprints, saved: Mapping[str, Any]) -> list[str]:
     """Return the paths whose array is not the saved one. Arrays that were read in another dtype are not compared."""
     return [
         name
-        for name, (dtype, value) in found.items()
+        for name, (dtype, value, _) in found.items()
         if name in saved and saved[name][0] == dtype and saved[name][1] != value
     ]
 
@@ -51,13 +51,15 @@ def _sum_all(arrays: list[jax.Array]) -> jax.Array:
     return jnp.stack([jnp.sum(x.astype(jnp.uint32), dtype=jnp.uint32) for x in bits])
 
 
-def _sum_on_host(array: jax.Array) -> int:
+def _sum_on_host(array: jax.Array | np.ndarray) -> int:
     """Sum with NumPy, which compiles nothing."""
     host = np.asarray(array)
     return int(np.sum(host.view(_unsigned(array.dtype)) if _is_float(array.dtype) else host, dtype=np.uint32))
 
 
-def _is_on_host(array: jax.Array) -> bool:
+def _is_on_host(array: jax.Array | np.ndarray) -> bool:
+    if isinstance(array, np.ndarray):
+        return True
     return array.is_fully_addressable and all(device.platform == "cpu" for device in array.devices())
 
 

@@ -1,4 +1,4 @@
-"""Save the state of each process's data iterator in a checkpoint, as JSON."""
+"""Save the state of each process's data iterator in a checkpoint, as JSON with a checksum."""
 
 import dataclasses
 import json
@@ -8,19 +8,23 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from emu_jax.checkpoints.step import DamagedError, digest
+
 
 class HostStateHandler(ocp.CheckpointHandler):
     """One file per process, named by its index and the number of processes."""
 
     def save(self, directory: epath.Path, args: "HostStateSave") -> None:
         """Write the state of this process."""
-        (directory / _file_name()).write_text(json.dumps(args.state))
+        value = {"identity": args.identity, "state": args.state}
+        (directory / _file_name()).write_text(json.dumps(value | {"sha256": digest(value)}))
 
     def restore(self, directory: epath.Path, args: "HostStateRestore | None" = None) -> list[Any]:
         """Return the states of all processes that saved, in order of their index.
 
         Raises:
           FileNotFoundError: the file of a process is missing.
+          DamagedError: a state is damaged, or of another step.
         """
         paths = sorted(
             directory.glob("process_*-of-*.json"), key=lambda path: int(path.name.split("_")[1].split("-")[0])
@@ -28,7 +32,8 @@ class HostStateHandler(ocp.CheckpointHandler):
         count = int(paths[0].stem.rsplit("-", 1)[1]) if paths else 0
         if len(paths) != count or not paths:
             raise FileNotFoundError(f"{directory} has the data state of {len(paths)} of {count} processes")
-        return [json.loads(path.read_text()) for path in paths]
+        identity = None if args is None else args.identity
+        return [_state(json.loads(path.read_text()), identity, source=path.name) for path in paths]
 
     def finalize(self, directory: epath.Path) -> None:
         """Do nothing: the files are complete."""
@@ -48,15 +53,31 @@ class HostStateHandler(ocp.CheckpointHandler):
 @ocp.args.register_with_handler(HostStateHandler, for_save=True)
 @dataclasses.dataclass
 class HostStateSave(ocp.args.CheckpointArgs):
-    """Save `state`, any JSON value."""
+    """Save `state`, any JSON value, with the identity of the step's record."""
 
     state: Any
+    identity: str
 
 
 @ocp.args.register_with_handler(HostStateHandler, for_restore=True)
 @dataclasses.dataclass
 class HostStateRestore(ocp.args.CheckpointArgs):
-    """Restore the states of all processes."""
+    """Restore the states of all processes. `identity` is that of the step's record; None for an old checkpoint."""
+
+    identity: str | None = None
+
+
+def _state(saved: Any, identity: str | None, *, source: str) -> Any:
+    if identity is None:  # saved before data states had checksums
+        return saved
+    fields = {"identity", "state", "sha256"}
+    if not isinstance(saved, dict) or saved.keys() != fields:
+        raise DamagedError(f"{source} is damaged")
+    if saved.pop("sha256") != digest(saved):
+        raise DamagedError(f"{source} is damaged")
+    if saved["identity"] != identity:
+        raise DamagedError(f"{source} is of another step")
+    return saved["state"]
 
 
 def _file_name() -> str:

@@ -6,6 +6,7 @@ exists only when it is complete: a process that is killed while writing leaves a
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -20,9 +21,21 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 from emu_jax.checkpoints.fingerprint import differing, fingerprints
 from emu_jax.checkpoints.host_state import HostStateHandler, HostStateRestore, HostStateSave
 from emu_jax.checkpoints.params import check_fits
+from emu_jax.checkpoints.step import (
+    CONFIG,
+    DATA,
+    FINGERPRINTS,
+    OPTIMIZER,
+    PARAMS,
+    DamagedError,
+    StepRecord,
+    check_shapes,
+    make_record,
+    read_record,
+    step_config,
+    steps_in,
+)
 from emu_jax.errors import UserError
-
-PARAMS, OPTIMIZER, DATA, CONFIG, FINGERPRINTS = "params", "optimizer", "data", "config", "fingerprints"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +48,7 @@ class Restored:
       optimizer: tree of arrays with the requested shapes, dtypes and shardings.
       data: state of the data iterator of each process that saved, in order of their index.
       warnings: one line for each newer step that could not be read.
+      record: its checksums; None for a checkpoint from before they were added.
     """
 
     step: int
@@ -42,6 +56,7 @@ class Restored:
     optimizer: Any
     data: list[Any]
     warnings: tuple[str, ...]
+    record: StepRecord | None = None
 
 
 class Checkpoints:
@@ -132,6 +147,8 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        config = json.loads(json.dumps(config))
+        record = make_record(step, arrays=fingerprints({PARAMS: params, OPTIMIZER: optimizer}), config=config)
         self._guarded(
             lambda: self._manager.save(
                 step,
@@ -139,9 +156,9 @@ class Checkpoints:
                     **{
                         PARAMS: ocp.args.StandardSave(params),
                         OPTIMIZER: ocp.args.StandardSave(optimizer),
-                        DATA: HostStateSave(data),
+                        DATA: HostStateSave(data, record["identity"]),
                         CONFIG: ocp.args.JsonSave(config),
-                        FINGERPRINTS: ocp.args.JsonSave(fingerprints({PARAMS: params, OPTIMIZER: optimizer})),
+                        FINGERPRINTS: ocp.args.JsonSave(record),
                     }
                 ),
                 metrics=metrics,
@@ -166,18 +183,34 @@ class Checkpoints:
             logging.error("closing the checkpoints in %s: %s", self.directory, _first_line(error))
 
     def restore(self, step: int, *, params: Any, optimizer: Any) -> Restored:
-        """Read `step` in the shapes, dtypes and shardings of two trees of ShapeDtypeStructs."""
+        """Read `step` in the shapes, dtypes and shardings of two trees of ShapeDtypeStructs.
+
+        Raises:
+          DamagedError: a part of it is not what was saved. Damage can also raise other exceptions, of Orbax.
+          UserError: it is of another model or optimizer.
+        """
+        folder = self.directory / str(step)
+        record = read_record(folder)
+        step_config(folder)
+        expected = {PARAMS: params, OPTIMIZER: optimizer}
+        for item, tree in expected.items():
+            saved = self._manager.item_metadata(step)[item]
+            if saved is None:
+                raise DamagedError(f"the metadata of {item} cannot be read")
+            check_shapes(_by_path({item: saved}), record, item=item)
+            check_fits(saved, tree, source=f"{folder / item}")
+        identity = None if record is None else record.identity
         items = self._manager.restore(
             step,
             args=ocp.args.Composite(
                 **{
                     PARAMS: ocp.args.StandardRestore(params),
                     OPTIMIZER: ocp.args.StandardRestore(optimizer),
-                    DATA: HostStateRestore(),
+                    DATA: HostStateRestore(identity),
                 }
             ),
         )
-        return Restored(step, items[PARAMS], items[OPTIMIZER], items[DATA], ())
+        return Restored(step, items[PARAMS], items[OPTIMIZER], items[DATA], (), record)
 
     def restore_newest(self, *, params: Any, optimizer: Any) -> Restored | None:
         """Read the newest readable step. Return None if there is no step.
@@ -191,20 +224,19 @@ class Checkpoints:
         warnings: list[str] = []
         for step in reversed(self.steps()):
             try:
-                for name, expected in ((PARAMS, params), (OPTIMIZER, optimizer)):
-                    saved = self._manager.item_metadata(step)[name]
-                    check_fits(saved, expected, source=f"{self.directory / str(step) / name}")
                 restored, error = self.restore(step, params=params, optimizer=optimizer), None
+            except DamagedError as failure:
+                restored, error = None, failure
             except UserError:
                 raise
             except Exception as failure:
                 restored, error = None, failure
             if _everywhere(error is None):
                 assert restored is not None
-                damaged = self._damaged(restored)
+                damaged = _differing(restored)
                 if not damaged:
                     return dataclasses.replace(restored, warnings=tuple(warnings))
-                error = ValueError(f"{damaged[0]} differs from the saved array")
+                error = DamagedError(f"{damaged[0]} differs from the saved array")
             warnings.append(f"checkpoint {step} cannot be read ({_first_line(error)}); trying the previous one")
             logging.error(warnings[-1])
             self._rename_unreadable(step)
@@ -214,14 +246,6 @@ class Checkpoints:
                 "Start in another --workdir, or restore a readable checkpoint."
             )
         return None
-
-    def _damaged(self, restored: Restored) -> list[str]:
-        """Return the paths of the arrays that differ from the saved ones."""
-        if not (self.directory / str(restored.step) / FINGERPRINTS).exists():  # saved before fingerprints were added
-            return []
-        item = ocp.args.Composite(**{FINGERPRINTS: ocp.args.JsonRestore()})
-        saved = self._manager.restore(restored.step, args=item)[FINGERPRINTS]
-        return differing(fingerprints({PARAMS: restored.params, OPTIMIZER: restored.optimizer}), saved)
 
     def _rename_unreadable(self, step: int) -> None:
         self._manager.close()
@@ -238,7 +262,7 @@ class Checkpoints:
         try:
             action()
         except Exception as error:
-            complete = _complete_steps(self.directory)
+            complete = steps_in(self.directory)
             newest = f"the last good checkpoint is step {max(complete)}" if complete else "no checkpoint is complete"
             raise UserError(
                 f"Could not {doing} in {self.directory} ({_first_line(error)}); {newest}. "
@@ -264,8 +288,19 @@ def _first_line(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
 
 
-def _complete_steps(directory: epath.Path) -> list[int]:
-    return [int(path.name) for path in directory.iterdir() if path.name.isdigit()] if directory.exists() else []
+def _differing(restored: Restored) -> list[str]:
+    """Return the paths of the arrays that differ from the saved ones. Older checkpoints have no record to compare."""
+    if restored.record is None:
+        return []
+    return differing(fingerprints({PARAMS: restored.params, OPTIMIZER: restored.optimizer}), restored.record.arrays)
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if hasattr(leaf, "shape")
+    }
 
 
 def _check_writable(directory: epath.Path) -> None:

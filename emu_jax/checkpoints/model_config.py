@@ -5,18 +5,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
+from emu_jax.checkpoints.step import step_config
 from emu_jax.config import from_config_dict, to_dict
 from emu_jax.errors import UserError
 from emu_jax.io.files import read_json, write_json
 from emu_jax.models.config import EmuConfig
 
 CONFIG = "config.json"
+STEP_CONFIG = "config/metadata"  # of one step of a run, as Orbax names it
 
 
-def find_config(checkpoint: Path) -> Path | None:
-    """Return the config.json of a model directory, of a run, or of one step of a run (two levels up)."""
-    folders = (checkpoint, *Path(os.path.abspath(checkpoint)).parents[:2])
-    return next((folder / CONFIG for folder in folders if (folder / CONFIG).is_file()), None)
+def find_config(checkpoint: str | os.PathLike[str]) -> epath.Path | None:
+    """Return the config.json of a model directory or of a run, or the config that was saved with a step.
+
+    Args:
+      checkpoint: local folder, or `gs://...`.
+
+    Raises:
+      DamagedError: the config of the step is damaged.
+    """
+    folder = epath.Path(checkpoint).absolute()
+    if step_config(folder) is not None:
+        return folder / STEP_CONFIG
+    folders = (folder, *(list(folder.parents)[:2] if folder.name.isdigit() else ()))  # RUN/checkpoints/STEP
+    return next((one / CONFIG for one in folders if (one / CONFIG).is_file()), None)
 
 
 def read_config(path: Path) -> EmuConfig:
@@ -36,7 +50,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     values = read_json(path)
     if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a JSON object.")
+        raise UserError(f"{path} must contain a JSON object.")
     return values
 
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from emu_jax.checkpoints.model_config import CONFIG, read_config, write_config
-from emu_jax.checkpoints.params import check_fits, load_params, save_params
+from emu_jax.checkpoints.model_config import CONFIG, find_config, read_config, write_config
+from emu_jax.checkpoints.params import check_fits, load_params, naming_good_step, save_params
 from emu_jax.errors import UserError
 from emu_jax.io.files import file_errors, temporary_folder
 from emu_jax.io.safetensors_files import write_safetensors
@@ -127,10 +127,12 @@ def carry_unused(start: Path, workdir: Path) -> None:
 
 
 def read_model(directory: Path, *, mesh: Mesh | None = None, dtype: Any = None) -> ModelParts:
-    """Read a model directory or a training run (its newest checkpoint).
+    """Read a model directory, a training run (its newest checkpoint), or one step of a run.
+
+    The config of a checkpoint is the one that was saved with it, not the config.json of the run.
 
     Args:
-      directory: with config.json in it.
+      directory: of the model, the run, or the step.
       mesh: the parameters are read into shards over it by the default rules. None: on the default device.
       dtype: the model computes in it, and its parameters are cast to it while they are read. None: as saved.
 
@@ -140,15 +142,20 @@ def read_model(directory: Path, *, mesh: Mesh | None = None, dtype: Any = None) 
     stored = params_directory(directory)
     if stored is None:
         raise UserError(f"{directory} is not a model directory: there is no {PARAMS} folder in it.")
-    config = read_config(directory / CONFIG)
+    with naming_good_step(stored):
+        config_file = find_config(stored)
+    if config_file is None:
+        raise UserError(f"{directory} is not a model directory: there is no {CONFIG} in it.")
+    config = read_config(Path(config_file))
     boxed = boxed_shapes(config)
     layout = None if mesh is None else shardings(boxed, mesh)
     params = load_params(stored, shardings=layout, dtype=dtype)
     check_fits(params, unbox(boxed), source=str(stored / PARAMS))
     if layout is None:
         params = jax.tree.map(jnp.asarray, params)
+    folder = run_folder(directory)
     return ModelParts(
-        with_dtype(config, dtype), params, existing(directory / TOKENIZER), existing(directory / VISUAL_DECODER)
+        with_dtype(config, dtype), params, existing(folder / TOKENIZER), existing(folder / VISUAL_DECODER)
     )
 
 
@@ -166,6 +173,12 @@ def params_directory(directory: Path) -> Path | None:
         return directory
     steps = [p for p in directory.glob("checkpoints/*") if p.name.isdigit() and (p / PARAMS).is_dir()]
     return max(steps, key=lambda p: int(p.name), default=None)
+
+
+def run_folder(directory: Path) -> Path:
+    """Return the workdir of a run, given the folder of one of its steps; other folders are returned unchanged."""
+    absolute = Path(os.path.abspath(directory))
+    return absolute.parents[1] if absolute.name.isdigit() and absolute.parent.name == "checkpoints" else directory
 
 
 def boxed_shapes(config: EmuConfig) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Save and load DIR/params of a model directory, and start a model from the parameters of another."""
 
+import contextlib
 import dataclasses
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,7 +12,17 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
+from emu_jax.checkpoints.fingerprint import differing, fingerprints
 from emu_jax.checkpoints.shapes import abbreviate, mismatches
+from emu_jax.checkpoints.step import (
+    PARAMS,
+    DamagedError,
+    StepRecord,
+    check_shapes,
+    read_record,
+    step_config,
+    steps_in,
+)
 from emu_jax.checkpoints.vocabulary import grow, growing_tables, vocabulary_of
 from emu_jax.errors import UserError
 
@@ -36,21 +47,28 @@ def load_params(directory: str | epath.Path, *, shardings: Tree | None = None, d
       dtype: floating-point parameters are cast to it while they are read. None: as saved.
 
     Raises:
-      UserError: there are no parameters in the directory, or they cannot be read.
+      UserError: there are no parameters in the directory, they cannot be read, or they are not what was saved. If an
+        older step of the run is good, the message names it.
     """
-    path = _params_path(directory)
-    saved = _saved_shapes(path)
+    with naming_good_step(directory):
+        return _load_params(_params_path(directory), shardings=shardings, dtype=dtype)
+
+
+def _load_params(path: epath.Path, *, shardings: Tree | None, dtype: Any) -> Tree:
+    record = read_record(path.parent)
+    saved = saved_shapes(path, record)
 
     def target_dtype(leaf: Any) -> np.dtype:
         floating = np.issubdtype(leaf.dtype, np.floating) or leaf.dtype == jax.numpy.bfloat16
         return leaf.dtype if dtype is None or not floating else np.dtype(dtype)
 
     if shardings is None:
-        return _restore(path, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, target_dtype(leaf)), saved))
+        structs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, target_dtype(leaf)), saved)
+        return read_arrays(path, structs, saved, record)
     structs = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, target_dtype(leaf), sharding=sharding), saved, shardings
     )
-    return _restore(path, structs)
+    return read_arrays(path, structs, saved, record)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +116,18 @@ def warm_start(directory: str | epath.Path, like: Tree, *, vocab_size: int | Non
       The loaded parameters, and a report.
 
     Raises:
-      UserError: there are no parameters, or none of them fits.
+      UserError: there are no parameters, none of them fits, or they are not what was saved.
     """
-    path = _params_path(directory)
-    saved = traverse_util.flatten_dict(_saved_shapes(path), sep="/")
+    with naming_good_step(directory):
+        return _warm_start(_params_path(directory), like, vocab_size=vocab_size)
+
+
+def _warm_start(path: epath.Path, like: Tree, *, vocab_size: int | None) -> tuple[Tree, WarmStart]:
+    record = read_record(path.parent)
+    saved_tree = saved_shapes(path, record)
+    saved = traverse_util.flatten_dict(saved_tree, sep="/")
     own = traverse_util.flatten_dict(like, sep="/")
-    known = None if vocab_size is None else vocabulary_of(Path(directory))
+    known = None if vocab_size is None else vocabulary_of(path.parent)
     tables: dict[str, int] = {}
     if known is not None and vocab_size is not None and known < vocab_size:
         tables = growing_tables(saved, own)
@@ -119,7 +143,7 @@ def warm_start(directory: str | epath.Path, like: Tree, *, vocab_size: int | Non
     if not loaded:
         raise UserError(f"None of the {len(saved)} parameters in {path} fits this model.\n{report.summary()}")
     structs = {n: jax.ShapeDtypeStruct(saved[n].shape, own[n].dtype, sharding=own[n].sharding) for n in loaded}
-    restored = _restore(path, traverse_util.unflatten_dict(structs, sep="/"), partial=True)
+    restored = read_arrays(path, traverse_util.unflatten_dict(structs, sep="/"), saved_tree, record)
     params = traverse_util.flatten_dict(restored, sep="/")
     if tables and known is not None and vocab_size is not None:
         params |= _grow_tables(params, own, axes=tables, known=known, vocab_size=vocab_size)
@@ -187,15 +211,60 @@ def _params_path(directory: str | epath.Path) -> epath.Path:
     return path
 
 
-def _saved_shapes(path: epath.Path) -> Tree:
+def saved_shapes(path: epath.Path, record: StepRecord | None) -> Tree:
+    """Return the shapes and dtypes of the parameters at `path`, after a comparison with the record of the step.
+
+    Raises:
+      DamagedError: they cannot be read, or differ.
+    """
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.metadata(path).item_metadata.tree
+            tree = checkpointer.metadata(path).item_metadata.tree
     except Exception as error:
-        raise UserError(f"Cannot read the parameters in {path}: {error}.") from error
+        raise DamagedError(f"its metadata cannot be read ({type(error).__name__})") from error
+    if not tree:
+        raise DamagedError("its metadata is missing or empty")
+    leaves = jax.tree_util.tree_leaves_with_path({PARAMS: tree})
+    check_shapes({jax.tree_util.keystr(name): leaf for name, leaf in leaves}, record, item=PARAMS)
+    return tree
 
 
-def _restore(path: epath.Path, structs: Tree, *, partial: bool = False) -> Tree:
+def read_arrays(path: epath.Path, structs: Tree, saved: Tree, record: StepRecord | None) -> Tree:
+    """Read arrays and compare them with the record. An array in another dtype is cast after it is compared.
+
+    Arrays that are cast are read one at a time, so that few of them are in memory in both dtypes.
+
+    Args:
+      path: of the parameters.
+      structs: shapes, dtypes and shardings of the arrays to read; NumPy arrays are read where there is no sharding.
+      saved: from `saved_shapes`.
+      record: of the step; None to read without a comparison.
+
+    Raises:
+      DamagedError: an array cannot be read, or differs from the saved one.
+    """
+    wanted = traverse_util.flatten_dict(structs, sep="/")
+    stored = traverse_util.flatten_dict(saved, sep="/")
+    cast = [] if record is None else [name for name, leaf in wanted.items() if leaf.dtype != stored[name].dtype]
+    groups = [[name] for name in cast]
+    if rest := [name for name in wanted if name not in set(cast)]:
+        groups.append(rest)
+    arrays: Tree = {}
+    for names in groups:
+        as_saved = {name: _with_dtype(wanted[name], stored[name].dtype) if record else wanted[name] for name in names}
+        tree = _restore(path, traverse_util.unflatten_dict(as_saved, sep="/"), partial=len(names) < len(stored))
+        if record is not None and (names_of := differing(fingerprints({PARAMS: tree}), record.arrays)):
+            raise DamagedError(f"array {names_of[0]} differs from the saved one")
+        flat = traverse_util.flatten_dict(tree, sep="/")
+        arrays |= {name: flat[name].astype(wanted[name].dtype) if name in cast else flat[name] for name in names}
+    return traverse_util.unflatten_dict({name: arrays[name] for name in wanted}, sep="/")
+
+
+def _with_dtype(leaf: jax.ShapeDtypeStruct, dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+
+
+def _restore(path: epath.Path, structs: Tree, *, partial: bool) -> Tree:
     restore_args = ocp.checkpoint_utils.construct_restore_args(structs)
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
@@ -203,4 +272,38 @@ def _restore(path: epath.Path, structs: Tree, *, partial: bool = False) -> Tree:
                 path, args=ocp.args.PyTreeRestore(structs, restore_args=restore_args, partial_restore=partial)
             )
     except Exception as error:
-        raise UserError(f"Cannot read the parameters in {path}: {error}.") from error
+        raise DamagedError(f"its parameters cannot be read ({type(error).__name__})") from error
+
+
+@contextlib.contextmanager
+def naming_good_step(directory: str | epath.Path) -> Iterator[None]:
+    """Turn a DamagedError in the block into a UserError that names the newest good step of the same run.
+
+    Args:
+      directory: folder of the damaged step, or of a damaged model directory.
+    """
+    try:
+        yield
+    except DamagedError as error:
+        step = epath.Path(directory).absolute()
+        if not step.name.isdigit():
+            raise UserError(f"{directory} is damaged: {error}. Copy or import it again.") from error
+        others = (step.parent / str(other) for other in reversed(steps_in(step.parent)) if other != int(step.name))
+        good = next((other for other in others if problem_of(other) is None), None)
+        advice = "No other step of this run is good." if good is None else f"Use {good}."
+        raise UserError(f"Checkpoint {step.name} in {step.parent} is damaged ({error}). {advice}") from error
+
+
+def problem_of(step: epath.Path) -> str | None:
+    """Return the damage of the parameters and the config of a step; None if they are good. One array is in memory."""
+    try:
+        record = read_record(step)
+        step_config(step)
+        path = _params_path(step)
+        saved = saved_shapes(path, record)
+        for name, leaf in traverse_util.flatten_dict(saved, sep="/").items():
+            struct = traverse_util.unflatten_dict({name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)}, sep="/")
+            read_arrays(path, struct, saved, record)
+    except UserError as error:
+        return str(error)
+    return None

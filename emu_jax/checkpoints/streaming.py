@@ -16,7 +16,8 @@ from etils import epath
 from flax import traverse_util
 from orbax.checkpoint import type_handlers
 
-from emu_jax.errors import UserError
+from emu_jax.checkpoints.params import naming_good_step, read_arrays, saved_shapes
+from emu_jax.checkpoints.step import read_record
 from emu_jax.io.tensors import Progress, no_progress
 
 _CHUNK_BYTES = 32 * 2**20  # chunk size of the arrays on disk: a host reads one chunk for a shard of one layer
@@ -155,29 +156,21 @@ class StoredParams:
           UserError: there is no readable checkpoint of parameters.
         """
         self.path = path
-        try:
-            with ocp.StandardCheckpointer() as checkpointer:
-                tree = checkpointer.metadata(path).item_metadata.tree
-        except Exception as error:
-            raise UserError(f"Cannot read the parameters in {path} ({type(error).__name__}).") from error
+        with naming_good_step(path.parent):
+            self._record = read_record(path.parent)
+            self._saved = saved_shapes(path, self._record)
         self.shapes: dict[str, jax.ShapeDtypeStruct] = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-            for name, leaf in traverse_util.flatten_dict(tree, sep="/").items()
+            for name, leaf in traverse_util.flatten_dict(self._saved, sep="/").items()
         }
 
     def read(self, name: str) -> np.ndarray:
         """Return the array at the path `name` (joined by "/"), in the saved dtype.
 
         Raises:
-          UserError: it is damaged.
+          UserError: it is not what was saved.
         """
-        structs = traverse_util.unflatten_dict({name: self.shapes[name]}, sep="/")
-        restore_args = jax.tree.map(lambda s: ocp.RestoreArgs(restore_type=np.ndarray, dtype=s.dtype), structs)
-        try:
-            with ocp.PyTreeCheckpointer() as checkpointer:
-                tree = checkpointer.restore(
-                    self.path, args=ocp.args.PyTreeRestore(structs, restore_args=restore_args, partial_restore=True)
-                )
-        except Exception as error:
-            raise UserError(f"{name} in {self.path} is damaged ({type(error).__name__}).") from error
-        return traverse_util.flatten_dict(tree, sep="/")[name]
+        struct = traverse_util.unflatten_dict({name: self.shapes[name]}, sep="/")
+        with naming_good_step(self.path.parent):
+            tree = read_arrays(self.path, struct, self._saved, self._record)
+        return np.asarray(traverse_util.flatten_dict(tree, sep="/")[name])

@@ -1,21 +1,30 @@
 """Grow the vocabulary tables of a model: each new token starts as the mean of the known ones."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
-from emu_jax.checkpoints.model_config import find_config, read_config
+from emu_jax.checkpoints.model_config import emu_config, find_config
+from emu_jax.errors import UserError
 
 _TABLES = {"decoder/token_embedding": 0, "lm_head/projection/kernel": 1}  # path -> axis of the vocabulary
 
 
-def vocabulary_of(checkpoint: Path) -> int | None:
+def vocabulary_of(checkpoint: epath.Path) -> int | None:
     """Return the true vocabulary size of a model directory, a run, or one of its steps; None if it has no config."""
     config = find_config(checkpoint)
-    return None if config is None else read_config(config).decoder.vocab_size
+    if config is None:
+        return None
+    try:
+        values = json.loads(config.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{config} cannot be read ({error}).") from error
+    return emu_config(values, source=Path(config.name)).decoder.vocab_size
 
 
 def growing_tables(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, int]:

@@ -38,7 +38,7 @@ def overview() -> str:
             *lines,
             "",
             "`python -m emu_jax COMMAND --help` lists the options of a command.",
-            "Compiled programs are saved in the cache folder (or JAX_COMPILATION_CACHE_DIR); --no-cache compiles again.",
+            "Compiled programs are saved in a cache folder (or JAX_COMPILATION_CACHE_DIR); --no-cache compiles again.",
         ]
     )
 

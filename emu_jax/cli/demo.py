@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from emu_jax.cli.arguments import ArgumentParser
+from emu_jax.cli.imports import heavy_imports
 from emu_jax.cli.progress import count_progress
 
 
@@ -23,7 +24,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--fast", action="store_true", help="run every phase with few steps, as a check")
     arguments = parser.parse_args(argv)
 
-    from emu_jax.demo.phases import run_demo
+    with heavy_imports():
+        from emu_jax.demo.phases import run_demo
 
     workdir = arguments.workdir or Path("runs/demo_fast" if arguments.fast else "runs/demo")
     run_demo(workdir, fast=arguments.fast, progress=count_progress)

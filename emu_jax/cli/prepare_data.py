@@ -7,7 +7,7 @@
 Every image is decoded, checked, resized and stored. OUTPUT/rejects.jsonl lists the documents that are broken, not
 downloaded or removed by a filter, OUTPUT/summary.json counts all documents, and OUTPUT/samples.html displays some of
 them. If the command was stopped, running it again resumes it. --workers uses several cores of this machine, --runner
-uses several machines (docs/data.md). OUTPUT is a TFDS folder of ArrayRecord shards, which
+uses several machines (docs/how-to/data.md). OUTPUT is a TFDS folder of ArrayRecord shards, which
 `tfds.builder_from_directory(OUTPUT).as_data_source("train")` reads, too. `prepare-decoder-data` converts such sets to
 training examples of the visual decoder: conditions and latents.
 """

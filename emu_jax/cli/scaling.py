@@ -134,7 +134,8 @@ def run(argv: list[str]) -> None:
         python -m emu_jax scaling run --study=runs/scaling/pod --paste=gs://BUCKET/scaling --pod='--type=v5p-64 --spot'
 
     Stopped or killed at any time, the same command resumes. With --index and --of each worker takes complete chains of
-    runs, about equal in hours. --paste prints commands for Cloud TPU (docs/cloud_tpu.md) instead. The log of a run is
+    runs, about equal in hours. --paste prints commands for Cloud TPU
+    (docs/tutorials/cloud_tpu.md) instead. The log of a run is
     STUDY/runs/ID/train.log.
     """
     parser = _parser("run", run.__doc__)

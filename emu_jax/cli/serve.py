@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from emu_jax.cli.arguments import ArgumentParser
-from emu_jax.cli.generate import SYSTEMS, add_model_arguments
+from emu_jax.cli.generate import SYSTEMS, system_message
 from emu_jax.errors import UserError
 from emu_jax.generation.api import load
 from emu_jax.generation.pipeline import EmuPipeline
@@ -74,7 +74,7 @@ def serve(emu: EmuPipeline, name: str, arguments: Any, config: Any, keys: tuple[
         max_image_pixels=arguments.max_image_megapixels * 1_000_000,
         url_hosts=tuple(arguments.allow_url_host),
     )
-    service = Service(Preparation(emu, engine, limits, system=SYSTEMS[arguments.system]), models=(name,))
+    service = Service(Preparation(emu, engine, limits, system=system_message(arguments.system)), models=(name,))
     app = create_app(service, keys=keys, origins=arguments.allow_origin or ("*",))
     with listen(arguments.host, arguments.port) as bound:
         port = bound.getsockname()[1]
@@ -116,9 +116,9 @@ def engine_config(emu: EmuPipeline, arguments: Any, sizes: tuple[tuple[int, int]
 
 def parser() -> ArgumentParser:
     parser = ArgumentParser(__name__, __doc__)
-    add_model_arguments(parser)
+    parser.add_model_arguments()
     parser.add_argument("--model-name", help="what clients call the model (default: the checkpoint's folder)")
-    parser.add_argument("--system", choices=sorted(SYSTEMS), default="none", help="for chats without a system message")
+    parser.add_argument("--system", choices=SYSTEMS, default="none", help="for chats without a system message")
     parser.add_argument("--no-safety", action="store_true", help="send images unscreened though there is a checker")
     parser.add_argument("--mesh", help="such as data:1,fsdp:1,tensor:8 (default: one device)")
     http = parser.add_argument_group("HTTP")

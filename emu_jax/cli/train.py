@@ -9,14 +9,17 @@ tensorboard/, report.html, and rejects/ with a list of the documents that could 
 `visual_decoder` also write WORKDIR/visual_decoder, a folder that diffusers opens.
 
 SIGTERM and Ctrl-C finish the current step, save a checkpoint and exit with code 0. On several hosts, start the same
-command on each of them, with a --workdir that all of them can reach, such as gs://BUCKET/RUN (docs/cloud_tpu.md).
+command on each of them, with a --workdir that all of them can reach, such as gs://BUCKET/RUN
+(docs/tutorials/cloud_tpu.md).
 """
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from emu_jax.cli.arguments import ArgumentParser
+from emu_jax.cli.compilation_cache import use_bucket
 from emu_jax.cli.imports import heavy_imports
 
 FIELDS = """
@@ -45,44 +48,53 @@ def main(argv: list[str]) -> None:
     with heavy_imports():
         import jax
 
+        from emu_jax.checkpoints.model_directory import TOKENIZER
         from emu_jax.cli.config_file import read_config
         from emu_jax.cli.training_tasks import task_evaluations
         from emu_jax.config import to_dict
         from emu_jax.io.mirror import Mirror, is_remote
-        from emu_jax.reporting.training_run import write_run_report
+        from emu_jax.reporting.training_run import REPORT, write_run_report
         from emu_jax.training.log import METRICS_FILE, read_metrics
         from emu_jax.training.loop import CHECKPOINTS, train
         from emu_jax.training.processes import start_processes
+        from emu_jax.training.resume import check_resume
         from emu_jax.training.runs.registry import open_run
+        from emu_jax.training.runs.workdir import workdir_lock
 
     config = read_config(arguments.config, overrides)
     if arguments.profile:
         config.train.profile = True
     start_processes()
     target = arguments.workdir.rstrip("/")
-    mirror = Mirror(target, fetch=[METRICS_FILE]) if is_remote(target) else None
+    use_bucket(target)
+    mirror = Mirror(target, fetch=[METRICS_FILE, TOKENIZER]) if is_remote(target) else None
     workdir = Path(target).absolute() if mirror is None else mirror.local
     if "data" in config and not config.data.rejects:
         config.data.rejects = str(workdir / "rejects")
     run = open_run(config)
-    run.write_config(workdir)
-    result = train(
-        run.train,
-        stage=run.stage,
-        data=run.data,
-        workdir=workdir,
-        checkpoints=workdir / CHECKPOINTS if mirror is None else f"{target}/{CHECKPOINTS}",
-        run_config=to_dict(run.config),
-        initialize=run.initialize,
-        evaluations=[*run.evaluations, *task_evaluations(run)],
-        sinks=[] if mirror is None else [mirror],
-    )
     is_main_process = jax.process_index() == 0
-    if is_main_process:
-        print(f"report: {write_run_report(workdir, read_metrics(workdir), config=to_dict(run.config))}")
-    if result.stopped_by is None:
-        run.finish(workdir, result)
-    if mirror is not None and is_main_process:
-        mirror.push()
+    checkpoints = workdir / CHECKPOINTS if mirror is None else f"{target}/{CHECKPOINTS}"
+    with workdir_lock(workdir, remote=mirror is not None):
+        changed = check_resume(run.config, checkpoints, tokenizer=run.tokenizer, workdir=workdir)
+        if changed is not None and is_main_process:
+            print(changed)
+        result = train(
+            run.train,
+            stage=run.stage,
+            data=run.data,
+            workdir=workdir,
+            checkpoints=checkpoints,
+            run_config=to_dict(run.config),
+            initialize=run.initialize,
+            evaluations=[*run.evaluations, *task_evaluations(run)],
+            sinks=[] if mirror is None else [mirror],
+            on_start=functools.partial(run.write_config, workdir),
+        )
+        if is_main_process and not (result.idle and (workdir / REPORT).exists()):
+            print(f"report: {write_run_report(workdir, read_metrics(workdir), config=to_dict(run.config))}")
+        if result.stopped_by is None:
+            run.finish(workdir, result)
+        if mirror is not None and is_main_process:
+            mirror.push()
     # Printed by every process: tools/tpu/worker.sh reads this line to distinguish the end of a run from a stop.
     print(f"finished step {result.step}" if result.stopped_by is None else f"stopped at step {result.step}", flush=True)

@@ -23,7 +23,9 @@ from emu_jax.checkpoints.model_directory import (
     existing,
     open_unused,
     params_directory,
+    run_folder,
 )
+from emu_jax.checkpoints.params import naming_good_step
 from emu_jax.checkpoints.streaming import StoredParams
 from emu_jax.convert.diffusion_folder import copy_decoder, is_diffusers_folder
 from emu_jax.convert.emu_config import to_llama_config, to_release_config
@@ -154,11 +156,13 @@ def prepare_export(checkpoint: Path, *, dtype: Any = None, merge_lora: bool = Fa
       UserError: there is no model, or its parameters do not fit its config.
     """
     stored_in = params_directory(checkpoint) if checkpoint.is_dir() else None
-    config_file = find_config(checkpoint)
-    if stored_in is None or config_file is None:
-        absent = "parameters" if stored_in is None else CONFIG
-        raise UserError(f"{checkpoint} is not a model directory: it has no {absent}.")
-    config = read_config(config_file)
+    if stored_in is None:
+        raise UserError(f"{checkpoint} is not a model directory: it has no parameters.")
+    with naming_good_step(stored_in):
+        config_file = find_config(stored_in) or find_config(checkpoint)
+    if config_file is None:
+        raise UserError(f"{checkpoint} is not a model directory: it has no {CONFIG}.")
+    config = read_config(Path(config_file))
     stored = StoredParams(epath.Path(os.path.abspath(stored_in)) / PARAMS)
     table = emu_table(config)
     check_params(table, {path: tuple(s.shape) for path, s in stored.shapes.items()}, source=str(stored_in))
@@ -180,7 +184,7 @@ def prepare_export(checkpoint: Path, *, dtype: Any = None, merge_lora: bool = Fa
         config,
         tuple(tensors),
         zeros=tuple(name for name in unused if name not in found),
-        tokenizer=existing(checkpoint / TOKENIZER),
+        tokenizer=existing(run_folder(checkpoint) / TOKENIZER),
         visual_decoder=_decoder_of(checkpoint),
     )
 
@@ -203,7 +207,7 @@ def export_decoder(source: Path, destination: Path) -> tuple[str, ...]:
 
 
 def _decoder_of(checkpoint: Path) -> Path | None:
-    folder = checkpoint / VISUAL_DECODER
+    folder = run_folder(checkpoint) / VISUAL_DECODER
     return folder if is_diffusers_folder(folder) else None
 
 

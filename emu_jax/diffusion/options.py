@@ -1,10 +1,18 @@
 """Options of the visual decoder: the defaults and the checks of their values."""
 
 import dataclasses
+import enum
 
 from emu_jax.config import check_ranges
-from emu_jax.diffusion.samplers import Sampler
 from emu_jax.errors import UserError
+
+
+class Sampler(enum.Enum):
+    """The samplers by their names in options."""
+
+    PNDM = "pndm"
+    DDIM = "ddim"
+    DPM_SOLVER_PP = "dpm-solver++"
 
 
 @dataclasses.dataclass(frozen=True)

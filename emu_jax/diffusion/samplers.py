@@ -5,7 +5,6 @@ last few model outputs. PNDM and DDIM store the outputs, DPM-Solver++ the clean 
 """
 
 import dataclasses
-import enum
 from collections.abc import Callable
 from typing import Any
 
@@ -13,20 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emu_jax.diffusion.options import Sampler
 from emu_jax.diffusion.schedule import NoiseSchedule, Prediction, Spacing
 from emu_jax.errors import UserError
 from emu_jax.typing import Array, Float, typechecked
 
 HISTORY = 4  # outputs in one weighted sum, newest first
 Predict = Callable[[Array, Array], Array]  # latents [B h w C], timestep (int32 scalar) -> model output [B h w C]
-
-
-class Sampler(enum.Enum):
-    """The samplers by their names in options."""
-
-    PNDM = "pndm"
-    DDIM = "ddim"
-    DPM_SOLVER_PP = "dpm-solver++"
 
 
 @jax.tree_util.register_dataclass

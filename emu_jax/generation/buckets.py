@@ -6,7 +6,7 @@ _STEPS = (1.0, 1.5)  # two buckets per doubling: at most a third of a row is pad
 
 
 def bucket(size: int, *, smallest: int = 16, largest: int | None = None) -> int:
-    """Return the bucket of `size`: `smallest` times 1, 1.5, 2, 3, 4, 6, ..., at most `largest` if `size` fits in it.
+    """Return the bucket of `size`: `smallest` times 1, 1.5, 2, 3, 4, 6, ..., limited to `largest` if `size` fits.
 
     bucket(5) -> 16    bucket(17) -> 24    bucket(33) -> 48    bucket(60, largest=56) -> 60
     """

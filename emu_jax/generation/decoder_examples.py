@@ -1,4 +1,4 @@
-"""What the visual decoder is trained on: captioned pictures, turned once into conditions and latents."""
+"""Precompute the training examples of the visual decoder: conditions and latents of captioned images."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -30,13 +30,13 @@ def prepare_examples(
     batch_size: int = 128,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Writes the examples of all pairs in prepared `sets`; how many there are.
+    """Write the examples of all pairs in prepared `sets` and return their number.
 
     Args:
-      image_size: pixels a side of what the autoencoder encodes.
-      max_caption_length: pairs with a longer caption (characters) are left out; the paper drops those over 150.
-      limit: at most so many documents of each set.
-      progress: is called with (documents done, documents in all).
+      image_size: pixels per side of the autoencoder's input.
+      max_caption_length: in characters; pairs with a longer caption are left out. The paper drops those over 150.
+      limit: maximum number of documents of each set.
+      progress: called with (documents done, documents in total).
     """
     opened = [PreparedSet(path) for path in sets]
     counts = [len(one) if limit is None else min(limit, len(one)) for one in opened]
@@ -46,12 +46,12 @@ def prepare_examples(
 
     def examples() -> Iterator[Example | None]:
         done = 0
-        while some := list(itertools.islice(documents, batch_size)):
-            pairs = [caption_and_image(document, max_caption_length) for document in some]
-            kept = [pair for pair in pairs if pair is not None]
-            made = _examples(emu, decoder, kept, condition=condition, image_size=image_size) if kept else iter(())
-            yield from (None if pair is None else next(made) for pair in pairs)
-            done += len(some)
+        while batch := list(itertools.islice(documents, batch_size)):
+            pairs = [caption_and_image(document, max_caption_length) for document in batch]
+            valid = [pair for pair in pairs if pair is not None]
+            computed = _examples(emu, decoder, valid, condition=condition, image_size=image_size) if valid else iter(())
+            yield from (None if pair is None else next(computed) for pair in pairs)
+            done += len(batch)
             if progress is not None:
                 progress(done, sum(counts))
 
@@ -64,7 +64,7 @@ def prepare_examples(
 
 
 def caption_and_image(document: Document, max_caption_length: int) -> tuple[str, bytes | np.ndarray] | None:
-    """The two halves of a pair; None for what is no pair, or has too long a caption."""
+    """Return the caption and the image of a pair, or None for other documents and for captions that are too long."""
     texts = [segment.text for segment in document.segments if isinstance(segment, Text)]
     images = [segment.data for segment in document.segments if isinstance(segment, Image)]
     if document.layout is not Layout.PAIR or len(texts) != 1 or len(images) != 1:
@@ -73,7 +73,7 @@ def caption_and_image(document: Document, max_caption_length: int) -> tuple[str,
 
 
 def as_text(caption: str, tokenizer: Tokenizer) -> Tokens:
-    """A caption as a prompt that is text whatever it says: "IMG_0001.jpg" is no file to be read."""
+    """Return a caption as tokens, so that a caption such as "IMG_0001.jpg" is not read as a file."""
     text = caption.rstrip()
     return Tokens(tuple(tokenizer.encode(text)) if text else ())
 
@@ -87,9 +87,9 @@ def _examples(
     image_size: int,
 ) -> Iterator[Example]:
     pixels = np.stack([preprocess(image, image_size) for _, image in pairs])
-    # Few shapes, so that the encoder is not compiled anew for each number of pairs that were left out.
-    blank = np.zeros((power_of_two(len(pairs)) - len(pairs), *pixels.shape[1:]), np.uint8)
-    pixels = np.concatenate([pixels, blank])
+    # Round the number of rows up, so that the encoder compiles for a few shapes only.
+    padding = np.zeros((power_of_two(len(pairs)) - len(pairs), *pixels.shape[1:]), np.uint8)
+    pixels = np.concatenate([pixels, padding])
     posterior = decoder.encode(pixels.astype(np.float32) / 127.5 - 1)
     if condition is Condition.PREDICTED:
         prompts = [as_text(caption, emu.tokenizer) for caption, _ in pairs]

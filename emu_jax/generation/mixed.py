@@ -12,6 +12,7 @@ import numpy as np
 
 from emu_jax.config import check_ranges
 from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.errors import UserError
 from emu_jax.generation.decode import embed_tokens, make_step, next_embedding, next_logits, prefill
 from emu_jax.generation.options import MAX_IMAGES
 from emu_jax.generation.prompt import PromptBatch
@@ -27,6 +28,15 @@ class OpenImage(enum.Enum):
     MODEL = "model"  # the model generates `[IMG]`; the released model never learned to
     FIRST = "first"  # the output starts with an image; later ones as in MODEL
     ALTERNATE = "alternate"  # `</s>` at the end of a text, up to the maximum number of images
+
+
+def parse_open_image(name: OpenImage | str) -> OpenImage:
+    """Return the condition of that name; raise UserError for other names."""
+    try:
+        return OpenImage(name)
+    except ValueError:
+        known = ", ".join(repr(condition.value) for condition in OpenImage)
+        raise UserError(f"open_image must be one of {known}, not {name!r}.") from None
 
 
 @dataclasses.dataclass(frozen=True)

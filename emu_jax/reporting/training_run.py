@@ -13,6 +13,8 @@ from emu_jax.reporting.page import Section, escape, write_page
 
 Records = Sequence[Mapping[str, Any]]  # lines of metrics.jsonl
 
+REPORT = "report.html"
+
 _MONITORS = {
     "Embeddings: variance": ["visual_embedding_variance"],
     "Embeddings: mean cosine": ["visual_embedding_cosine"],
@@ -31,7 +33,7 @@ def write_run_report(workdir: Path | str, records: Records, *, config: Mapping[s
     """Write WORKDIR/report.html of any training run from its metrics and return the path."""
     workdir = Path(workdir)
     sections = [*run_sections([(workdir.name, records)]), *about_sections(config=config)]
-    path = workdir / "report.html"
+    path = workdir / REPORT
     write_page(
         path, sections, title=f"Training run {workdir.name}", lead="Losses and monitors, step by step.", footer=footer()
     )

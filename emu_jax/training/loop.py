@@ -60,12 +60,14 @@ class TrainResult:
       ema: moving average of the trainable parameters, or None.
       step: number of steps done; less than `config.steps` if the run was stopped.
       stopped_by: "SIGTERM" or "SIGINT"; None if all steps are done.
+      idle: True if all steps were done already; nothing was written.
     """
 
     params: Any
     ema: Any
     step: int
     stopped_by: str | None
+    idle: bool = False
 
 
 def train(
@@ -79,6 +81,7 @@ def train(
     initialize: Initialize | None = None,
     evaluations: Sequence[Evaluation] = (),
     sinks: Sequence[Sink] = (),
+    on_start: Callable[[], None] | None = None,
     title: str | None = None,
     quiet: bool = False,
 ) -> TrainResult:
@@ -96,6 +99,8 @@ def train(
         `config.warm_start`.
       evaluations: called every `config.evaluate_every` steps and at the end.
       sinks: other receivers of the metrics, on process 0.
+      on_start: called after the state is restored or created, before the first step; not called if all steps are done
+        already. It writes the files that describe the run.
       title: start of each progress line; default: the name of the stage.
       quiet: print nothing to the console.
 
@@ -110,11 +115,17 @@ def train(
     try:
         with jax.set_mesh(mesh), console, StopSignal() as stop:
             state, data = _initial_state(config, stage, data, manager, mesh, console, initialize)
+            step = int(state.step)
+            if step >= config.steps:
+                console.message(f"nothing to do: checkpoint {step} is the last of {config.steps} steps")
+                return TrainResult(state.params, state.ema, step, None, idle=True)
+            if on_start is not None:
+                on_start()
             saved_config = run_config or to_dict(config)
             log = None
             if is_main_process:
                 wandb = [WandbRun(workdir, project=config.wandb, config=saved_config)] if config.wandb else []
-                log = MetricsLog(workdir, step=int(state.step), sinks=[*wandb, *sinks])
+                log = MetricsLog(workdir, step=step, sinks=[*wandb, *sinks])
             profiler = Profiler(workdir, enabled=config.profile and is_main_process)
             loop = _Loop(config, stage, manager, console, log, stop, saved_config, evaluations, mesh, profiler)
             try:
@@ -215,10 +226,6 @@ class _Loop:
         step, data_state = int(state.step), data.get_state()
         logged: dict[str, float] = {}  # metrics of the last log line
         evaluated: dict[str, float] = {}  # metrics of the evaluations after the last step
-        if step >= config.steps:
-            self.console.message(f"nothing to do: checkpoint {step} is the last of {config.steps} steps")
-            return TrainResult(state.params, state.ema, step, None)
-
         train_step = self._compile(state)
         monitor = CollapseMonitor()
         accumulated, in_flight = Accumulator(), deque[Metrics]()

@@ -1,13 +1,13 @@
-"""The U-Net, the autoencoder's decoder and a whole sampling against diffusers on PyTorch: same weights, in turn.
+"""Compare the U-Net, the autoencoder's decoder and sampling with diffusers on PyTorch: equal weights, in turn.
 
     make parity                                                        # makes .venv-parity, with JAX and torch
     .venv-parity/bin/python experiments/benchmarks/diffusion.py
     .venv-parity/bin/python experiments/benchmarks/diffusion.py --device cuda --full    # 512 pixels, bfloat16, a GPU
 
-On a CPU float32: a tiny U-Net (two levels of 32 and 64 channels, latents 16 x 16) and Stable Diffusion's at a quarter
-of its width (80 to 320 channels, latents 32 x 32), both with 32 embeddings of Emu's kind; then ten guided PNDM steps
-of the tiny one. Prints medians in milliseconds, the ratio torch / ours (above 1: ours is faster), and how far apart the
-two results lie, as a share of the largest value.
+On a CPU in float32: a tiny U-Net (two levels of 32 and 64 channels, latents 16 x 16) and Stable Diffusion's at a
+quarter of its width (80 to 320 channels, latents 32 x 32), both with 32 embeddings as conditioning; then ten guided
+PNDM steps of the tiny one. Prints medians in milliseconds, the ratio torch / ours (above 1: ours is faster), and the
+largest difference of the two results as a fraction of the largest value.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_
 
 
 class Pair:
-    """One decoder twice: diffusers' modules, and ours read from the folder that they saved."""
+    """A decoder in both libraries: the modules of diffusers, and ours read from the folder that they saved."""
 
     def __init__(self, unet: dict[str, Any], vae: dict[str, Any], *, device: str, half: bool) -> None:
         torch.manual_seed(0)
@@ -77,27 +77,28 @@ class Pair:
                 module.to(self.dtype)
 
     def first(self, array: np.ndarray) -> torch.Tensor:
-        """Channels first, where torch wants it."""
+        """Convert to a tensor with channels first."""
         return torch.from_numpy(np.moveaxis(array, -1, 1).copy()).to(self.device, self.dtype)
 
     @staticmethod
     def last(tensor: torch.Tensor) -> np.ndarray:
-        """Channels last, in the host's memory (so that the device has finished)."""
+        """Convert to an array with channels last; this waits for the device."""
         return np.moveaxis(tensor.float().cpu().numpy(), 1, -1)
 
     @torch.no_grad()
     def their_sample(self, latents: np.ndarray, both: np.ndarray, steps: int) -> np.ndarray:
-        """The loop of the release's pipeline, the unconditional half first."""
+        """Run the sampling loop of the release, with the unconditional half first."""
         self.scheduler.set_timesteps(steps)
         x, embeddings = self.first(latents), torch.from_numpy(both).to(self.device, self.dtype)
         for timestep in self.scheduler.timesteps:
-            without, within = self.unet(torch.cat([x] * 2), timestep, embeddings).sample.chunk(2)
-            x = self.scheduler.step(without + GUIDANCE * (within - without), timestep, x).prev_sample
+            unconditional, conditional = self.unet(torch.cat([x] * 2), timestep, embeddings).sample.chunk(2)
+            guided = unconditional + GUIDANCE * (conditional - unconditional)
+            x = self.scheduler.step(guided, timestep, x).prev_sample
         return self.last(x)
 
 
 def cases(pair: Pair, name: str, *, batch: int, steps: int) -> Iterator[tuple[str, Callable, Callable]]:
-    """Name, torch's way, ours; each gives an array to compare."""
+    """Yield for each case its name, the function in torch and ours; both return an array to compare."""
     rng = np.random.default_rng(0)
     config = pair.ours.unet.config
     size = config.sample_size
@@ -138,30 +139,31 @@ def cases(pair: Pair, name: str, *, batch: int, steps: int) -> Iterator[tuple[st
 
 
 def report(name: str, theirs: Callable[[], Any], ours: Callable[[], Any], *, repeats: int) -> None:
-    """Runs both once unmeasured, then in turn, and prints a line."""
-    expected, found = theirs(), np.asarray(ours())
-    apart = np.abs(found - expected).max() / np.abs(expected).max()
+    """Run both once without timing, then time them in turn, and print a line."""
+    expected, actual = theirs(), np.asarray(ours())
+    difference = np.abs(actual - expected).max() / np.abs(expected).max()
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
-        for way, taken in zip((theirs, ours), times, strict=True):
-            began = time.perf_counter()
-            np.asarray(way())
-            taken.append(1e3 * (time.perf_counter() - began))
-    medians = [statistics.median(taken) for taken in times]
-    print(f"{name:46}{medians[0]:>10.1f}{medians[1]:>10.1f}{medians[0] / medians[1]:>8.2f}  {apart:.0e}", flush=True)
+        for run, milliseconds in zip((theirs, ours), times, strict=True):
+            start = time.perf_counter()
+            np.asarray(run())
+            milliseconds.append(1e3 * (time.perf_counter() - start))
+    medians = [statistics.median(milliseconds) for milliseconds in times]
+    ratio = medians[0] / medians[1]
+    print(f"{name:46}{medians[0]:>10.1f}{medians[1]:>10.1f}{ratio:>8.2f}  {difference:.0e}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9, help="timed runs of each, in turn")
-    parser.add_argument("--device", default="cpu", help="torch's; JAX takes its own default")
-    parser.add_argument("--full", action="store_true", help="Stable Diffusion's own sizes in bfloat16, 50 steps")
+    parser.add_argument("--repeats", type=int, default=9, help="timed runs of each case")
+    parser.add_argument("--device", default="cpu", help="device of torch; JAX uses its default")
+    parser.add_argument("--full", action="store_true", help="Stable Diffusion's sizes in bfloat16, 50 steps")
     a = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     print(f"torch {torch.__version__}, diffusers {diffusers.__version__}, jax {jax.__version__} on "
           f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores; load {os.getloadavg()[0]:.1f}; "
           f"medians of {a.repeats}\n")  # fmt: skip
-    print(f"{'':46}{'torch ms':>10}{'ours ms':>10}{'ratio':>8}  apart")
+    print(f"{'':46}{'torch ms':>10}{'ours ms':>10}{'ratio':>8}  difference")
     if a.full:
         vae = {"block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
                "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2, "sample_size": 512}  # fmt: skip

@@ -1,10 +1,10 @@
-"""Text, embeddings and full passes of ours against PyTorch with transformers: same weights, same machine, in turn.
+"""Compare text generation, embeddings and forward passes with PyTorch and transformers: equal weights, in turn.
 
     make parity                                                        # makes .venv-parity, with JAX and torch
     .venv-parity/bin/python experiments/benchmarks/generation.py
 
-Hidden 512, 8 layers, 8 heads, LLaMA's vocabulary, a prompt of 256 places, batch 1, float32. Prints a table in Markdown:
-medians in milliseconds, the ratio torch / ours (above 1: ours is faster), and whether both computed the same.
+Width 512, 8 layers, 8 heads, LLaMA's vocabulary, a prompt of 256 tokens, batch 1, float32. Prints a table in Markdown:
+medians in milliseconds, the ratio torch / ours (above 1: ours is faster), and the agreement of both results.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from flax import traverse_util
 from emu_jax.checkpoints.model_directory import boxed_shapes
 from emu_jax.convert.emu_table import DECODER, decoder_rows, regression_rows
 from emu_jax.generation.images import generate_embeddings
+from emu_jax.generation.options import TextOptions
 from emu_jax.generation.prompt import PromptBatch
-from emu_jax.generation.sampling import TextOptions, compile_options
+from emu_jax.generation.sampling import compile_options
 from emu_jax.generation.text import generate_tokens
 from emu_jax.models.config import CausalFormerConfig, DecoderConfig, EmuConfig, VisionConfig
 from emu_jax.models.emu import Emu
@@ -35,14 +36,14 @@ from emu_jax.sharding.specs import unbox
 
 PROMPT, TOKENS, VOCABULARY = 256, 64, 32004
 BOS, EOS, PAD, IMAGE = 1, 2, 32000, 32003
-# Of 32 embeddings: with random weights the recursion is chaotic, and torch's own two ways part after some twelve steps.
+# Of 32 embeddings: with random weights the recursion is chaotic, and two methods in torch differ after about 12 steps.
 COMPARED = 4
-_LEAST_MILLISECONDS = 10_000
+_MIN_MILLISECONDS = 10_000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each, in turn, or ten seconds")
+    parser.add_argument("--repeats", type=int, default=5, help="minimum number of timed runs, and ten seconds")
     repeats = parser.parse_args().repeats
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
@@ -52,7 +53,7 @@ def main() -> None:
     tokens = np.random.default_rng(0).integers(3, 32000, (1, PROMPT)).astype(np.int32)
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, jax {jax.__version__}, "
           f"{os.cpu_count()} cores; load {os.getloadavg()[0]:.1f}; medians of at least {repeats}\n")  # fmt: skip
-    print("| | torch ms | ours ms | torch / ours | same |")
+    print("| | torch ms | ours ms | torch / ours | agreement |")
     print("|---|---:|---:|---:|---|")
     for name, theirs, ours in cases(llama, head, model, params, tokens):
         report(name, theirs, ours, repeats=repeats)
@@ -76,7 +77,7 @@ def make_llama() -> transformers.LlamaForCausalLM:
 
 
 def make_emu(llama: transformers.LlamaForCausalLM, head: torch.nn.Linear) -> tuple[Emu, Any]:
-    """The same decoder and head as ours, with a vision side that is not used."""
+    """Return our Emu with the decoder and the head of torch, and an unused vision encoder."""
     config = EmuConfig(
         vision=VisionConfig(image_size=28, patch_size=14, width=32, num_layers=1, num_heads=2, mlp_dim=64),
         causal_former=CausalFormerConfig(
@@ -100,7 +101,7 @@ def make_emu(llama: transformers.LlamaForCausalLM, head: torch.nn.Linear) -> tup
 def cases(
     llama: transformers.LlamaForCausalLM, head: torch.nn.Linear, model: Emu, params: Any, tokens: np.ndarray
 ) -> list[tuple[str, Callable[[], np.ndarray], Callable[[], np.ndarray]]]:
-    """Name, torch's way, ours; each gives an array to compare."""
+    """Return for each case its name, the function in torch and ours; both return an array to compare."""
     prompts = PromptBatch(
         tokens=jnp.asarray(tokens), is_token=jnp.ones_like(tokens, dtype=bool), visual_embeddings=None, slots=None
     )
@@ -110,7 +111,7 @@ def cases(
     @torch.no_grad()
     def torch_text(**options: Any) -> np.ndarray:
         embeddings = llama.model.embed_tokens(ids)
-        written = llama.generate(
+        generated = llama.generate(
             inputs_embeds=embeddings,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=TOKENS,
@@ -118,18 +119,18 @@ def cases(
             do_sample=False,
             **options,
         )
-        return written.numpy()
+        return generated.numpy()
 
     def our_text(**options: Any) -> np.ndarray:
-        asked = TextOptions(max_new_tokens=TOKENS, min_length=TOKENS + 2, **options)
+        chosen = TextOptions(max_new_tokens=TOKENS, min_length=TOKENS + 2, **options)
         search, controls = compile_options(
-            asked, room=TOKENS, max_new_tokens=TOKENS, bos_id=BOS, eos_id=EOS, pad_id=PAD
+            chosen, capacity=TOKENS, max_new_tokens=TOKENS, bos_id=BOS, eos_id=EOS, pad_id=PAD
         )
         return np.asarray(generate_tokens(params, prompts, controls, model=model, search=search).tokens)[:, 1:]
 
     @torch.no_grad()
-    def regress_again() -> np.ndarray:
-        """The release's way: the whole sequence again for each step."""
+    def regress_without_cache() -> np.ndarray:
+        """Run the complete sequence in each step, as the release does."""
         inputs = llama.model.embed_tokens(ids)
         for _ in range(32):
             hidden = llama.model(inputs_embeds=inputs, use_cache=False).last_hidden_state
@@ -151,34 +152,34 @@ def cases(
 
     our_embeddings = lambda: np.asarray(generate_embeddings(params, prompts, model=model))[:, :COMPARED]
     return [
-        ("full pass, 256 places", torch_forward, lambda: np.asarray(forward(params, tokens))),
+        ("forward pass, 256 tokens", torch_forward, lambda: np.asarray(forward(params, tokens))),
         ("text, greedy, 64 new tokens", torch_text, our_text),
         (
             "text, 5 beams, 64 new tokens",
             lambda: torch_text(num_beams=5, length_penalty=0.0),
             lambda: our_text(num_beams=5),
         ),
-        ("32 embeddings, as the release does", regress_again, our_embeddings),
+        ("32 embeddings, as the release does", regress_without_cache, our_embeddings),
         ("32 embeddings, torch with a cache", regress_cached, our_embeddings),
     ]
 
 
 def report(name: str, theirs: Callable[[], np.ndarray], ours: Callable[[], np.ndarray], *, repeats: int) -> None:
-    """Warms both up, compares what they computed, then times them in turn, a short one more often: it varies more."""
+    """Run both once, compare the results, then time them in turn; fast cases run more often, as they vary more."""
     expected, actual = theirs(), ours()
     if np.issubdtype(expected.dtype, np.integer):
-        same = "ids" if np.array_equal(expected, actual) else f"{np.mean(expected == actual):.0%} of ids"
+        agreement = "ids" if np.array_equal(expected, actual) else f"{np.mean(expected == actual):.0%} of ids"
     else:
-        same = f"{np.abs(expected - actual).max() / np.abs(expected).max():.0e} apart"
+        agreement = f"{np.abs(expected - actual).max() / np.abs(expected).max():.0e} difference"
     times: dict[str, list[float]] = {"torch": [], "ours": []}
-    while len(times["ours"]) < repeats or sum(times["torch"]) + sum(times["ours"]) < _LEAST_MILLISECONDS:
-        for who, run in (("torch", theirs), ("ours", ours)):
+    while len(times["ours"]) < repeats or sum(times["torch"]) + sum(times["ours"]) < _MIN_MILLISECONDS:
+        for library, run in (("torch", theirs), ("ours", ours)):
             start = time.perf_counter()
             run()
-            times[who].append(1000 * (time.perf_counter() - start))
-    medians = {who: statistics.median(all_times) for who, all_times in times.items()}
+            times[library].append(1000 * (time.perf_counter() - start))
+    medians = {library: statistics.median(all_times) for library, all_times in times.items()}
     ratio = medians["torch"] / medians["ours"]
-    print(f"| {name} | {medians['torch']:.1f} | {medians['ours']:.1f} | {ratio:.2f} | {same} |", flush=True)
+    print(f"| {name} | {medians['torch']:.1f} | {medians['ours']:.1f} | {ratio:.2f} | {agreement} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,18 @@
-"""The train step of a config on the devices of this machine: tokens a second, MFU, memory, time to compile.
+"""Measure the train step of a config on the devices of this machine: tokens per second, MFU, memory, compile time.
 
     python experiments/benchmarks/training.py --size=400m --rows=16
     python experiments/benchmarks/training.py --size=1b --rows=8 --json=record.json
     python experiments/benchmarks/training.py --size=tiny --rows=8 --steps=3           # anywhere, in a minute
 
-Sizes are those of configs/scratch_*.py, in rows of 1,024 places without padding: sixteen pictures of 34 places, each
-with a caption of 30. The step is the one that `train` compiles, with Adam's state, both losses and everything trained;
-batches lie on the devices beforehand, so reading data is not in it. MFU is told where the device's peak is known, from
-the model's own count of useful operations.
+The sizes are those of configs/scratch_*.py, in rows of 1,024 tokens without padding: 16 images of 34 tokens, each with
+a caption of 30. The step is the one that `train` compiles, with the state of Adam, both losses and all parameters
+trained. Batches are on the devices before the measurement, so it excludes data loading. MFU uses the model's own count
+of useful operations and is reported if the peak of the device is known.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import time
@@ -28,6 +27,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from configs import common
 from emu_jax.data.batch import BatchConfig
 from emu_jax.hardware import peak_flops
+from emu_jax.io.files import write_json
 from emu_jax.models.presets import emu_tiny
 from emu_jax.sharding.mesh import make_mesh, parse_mesh
 from emu_jax.training.config import OptimizerConfig
@@ -46,12 +46,14 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-4, warmup_steps=10)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("tiny", "50m", "150m", "400m", "1b"), default="400m")
-    parser.add_argument("--rows", type=int, default=8, help="of the global batch")
-    parser.add_argument("--steps", type=int, default=20, help="timed steps, after three that are not")
-    parser.add_argument("--accumulation", type=int, default=1, help="microbatches a step")
-    parser.add_argument("--remat", choices=("none", "dots", "full"), help="of all three parts; default: the config's")
+    parser.add_argument("--rows", type=int, default=8, help="rows of the global batch")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps, after three warm-up steps")
+    parser.add_argument("--accumulation", type=int, default=1, help="microbatches per step")
+    parser.add_argument(
+        "--remat", choices=("none", "dots", "full"), help="of all three parts (default: as in the config)"
+    )
     parser.add_argument("--mesh", default="data:1,fsdp:-1,tensor:1")
-    parser.add_argument("--json", type=Path, help="writes the record there")
+    parser.add_argument("--json", type=Path, help="file for the record")
     a = parser.parse_args()
     stage = make_stage(a.size, rows=a.rows, remat=a.remat)
     record = measure(stage, steps=a.steps, accumulation=a.accumulation, mesh=a.mesh)
@@ -59,12 +61,11 @@ def main() -> None:
     for name, value in record.items():
         print(f"{name:22} {value:.4g}" if isinstance(value, float) else f"{name:22} {value}")
     if a.json:
-        a.json.parent.mkdir(parents=True, exist_ok=True)
-        a.json.write_text(json.dumps(record, indent=1) + "\n")
+        write_json(a.json, record)
 
 
 def make_stage(size: str, *, rows: int, remat: str | None) -> PretrainStage:
-    """Both losses on the model of a config; the tiny one in short rows of small pictures."""
+    """Return the stage with both losses for the model of a config; the tiny one has short rows of small images."""
     if size == "tiny":
         model = emu_tiny(vocab_size=FIRST_SPECIAL + 4)
         batch = BatchConfig(batch_size=rows, length=2 * (2 + model.causal_former.num_image_tokens + CAPTION),
@@ -81,51 +82,51 @@ def make_stage(size: str, *, rows: int, remat: str | None) -> PretrainStage:
 
 
 def full_rows(stage: PretrainStage) -> dict[str, np.ndarray]:
-    """Random pictures and words, every place of every row in use."""
+    """Return a batch of random images and tokens without padding."""
     rng = np.random.default_rng(0)
     spec, queries = stage.batch_spec(), stage.model.causal_former.num_image_tokens
     B, L = spec["tokens"].shape
     I = spec["images"].shape[1]
     each = queries + 2 + CAPTION
-    place = np.arange(L) % each
+    position = np.arange(L) % each
     tokens = rng.integers(3, FIRST_SPECIAL, (B, L)).astype(np.int32)
-    tokens[:, place == 0] = FIRST_SPECIAL + 1
-    tokens[:, (place > 0) & (place <= queries)] = FIRST_SPECIAL + 3
-    tokens[:, place == queries + 1] = FIRST_SPECIAL + 2
-    everywhere = lambda row, kind: np.broadcast_to(row, (B, L)).astype(kind)
+    tokens[:, position == 0] = FIRST_SPECIAL + 1
+    tokens[:, (position > 0) & (position <= queries)] = FIRST_SPECIAL + 3
+    tokens[:, position == queries + 1] = FIRST_SPECIAL + 2
+    all_rows = lambda row, dtype: np.broadcast_to(row, (B, L)).astype(dtype)
     assert I * each == L, (L, I, each)
     return {
         "tokens": tokens,
-        "positions": everywhere(place, np.int32),
-        "segment_ids": everywhere(np.arange(L) // each + 1, np.int32),
+        "positions": all_rows(position, np.int32),
+        "segment_ids": all_rows(np.arange(L) // each + 1, np.int32),
         "images": rng.integers(0, 256, spec["images"].shape).astype(np.uint8),
         "num_images": np.full(B, I, np.int32),
-        "text_loss_mask": everywhere((place > queries) & (place < each - 1), np.float32),
-        "regression_mask": everywhere(place <= queries, np.float32),
+        "text_loss_mask": all_rows((position > queries) & (position < each - 1), np.float32),
+        "regression_mask": all_rows(position <= queries, np.float32),
         "source_ids": np.zeros((B, L), np.int32),
     }
 
 
 def measure(stage: PretrainStage, *, steps: int, accumulation: int, mesh: str) -> dict[str, Any]:
-    """Compiles the step, runs it, and tells what came of it."""
+    """Compile the step, run it, and return the measurements."""
     devices = make_mesh(parse_mesh(mesh))
     optimizer = make_optimizer(OPTIMIZER, steps=10_000)
     with jax.set_mesh(devices):
         state = create_state(stage, optimizer, config=OPTIMIZER, mesh=devices, seed=0)
         batch = jax.device_put(full_rows(stage), batch_shardings(stage.batch_spec(), mesh=devices))
         step = make_train_step(stage, config=OPTIMIZER, steps=10_000, accumulation=accumulation)
-        began = time.monotonic()
-        kept = jax.tree.map(lambda x: x.sharding, state)
-        out = (kept, NamedSharding(devices, PartitionSpec()))
+        start = time.monotonic()
+        state_shardings = jax.tree.map(lambda x: x.sharding, state)
+        out = (state_shardings, NamedSharding(devices, PartitionSpec()))
         compiled = jax.jit(step, donate_argnums=0, out_shardings=out).lower(state, batch).compile()
-        compile_seconds = time.monotonic() - began
+        compile_seconds = time.monotonic() - start
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         seconds, metrics = [], None
         for _ in range(3 + steps):
-            began = time.monotonic()
+            start = time.monotonic()
             state, metrics = compiled(state, batch)
             jax.block_until_ready(metrics.values)
-            seconds.append(time.monotonic() - began)
+            seconds.append(time.monotonic() - start)
     assert metrics is not None
     assert np.isfinite(metrics.value("loss"))
     median = statistics.median(seconds[3:])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import tarfile
 import threading
@@ -17,8 +18,10 @@ from emu_jax.checkpoints.params import load_params
 from emu_jax.cli import train
 from emu_jax.cli.config_file import read_config
 from emu_jax.config import from_config_dict
+from emu_jax.convert.export_torch import prepare_export
 from emu_jax.data.tokenizer import train_tokenizer
 from emu_jax.errors import UserError
+from emu_jax.io.lock import LOCK_FILE, folder_lock
 from emu_jax.training.log import read_metrics
 from emu_jax.training.runs.emu import EmuRunConfig
 from tests.data.conftest import make_set
@@ -101,6 +104,47 @@ def test_a_stopped_and_resumed_run_is_bit_for_bit_the_same(uninterrupted, config
     jax.tree.map(np.testing.assert_array_equal, one, other)
     states = [(p / "checkpoints/8/data/process_0-of-1.json").read_text() for p in (tmp_path / "run", uninterrupted)]
     assert states[0] == states[1]
+
+
+def contents(folder):
+    """Return the bytes and the modification time of every file."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != LOCK_FILE)
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+@pytest.mark.e2e
+def test_a_refused_or_idle_run_changes_nothing(uninterrupted, config_file, tmp_path, capsys):
+    command = [f"--config={config_file}", f"--workdir={uninterrupted}"]
+    train_tokenizer([f"{n} other words" for n in range(200)], tmp_path / "t.model", vocab_size=300)
+    before = contents(uninterrupted)
+    for word in (
+        "--config.model.decoder.rope_theta=500.0",
+        "--config.model.decoder.num_layers=2",
+        "--config.model.vision.norm_eps=0.1",
+        "--config.data.batch.length=32",
+        f"--config.tokenizer={tmp_path / 't.model'}",
+    ):
+        for steps in (8, 12):
+            with pytest.raises(UserError, match=r"Checkpoint 8 was trained with another config.*train\.warm_start="):
+                train.main([*command, word, f"--config.train.steps={steps}"])
+    with folder_lock(uninterrupted), pytest.raises(UserError, match="is in use by process"):
+        train.main([*command, "--config.train.steps=12"])
+    train.main([*command, "--config.train.optimizer.learning_rate=0.5"])
+    assert "changed since checkpoint 8: train.optimizer.learning_rate: 0.01 in the checkpoint, 0.5 now" in (
+        capsys.readouterr().out
+    )
+    assert contents(uninterrupted) == before
+
+
+@pytest.mark.e2e
+def test_a_step_is_loaded_with_its_own_config(uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    values = json.loads((tmp_path / "run/config.json").read_text())
+    values["model"]["decoder"]["rope_theta"] = 500.0
+    (tmp_path / "run/config.json").write_text(json.dumps(values))
+    for folder in ("run", "run/checkpoints/8"):
+        assert emu_jax.load(tmp_path / folder).config.decoder.rope_theta == 10000.0
+    assert prepare_export(tmp_path / "run").config.decoder.rope_theta == 10000.0
 
 
 @pytest.mark.e2e

@@ -1,4 +1,4 @@
-"""A tiny Emu with random weights, and the reference models where they are."""
+"""A tiny Emu with random weights, and the reference models."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ import pytest
 import emu_jax
 from emu_jax.checkpoints.model_directory import boxed_shapes
 from emu_jax.data.tokenizer import train_tokenizer
+from emu_jax.diffusion.config import UNetConfig, VAEConfig
+from emu_jax.diffusion.decoder import VisualDecoder, unet_inputs, vae_inputs
+from emu_jax.diffusion.schedule import NoiseSchedule
+from emu_jax.diffusion.unet import UNet
+from emu_jax.diffusion.vae import VAE
 from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.models.config import EmuConfig
 from emu_jax.models.presets import emu_tiny
@@ -32,27 +37,54 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> EmuPipeline:
 
 
 def random_params(config: EmuConfig) -> dict[str, Any]:
-    """Parameters that make every part matter; quicker than compiling the model's own initialisation."""
+    """Return random parameters for every module; this is faster than to compile the model's own initialization."""
+    return random_tree(unbox(boxed_shapes(config)))
+
+
+def random_tree(shapes: Any) -> Any:
+    """Return arrays of these shapes: ones for scales, small random values for the rest."""
     rng = np.random.default_rng(3)
 
-    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    def sample(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         if path[-1].key == "scale":
             return jnp.ones(leaf.shape)
         return jnp.asarray(rng.normal(scale=0.1, size=leaf.shape), jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, unbox(boxed_shapes(config)))
+    return jax.tree_util.tree_map_with_path(sample, shapes)
+
+
+def tiny_visual_decoder(width: int) -> VisualDecoder:
+    """Return a decoder of images of 8 x 8 pixels with random parameters, for embeddings of `width`."""
+    unet_config = UNetConfig(
+        sample_size=4,
+        block_out_channels=(16,),
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        layers_per_block=1,
+        attention_head_dim=2,
+        cross_attention_dim=width,
+        norm_num_groups=8,
+    )
+    vae_config = VAEConfig(block_out_channels=(16, 16), layers_per_block=1, norm_num_groups=8)
+    unet, vae = UNet(unet_config), VAE(vae_config)
+    shapes = lambda module, *inputs: unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
+    params = {
+        "unet": random_tree(shapes(unet, *unet_inputs(unet_config))),
+        "vae": random_tree(shapes(vae, *vae_inputs(vae_config))),
+    }
+    return VisualDecoder(unet, vae, schedule=NoiseSchedule(), params=params)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """A reference model, loaded as a user would, with what the release computed from it."""
+    """A reference model, loaded by the public API, with the outputs of the released code for it."""
 
     emu: EmuPipeline
     expected: dict[str, np.ndarray]
-    images: list[np.ndarray]  # normalised, [S, S, 3]
+    images: list[np.ndarray]  # normalized, [S, S, 3]
 
     def prompt(self, index: int) -> list[str | np.ndarray]:
-        """The prompt of that number as parts."""
+        """Return the reference prompt of this number as parts."""
         N = self.emu.config.causal_former.num_image_tokens
         texts = str(self.expected["prompts"][index]).split("[IMG]" + "<image>" * N + "[/IMG]")
         images = self.images[:1] if index == 0 else self.images[1:]

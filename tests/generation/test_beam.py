@@ -1,4 +1,4 @@
-"""Beam search against a plain reading of its rules, one beam at a time, on small chains where `</s>` is frequent."""
+"""Beam search compared with a simple implementation of its rules, on small models where `</s>` is frequent."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ import numpy as np
 import pytest
 
 from emu_jax.generation.beam import beam_search
-from emu_jax.generation.sampling import TextOptions, compile_options
+from emu_jax.generation.options import TextOptions
+from emu_jax.generation.sampling import compile_options
 from emu_jax.models.emu import Emu
 from emu_jax.models.outputs import KVCache
 
-V, BEAMS, ROOM, BATCH = 9, 3, 8, 4
+V, BEAMS, CAPACITY, BATCH = 9, 3, 8, 4
 BOS, EOS = 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """Stands for an Emu: its state is a fading sum of all tokens so far, kept in the cache, so a wrong beam shows."""
+    """A model with the interface of Emu. Its cached state is a decaying sum of all tokens, so wrong beams differ."""
 
     @dataclasses.dataclass(frozen=True)
     class config:
         class decoder:
             vocab_size = V
-            num_layers = 99  # too many to take apart, so that `apply` is asked
+            num_layers = 99  # too many to be unstacked
 
     def apply(self, variables: Any, *inputs: Any, method: Any) -> Any:
         table = variables["params"]
@@ -38,12 +39,13 @@ class Chain:
         if method is Emu.next_logits:
             return inputs[0] @ table
         embedding, cache = inputs
+        assert method is Emu.extend_step
         state = 0.7 * cache.key[0, :, 0, 1] + embedding
         return state, dataclasses.replace(cache, key=cache.key.at[0, :, 0, 1].set(state))
 
 
-def _oracle(table: np.ndarray, start: np.ndarray, options: TextOptions) -> list[int]:
-    """Hugging Face's beam search (transformers 4.29), its scorer's rules spelt out for one row."""
+def _expected(table: np.ndarray, start: np.ndarray, options: TextOptions) -> list[int]:
+    """Return the result of beam search by the rules of transformers 4.29, for one row."""
     beams = [([BOS], 0.0 if k == 0 else -1e9, np.zeros(V)) for k in range(BEAMS)]
     hypotheses: list[tuple[float, list[int]]] = []
     done = False
@@ -63,7 +65,7 @@ def _oracle(table: np.ndarray, start: np.ndarray, options: TextOptions) -> list[
             logits = state @ table
             log_probs = logits - math.log(np.sum(np.exp(logits - logits.max()))) - logits.max()
             for token in set(tokens):
-                log_probs[token] *= options.repetition_penalty  # all below zero
+                log_probs[token] *= options.repetition_penalty  # all are negative
             if length < options.min_length:
                 log_probs[EOS] = -np.inf
             candidates += [(score + log_probs[token], k, token, state) for token in range(V)]
@@ -93,9 +95,9 @@ def _oracle(table: np.ndarray, start: np.ndarray, options: TextOptions) -> list[
 @functools.partial(jax.jit, static_argnames="search")
 def _search(table: jax.Array, start: jax.Array, controls: Any, search: Any) -> tuple[jax.Array, jax.Array]:
     cache = KVCache(
-        key=jnp.zeros((1, BATCH, 1, 1 + ROOM, V)),
-        value=jnp.zeros((1, BATCH, 1, 1 + ROOM, 1)),
-        valid=jnp.zeros((BATCH, 1 + ROOM), bool),
+        key=jnp.zeros((1, BATCH, 1, 1 + CAPACITY, V)),
+        value=jnp.zeros((1, BATCH, 1, 1 + CAPACITY, 1)),
+        valid=jnp.zeros((BATCH, 1 + CAPACITY), bool),
         index=jnp.int32(0),
         positions=jnp.zeros(BATCH, jnp.int32),
     )
@@ -111,7 +113,7 @@ def test_beams_follow_the_rules(fixed: dict) -> None:
     rng = np.random.default_rng(1)
     ended = 0
     for length_penalty in (0.0, 1.0, -1.0, 2.0):
-        for min_length, max_new_tokens in ((0, ROOM), (4, ROOM), (0, 3)):
+        for min_length, max_new_tokens in ((0, CAPACITY), (4, CAPACITY), (0, 3)):
             options = TextOptions(
                 num_beams=BEAMS,
                 length_penalty=length_penalty,
@@ -120,13 +122,13 @@ def test_beams_follow_the_rules(fixed: dict) -> None:
                 **fixed,
             )
             search, controls = compile_options(
-                options, capacity=ROOM, max_new_tokens=max_new_tokens, bos_id=BOS, eos_id=EOS, pad_id=0
+                options, capacity=CAPACITY, max_new_tokens=max_new_tokens, bos_id=BOS, eos_id=EOS, pad_id=0
             )
             table = rng.normal(scale=1.5, size=(V, V)).astype(np.float32)
             start = rng.normal(size=(BATCH, V)).astype(np.float32)
             tokens, lengths = map(np.asarray, _search(table, start, controls, search))
             for row in range(BATCH):
-                expected = _oracle(table.astype(np.float64), start[row].astype(np.float64), options)
+                expected = _expected(table.astype(np.float64), start[row].astype(np.float64), options)
                 assert tokens[row, : lengths[row]].tolist() == expected
                 ended += expected[-1] == EOS
-    assert ended > 10  # the rules of ending were at work
+    assert ended > 10  # the rules for the end were used

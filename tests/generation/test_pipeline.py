@@ -1,4 +1,4 @@
-"""The model in use, on random weights: batches, buckets, draws, images between texts, pictures, and clear errors."""
+"""A loaded Emu with random weights: batches, buckets, sampling, alternating text and images, decoding, clear errors."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from emu_jax.diffusion.config import UNetConfig, VAEConfig
-from emu_jax.diffusion.decoder import VisualDecoder
 from emu_jax.errors import UserError
 from emu_jax.generation.mixed import interleave
 from emu_jax.generation.options import ImageOptions
 from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.generation.pixels import contact_sheet
-from emu_jax.generation.text import generate_tokens
 from emu_jax.sharding.mesh import MeshConfig, make_mesh
+from tests.generation.conftest import tiny_visual_decoder
 
 N = 4
 RED = np.full((32, 32, 3), (200, 0, 0), np.uint8)
@@ -28,42 +26,26 @@ BLUE = np.full((32, 32, 3), (0, 0, 200), np.uint8)
 
 
 @pytest.fixture(scope="module")
-def painter(tiny: EmuPipeline) -> EmuPipeline:
+def with_decoder(tiny: EmuPipeline) -> EmuPipeline:
     """The tiny Emu with a tiny visual decoder."""
-    unet = UNetConfig(
-        sample_size=4,
-        block_out_channels=(16, 16),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=1,
-        attention_head_dim=2,
-        cross_attention_dim=tiny.config.decoder.width,
-        norm_num_groups=8,
-    )
-    vae = VAEConfig(block_out_channels=(16, 16), layers_per_block=1, norm_num_groups=8)
-    decoder = VisualDecoder.create(unet, vae)
+    decoder = tiny_visual_decoder(tiny.config.decoder.width)
     return EmuPipeline(tiny.config, tiny.params, tokenizer=tiny.tokenizer, visual_decoder=decoder)
 
 
-def test_a_batch_is_its_prompts_alone_and_lengths_share_a_program(tiny: EmuPipeline) -> None:
+def test_a_result_does_not_depend_on_the_batch(tiny: EmuPipeline) -> None:
     prompts = [["a"], ["a red circle", RED], [RED, "and", BLUE, "what is this?"]]
     together = tiny.generate_text_batch(prompts, return_ids=True, max_new_tokens=6)
-    alone = [tiny.generate_text(prompt, return_ids=True, max_new_tokens=6) for prompt in prompts]
-    assert together == alone
-    programs = generate_tokens._cache_size()
-    for text in ("a", "a small", "a small green square"):
-        assert len(tiny.build_prompt(text).tokens) <= 16
-        tiny.generate_text(text, max_new_tokens=5)
-    tiny.generate_text("a dog", max_new_tokens=11, length_penalty=1.0, min_length=3)
-    assert generate_tokens._cache_size() == programs
+    separately = [tiny.generate_text(prompt, return_ids=True, max_new_tokens=6) for prompt in prompts]
+    assert together == separately
 
 
-def test_prompts_of_one_bucket_compile_nothing_anew(tiny: EmuPipeline, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever is asked of them: greedy, beams, embeddings, scores; and no stray little program beside a large one."""
+def test_prompts_of_one_bucket_share_their_programs(tiny: EmuPipeline, caplog: pytest.LogCaptureFixture) -> None:
+    """Greedy search, beam search, embeddings and scores compile once per bucket, and no additional small programs."""
 
     def use(text: str, answers: list[str], penalty: float) -> None:
         assert len(tiny.build_prompt([RED, text], open_image=True).tokens) <= 16
         tiny.generate_text([RED, text], max_new_tokens=5)
+        tiny.generate_text([RED, text], max_new_tokens=11, min_length=3)
         tiny.generate_text([RED, text], max_new_tokens=5, num_beams=2, length_penalty=penalty)
         tiny.generate_embeddings([RED, text])
         tiny.score([RED, text], answers)
@@ -77,7 +59,7 @@ def test_prompts_of_one_bucket_compile_nothing_anew(tiny: EmuPipeline, caplog: p
     assert [record for record in caplog.records if "XLA compilation" in record.message]
 
 
-def test_each_place_is_the_likeliest_of_a_plain_forward_pass(tiny: EmuPipeline) -> None:
+def test_each_token_is_the_most_likely_one_of_a_forward_pass(tiny: EmuPipeline) -> None:
     prompt = [RED, "this is a"]
     ids = tiny.generate_text(prompt, return_ids=True, max_new_tokens=6)
     tokens = [*tiny.build_prompt(prompt).tokens.tolist(), *ids]
@@ -86,19 +68,19 @@ def test_each_place_is_the_likeliest_of_a_plain_forward_pass(tiny: EmuPipeline) 
     assert logits[0].argmax(-1)[-1 - len(ids) : -1].tolist() == ids
 
 
-def test_draws(tiny: EmuPipeline) -> None:
-    draw = lambda **options: tiny.generate_text(
+def test_sampling(tiny: EmuPipeline) -> None:
+    sample = lambda **options: tiny.generate_text(
         "a", return_ids=True, max_new_tokens=8, top_p=0.9, **{"temperature": 5.0, "seed": 3, **options}
     )
-    first = draw()
-    assert draw() == first
-    assert draw(seed=4) != first
-    assert draw(temperature=1e-4) == tiny.generate_text("a", return_ids=True, max_new_tokens=8)
-    assert draw(top_k=1) == tiny.generate_text("a", return_ids=True, max_new_tokens=8)
+    first = sample()
+    assert sample() == first
+    assert sample(seed=4) != first
+    assert sample(temperature=1e-4) == tiny.generate_text("a", return_ids=True, max_new_tokens=8)
+    assert sample(top_k=1) == tiny.generate_text("a", return_ids=True, max_new_tokens=8)
 
 
-def test_embeddings_are_each_read_back_in(tiny: EmuPipeline) -> None:
-    """N steps over a cache are what one pass over the whole sequence predicts, each from those before it."""
+def test_each_embedding_is_the_input_of_the_next(tiny: EmuPipeline) -> None:
+    """N steps with a cache give the predictions of one pass over the complete sequence."""
     prompt = tiny.build_prompt(["a red circle"], open_image=True)
     generated = tiny.generate_embeddings(["a red circle"])
     assert generated.shape == (N, 128)
@@ -106,25 +88,25 @@ def test_embeddings_are_each_read_back_in(tiny: EmuPipeline) -> None:
     @jax.jit
     def predictions(params: Any, inputs: jax.Array) -> jax.Array:
         length = inputs.shape[1]
-        places = {"positions": jnp.arange(length)[None], "mask": jnp.tril(jnp.ones((1, length, length), bool))}
-        read = lambda model: model.next_embedding(model.decoder(inputs, **places)[0])
-        return tiny.model.apply({"params": params}, method=read)
+        layout = {"positions": jnp.arange(length)[None], "mask": jnp.tril(jnp.ones((1, length, length), bool))}
+        predict = lambda model: model.next_embedding(model.decoder(inputs, **layout)[0])
+        return tiny.model.apply({"params": params}, method=predict)
 
-    read = tiny.forward(prompt.tokens[None]).input_embeddings
-    inputs = jnp.concatenate([read, generated[None, :-1]], axis=1)
+    prompt_embeddings = tiny.forward(prompt.tokens[None]).input_embeddings
+    inputs = jnp.concatenate([prompt_embeddings, generated[None, :-1]], axis=1)
     expected = predictions(tiny.params, inputs)[0, -N:]
     np.testing.assert_allclose(generated, expected, atol=1e-4 * float(jnp.abs(expected).max()))
 
 
-def test_an_image_first_and_then_text(tiny: EmuPipeline) -> None:
+def test_an_image_followed_by_text(tiny: EmuPipeline) -> None:
     image, *rest = tiny.generate(["a red circle"], open_image="first", max_new_tokens=5)
-    alone = tiny.generate_embeddings(["a red circle"])
-    np.testing.assert_allclose(image, alone, rtol=0, atol=1e-4 * float(np.abs(alone).max()))
+    expected = tiny.generate_embeddings(["a red circle"])
+    np.testing.assert_allclose(image, expected, rtol=0, atol=1e-4 * float(np.abs(expected).max()))
     assert all(isinstance(part, str) for part in rest)
 
 
 def test_a_story_alternates(tiny: EmuPipeline) -> None:
-    """With `</s>` made the likeliest word from the fourth place on, each text ends, and an image follows it."""
+    """The weights make `</s>` the most likely token after the prompt, so each text ends and an image follows."""
     head = tiny.params["lm_head"]["projection"]["kernel"]
     hidden = jax.device_get(tiny.forward(tiny.build_prompt(["a red"]).tokens[None]).hidden)[0, -1]
     ended = {"projection": {"kernel": head.at[:, tiny.tokenizer.eos_id].set(0.5 * hidden)}}
@@ -137,10 +119,10 @@ def test_a_story_alternates(tiny: EmuPipeline) -> None:
 
 
 def test_interleaving(tiny: EmuPipeline) -> None:
-    special, words = tiny.tokenizer, tiny.tokenizer.encode("a dog")
+    special, text = tiny.tokenizer, tiny.tokenizer.encode("a dog")
     image = [special.boi_id, *[special.image_token_id] * 2, special.eoi_id]
     embeddings = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
-    ids = np.array([*words, *image, *image, *words, special.boi_id, special.image_token_id])
+    ids = np.array([*text, *image, *image, *text, special.boi_id, special.image_token_id])
     found = interleave(ids, embeddings, tokenizer=special)
     assert [part if isinstance(part, str) else part.tolist() for part in found] == [
         "a dog", embeddings[0].tolist(), embeddings[1].tolist(), "a dog",
@@ -154,44 +136,45 @@ def test_on_a_mesh(tiny: EmuPipeline) -> None:
     np.testing.assert_allclose(sharded.generate_embeddings(prompt), tiny.generate_embeddings(prompt), atol=1e-4)
 
 
-def test_pictures(painter: EmuPipeline) -> None:
-    """Same seed, same picture, however many are made; another seed, another; two images blend; safety blackens."""
+def test_images(with_decoder: EmuPipeline) -> None:
+    """An image depends on its seed and not on the number of images; flagged images are black."""
     few = {"steps": 2, "sampler": "ddim"}
-    one = painter.generate_image(["a red circle"], seed=5, **few)[0]
-    two = painter.generate_image(["a red circle"], seed=5, num_images=2, **few)
+    one = with_decoder.generate_image(["a red circle"], seed=5, **few)[0]
+    two = with_decoder.generate_image(["a red circle"], seed=5, num_images=2, **few)
     assert one.size == (8, 8)
     assert np.abs(np.asarray(two[0], int) - np.asarray(one, int)).max() <= 1
     assert two[0].tobytes() != two[1].tobytes()
-    assert painter.generate_image(["a red circle"], seed=6, **few)[0].tobytes() != one.tobytes()
-    blended = painter.generate_image([RED, BLUE], safety=lambda pictures: [True] * len(pictures), **few)[0]
+    assert with_decoder.generate_image(["a red circle"], seed=6, **few)[0].tobytes() != one.tobytes()
+    blended = with_decoder.generate_image([RED, BLUE], safety=lambda images: [True] * len(images), **few)[0]
     assert not np.asarray(blended).any()
-    assert painter.autoencode_image(RED, **few).size == (8, 8)
-    of_its_own = painter.decode_embeddings(painter.visual_embeddings([RED]), seed=1, **few)
-    assert painter.generate_image([RED], autoencode=True, seed=1, **few)[0].tobytes() == of_its_own[0].tobytes()
-    story = painter.generate(["a red"], open_image="first", max_new_tokens=2, picture=ImageOptions(**few))
+    assert with_decoder.autoencode_image(RED, **few).size == (8, 8)
+    expected = with_decoder.decode_embeddings(with_decoder.visual_embeddings([RED]), seed=1, **few)
+    assert with_decoder.generate_image([RED], autoencode=True, seed=1, **few)[0].tobytes() == expected[0].tobytes()
+    story = with_decoder.generate(["a red"], open_image="first", max_new_tokens=2, image=ImageOptions(**few))
     assert isinstance(story[0], PIL.Image.Image)
 
 
 @pytest.mark.parametrize(
     ("prompt", "options", "message"),
     [
-        (["a"], {"num_images": 0}, "num_images must be at least 1"),
-        (["a"], {"steps": 0}, "steps must be 1 or more"),
-        (["a"], {"guidance_scale": -1}, "guidance_scale must be 0 or more"),
+        (["a"], {"num_images": 0}, "num_images must be an integer from 1 to 1024, not 0"),
+        (["a"], {"num_images": 10**7}, "num_images must be an integer from 1 to 1024"),
+        (["a"], {"steps": 0}, "steps must be an integer from 1 to 1000, not 0"),
+        (["a"], {"guidance_scale": -1}, "guidance_scale must be a number from 0.0 to 1000.0, not -1"),
         (["a"], {"sampler": "euler"}, "sampler must be one of"),
-        (["a"], {"height": 10}, "height must be a multiple of 4, not 10"),
-        (["a"], {"seed": -1}, "seed of pictures lies between"),
+        (["a"], {"height": 9}, "height must be a multiple of 2, not 9"),
+        (["a"], {"seed": -1}, "seed must be an integer from 0 to 4294967295, not -1"),
         (["a"], {"guidance": 1}, "no option 'guidance'"),
-        (["a", RED], {"autoencode": True}, "one image, and nothing else"),
-        ([RED, BLUE], {"autoencode": True}, "one image, and nothing else"),
+        (["a", RED], {"autoencode": True}, "a prompt of one image"),
+        ([RED, BLUE], {"autoencode": True}, "a prompt of one image"),
     ],
 )
-def test_a_picture_that_cannot_be_is_told_before_the_work(
-    painter: EmuPipeline, monkeypatch: pytest.MonkeyPatch, prompt: list, options: dict, message: str
+def test_bad_image_options_are_refused_before_the_work(
+    with_decoder: EmuPipeline, monkeypatch: pytest.MonkeyPatch, prompt: list, options: dict, message: str
 ) -> None:
-    monkeypatch.setattr(painter, "generate_embeddings", lambda *_, **__: pytest.fail("the work began"))
+    monkeypatch.setattr(with_decoder, "generate_embeddings", lambda *_, **__: pytest.fail("the work started"))
     with pytest.raises(UserError, match=message):
-        painter.generate_image(prompt, **options)
+        with_decoder.generate_image(prompt, **options)
 
 
 def test_contact_sheet() -> None:
@@ -200,7 +183,7 @@ def test_contact_sheet() -> None:
     assert sheet.getpixel((17, 13)) == (255, 255, 255)
 
 
-def test_what_cannot_be_done_is_said(tiny: EmuPipeline) -> None:
+def test_clear_errors(tiny: EmuPipeline) -> None:
     with pytest.raises(UserError, match="128"):
         tiny.generate_text("a red circle " * 60)
     with pytest.raises(UserError, match="num_beam"):

@@ -1,4 +1,4 @@
-"""What the release computes, computed here: ids in every position, embeddings after all regression steps."""
+"""The same outputs as the release: ids in every position, embeddings after all regression steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def reference(request: pytest.FixtureRequest):
     return request.getfixturevalue(request.param)
 
 
-def test_prompts_are_the_releases_tokens(reference) -> None:
+def test_prompts_have_the_tokens_of_the_release(reference) -> None:
     for index in (0, 1):
         prompt = reference.emu.build_prompt(reference.prompt(index), special_tokens=True)
         np.testing.assert_array_equal(prompt.tokens, reference.expected[f"prompt{index}_ids"][0])
@@ -28,7 +28,7 @@ def test_prompts_are_the_releases_tokens(reference) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_ids_are_equal_in_every_position(reference, case: str) -> None:
-    """Both prompts in one left-padded batch, so padding changes nothing either."""
+    """Both prompts are in one left-padded batch, so padding has no effect either."""
     prompts = [reference.prompt(0), reference.prompt(1)]
     ids = reference.emu.generate_text_batch(
         prompts, return_ids=True, special_tokens=True, max_new_tokens=12, **CASES[case]
@@ -43,7 +43,7 @@ def _close(actual: np.ndarray, expected: np.ndarray) -> None:
 
 
 def test_text_to_image_embeddings(pretrained) -> None:
-    """The second row is the empty prompt, the unconditional branch of guidance; both in one batch."""
+    """The second row of the batch is the empty prompt, the unconditional input of guidance."""
     actual = pretrained.emu.generate_embeddings_batch(["An image of a dog wearing a pair of glasses.", ""])
     _close(actual, pretrained.expected["t2i_embeddings"])
 
@@ -68,7 +68,7 @@ def test_visual_embeddings(reference) -> None:
 
 
 def test_forward(reference) -> None:
-    """Logits, hidden states and regressed embeddings of each prompt, and the logits end with the true vocabulary."""
+    """Compare logits (of the unpadded vocabulary), hidden states and predicted embeddings of each prompt."""
     emu, expected = reference.emu, reference.expected
     for index in (0, 1):
         images = np.stack([part for part in reference.prompt(index) if not isinstance(part, str)])
@@ -78,12 +78,13 @@ def test_forward(reference) -> None:
             ("hidden", output.hidden),
             ("regressed", output.visual_predictions),
         ):
-            wanted = expected[f"prompt{index}_{name}"]
-            assert actual.shape == wanted.shape
-            assert np.abs(np.asarray(actual) - wanted).max() < 1e-4 * np.abs(wanted).max()
+            reference_output = expected[f"prompt{index}_{name}"]
+            assert actual.shape == reference_output.shape
+            difference = np.abs(np.asarray(actual) - reference_output).max()
+            assert difference < 1e-4 * np.abs(reference_output).max()
 
 
-def test_score_is_the_forward_passs_log_likelihood(pretrained) -> None:
+def test_score_is_the_log_likelihood_of_a_forward_pass(pretrained) -> None:
     emu: EmuPipeline = pretrained.emu
     prompt = pretrained.prompt(0)
     scores = emu.score(prompt, ["cat", "two dogs"], end=True)
@@ -94,5 +95,5 @@ def test_score_is_the_forward_passs_log_likelihood(pretrained) -> None:
         logits = np.asarray(output.logits[0], np.float64)
         log_probs = logits - np.log(np.sum(np.exp(logits - logits.max(-1, keepdims=True)), -1, keepdims=True))
         log_probs -= logits.max(-1, keepdims=True)
-        places = np.arange(len(tokens) - 1, len(tokens) - 1 + len(answer))
-        np.testing.assert_allclose(score, log_probs[places, answer].sum(), rtol=1e-4)
+        positions = np.arange(len(tokens) - 1, len(tokens) - 1 + len(answer))
+        np.testing.assert_allclose(score, log_probs[positions, answer].sum(), rtol=1e-4)

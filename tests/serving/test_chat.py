@@ -126,7 +126,7 @@ def test_images_in_answers(server: Running, client: openai.OpenAI) -> None:
     )  # fmt: skip
     prompt = prompt_of(server.emu, "a red", RED)
     picture = ImageOptions(steps=5, guidance_scale=4.0, seed=9)
-    expected = server.emu.generate(prompt, max_images=2, open_image="first", picture=picture, max_new_tokens=6)
+    expected = server.emu.generate(prompt, max_images=2, open_image="first", image=picture, max_new_tokens=6)
     parts = got.choices[0].message.content
     assert [part["type"] for part in parts] == ["text" if isinstance(one, str) else "image_url" for one in expected]
     for part, one in zip(parts, expected, strict=True):
