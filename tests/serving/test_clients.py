@@ -7,6 +7,7 @@ import dataclasses
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -45,6 +46,19 @@ def test_a_client_that_leaves_frees_its_slot_within_a_second(server: Running, bo
     assert wait_until(lambda: server.engine.in_flight == 0, seconds=10) < 1
     assert server.metric("emu_slots_used") == 0
     assert server.metric("emu_aborted_requests_total") == aborted + 1
+
+
+def test_a_client_that_leaves_before_its_body_is_complete(
+    server: Running, caplog: pytest.LogCaptureFixture, http: httpx.Client
+) -> None:
+    gone = {"route": "/v1/chat/completions", "status": "499"}
+    before = server.metric("emu_requests_total", **gone)
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n{")
+        time.sleep(0.1)
+    wait_until(lambda: server.metric("emu_requests_total", **gone) == before + 1, seconds=10)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 @pytest.mark.usefixtures("slow")
