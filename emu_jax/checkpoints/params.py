@@ -15,6 +15,7 @@ from flax import traverse_util
 from emu_jax.checkpoints.fingerprint import differing, fingerprints
 from emu_jax.checkpoints.shapes import abbreviate, mismatches
 from emu_jax.checkpoints.step import (
+    OPTIMIZER,
     PARAMS,
     DamagedError,
     StepRecord,
@@ -25,6 +26,7 @@ from emu_jax.checkpoints.step import (
 )
 from emu_jax.checkpoints.vocabulary import grow, growing_tables, vocabulary_of
 from emu_jax.errors import UserError
+from emu_jax.io.paths import store_errors
 
 Tree = dict[str, Any]
 
@@ -205,10 +207,16 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _params_path(directory: str | epath.Path) -> epath.Path:
-    path = epath.Path(directory).absolute() / "params"
-    if not path.exists():
-        raise UserError(f"{directory} has no {path.name}/ folder. Name a model directory.")
-    return path
+    path = epath.Path(directory).absolute() / PARAMS
+    with store_errors(path):
+        if path.exists():
+            return path
+    if steps := steps_in(path.parent / "checkpoints"):
+        newest = path.parent / "checkpoints" / str(steps[-1])
+        raise UserError(f"{directory} is a training run. Name one of its steps, such as {newest}.")
+    if (path.parent / OPTIMIZER).exists():
+        raise DamagedError(f"{PARAMS} is missing")
+    raise UserError(f"{directory} has no {PARAMS}/ folder. Name a model directory.")
 
 
 def saved_shapes(path: epath.Path, record: StepRecord | None) -> Tree:

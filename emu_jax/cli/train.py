@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from emu_jax.cli.arguments import ArgumentParser
+from emu_jax.cli.arguments import ArgumentParser, PathOrURL
 from emu_jax.cli.imports import heavy_imports
 
 FIELDS = """
@@ -38,7 +38,9 @@ def main(argv: list[str]) -> None:
     """Run the command."""
     parser = ArgumentParser(__name__, __doc__, epilog=FIELDS)
     parser.add_config_argument()
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run, or gs://BUCKET/RUN")
+    parser.add_argument(
+        "--workdir", required=True, type=PathOrURL, metavar="DIR", help="folder of the run, or gs://BUCKET/RUN"
+    )
     parser.add_argument(
         "--profile", action="store_true", help="write an XLA profile of steps 10 to 13 to WORKDIR/profile"
     )
