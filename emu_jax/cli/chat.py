@@ -2,6 +2,7 @@
 
     python -m emu_jax chat --checkpoint runs/demo
     python -m emu_jax chat --checkpoint Emu-instruct --system image --num-beams 5
+    python -m emu_jax chat --base-url http://127.0.0.1:8000/v1
 
 Type a question and press Enter; <photo.jpg> in it inserts an image. /reset starts a new conversation, /quit (or Ctrl-D)
 ends.
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
+    if any(word.partition("=")[0] == "--base-url" for word in argv):
+        from emu_jax.cli import remote_chat
+
+        remote_chat.run(argv)
+        return
     parser = ArgumentParser(__name__, __doc__)
     parser.add_model_arguments()
     parser.add_argument("--system", choices=SYSTEMS, default="none", help="released system message (default: none)")

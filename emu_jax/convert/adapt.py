@@ -1,6 +1,7 @@
 """Adapt tensors to an Emu of other sizes: interpolated positions, added vocabulary rows, an untied language head."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -24,12 +25,7 @@ def untie_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def adapt_positions(tensors: Mapping[str, Tensor], config: EmuConfig) -> tuple[dict[str, Tensor], list[str]]:
     """Interpolate the learned positions to the image size of `config`. Return the tensors and a note on the change."""
     new, old = config.vision.num_tokens, tensors.get(POSITIONS)
-    if (
-        old is None
-        or len(old.shape) != 3
-        or old.shape[1] == new
-        or round((old.shape[1] - 1) ** 0.5) ** 2 + 1 != old.shape[1]
-    ):
+    if old is None or not _is_square_grid(old.shape) or old.shape[1] == new:
         return dict(tensors), []
     resized = _changed(old, (1, new, old.shape[2]), lambda array: resize_positions(array, new))
     return {**tensors, POSITIONS: resized}, [f"positions interpolated from {old.shape[1] - 1} to {new - 1} patches"]
@@ -41,12 +37,17 @@ def add_vocabulary(tensors: Mapping[str, Tensor], config: EmuConfig) -> tuple[di
     size = config.decoder.vocab_size
     for name in (EMBEDDING, HEAD):
         table = tensors.get(name)
-        if table is not None and table.shape[0] < size:
+        if table is not None and len(table.shape) == 2 and table.shape[0] < size:
             known = table.shape[0]
             grown = lambda array, known=known: grow(array, axis=0, known=known, vocab_size=size, rows=size)
             changed[name] = _changed(table, (size, *table.shape[1:]), grown)
             notes.append(f"{name}: {size - known} rows added, each the mean of the others")
     return changed, notes
+
+
+def _is_square_grid(shape: tuple[int, ...]) -> bool:
+    """Return True for positions `[1, 1 + n * n, D]`."""
+    return len(shape) == 3 and shape[1] > 1 and math.isqrt(shape[1] - 1) ** 2 == shape[1] - 1
 
 
 def _changed(tensor: Tensor, shape: tuple[int, ...], change: Callable[[np.ndarray], np.ndarray]) -> Tensor:

@@ -59,7 +59,7 @@ def read_part_config(directory: Path, part: str) -> dict[str, Any]:
         raise UserError(f"{directory} is not a diffusers folder: {part}/{path.name} is missing.")
     config = read_json(path)
     if not isinstance(config, dict):
-        raise UserError(f"{path} must hold a JSON object.")
+        raise UserError(f"{path} must contain a JSON object.")
     return config
 
 

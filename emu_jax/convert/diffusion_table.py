@@ -96,7 +96,7 @@ def vae_table(config: VAEConfig) -> Table:
 def _linear(
     torch: str, ours: str, inputs: int, outputs: int, *, bias: bool = True, split: Split | None = None
 ) -> Iterator[Row]:
-    """Rows of a linear map; `split` has our shapes of its input and output axes where they differ from torch's."""
+    """Yield the rows of a linear map. `split` has our shapes of its input and output axes if they are not flat."""
     ins, outs = split or ((inputs,), (outputs,))
     yield Row(f"{torch}.weight", (outputs, inputs), f"{ours}/kernel", (*ins, *outs), MATRIX)
     if bias:
@@ -104,7 +104,7 @@ def _linear(
 
 
 def _conv(torch: str, ours: str, inputs: int, outputs: int, *, size: int = 3) -> Iterator[Row]:
-    """Rows of a convolution; one of size 1 is a linear map here."""
+    """Yield the rows of a convolution. A convolution of size 1 is a linear map here."""
     kernel = (size, size, inputs, outputs) if size > 1 else (inputs, outputs)
     yield Row(f"{torch}.weight", (outputs, inputs, size, size), f"{ours}/kernel", kernel, KERNEL)
     yield Row(f"{torch}.bias", (outputs,), f"{ours}/bias", (outputs,), VECTOR)
@@ -116,7 +116,7 @@ def _norm(torch: str, ours: str, width: int) -> Iterator[Row]:
 
 
 def _attention(torch: str, ours: str, width: int, source: int, heads: int, *, qkv_bias: bool) -> Iterator[Row]:
-    """Rows of attention from `width` channels to `source` channels."""
+    """Yield the rows of an attention layer with queries of `width` and keys and values of `source` channels."""
     head_shape = (heads, width // heads)
     for name, path, inputs in (("to_q", "query", width), ("to_k", "key", source), ("to_v", "value", source)):
         split = (inputs,), head_shape

@@ -42,7 +42,7 @@ def open_sources(paths: Sequence[Path]) -> dict[str, Tensor]:
 
 
 def emu_folder(path: Path) -> Path:
-    """Return the part of a source that holds the Emu: the release has it in the folder `multimodal_encoder`."""
+    """Return the folder of the Emu in a source: `multimodal_encoder` in the release, otherwise the source."""
     inner = path / MULTIMODAL_ENCODER
     return inner if inner.is_dir() else path
 

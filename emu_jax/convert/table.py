@@ -124,7 +124,7 @@ def to_tensors(row: Row, read: Callable[[], np.ndarray], dtype: np.dtype) -> lis
 
     def tensor(i: int, name: str) -> Tensor:
         def values() -> np.ndarray:
-            array = stack.take()
+            array = stack.next_array()
             return np.ascontiguousarray(row.to_torch(array if row.layers is None else array[i]))
 
         return Tensor(name, row.torch_shape, dtype, values)
@@ -149,14 +149,14 @@ def tree_to_tensors(table: Iterable[Row], params: Any) -> list[Tensor]:
 
 
 class _Stack:
-    """A parameter that is read once and released when its last layer is taken."""
+    """A parameter that is read for its first layer and released after its last layer."""
 
     def __init__(self, read: Callable[[], np.ndarray], layers: int) -> None:
         self._read, self._layers = read, layers
         self._left = layers
         self._array: np.ndarray | None = None
 
-    def take(self) -> np.ndarray:
+    def next_array(self) -> np.ndarray:
         array = self._read() if self._array is None else self._array
         self._left = (self._left - 1) % self._layers
         self._array = array if self._left else None

@@ -18,7 +18,7 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
     In a folder, safetensors are preferred over `.bin`, and an index over single files.
 
     Raises:
-      UserError: there is no checkpoint, it is incomplete or damaged, or a pickle in it holds code.
+      UserError: there is no checkpoint, it is incomplete or damaged, or a pickle contains code.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist. Name a checkpoint file, or the folder that contains it.")

@@ -29,7 +29,7 @@ def open_torch(file: Path) -> list[Tensor]:
     """Return the tensors of one file. Code in the file is never executed.
 
     Raises:
-      UserError: PyTorch is not installed, or the file is damaged or holds anything else than plain tensors.
+      UserError: PyTorch is not installed, or the file is damaged or contains anything else than dense tensors.
     """
     opened = _TorchFile(file)
     tensors = []
@@ -64,10 +64,10 @@ def write_torch(file: Path, tensors: Iterable[Tensor], *, progress: Progress = n
 
 def _map_tensor(torch: Any, file: Path, tensor: Tensor, offset: int) -> Any:
     bits = np.dtype(np.uint16) if tensor.dtype == _BFLOAT16 else tensor.dtype
-    array = (
-        np.memmap(file, bits, "c", offset=offset, shape=tensor.shape) if tensor.nbytes else np.empty(tensor.shape, bits)
-    )
-    mapped = torch.from_numpy(array)
+    if tensor.nbytes == 0:  # an empty range cannot be mapped
+        mapped = torch.from_numpy(np.empty(tensor.shape, bits))
+    else:
+        mapped = torch.from_numpy(np.memmap(file, bits, "c", offset=offset, shape=tensor.shape))
     return mapped.view(torch.bfloat16) if tensor.dtype == _BFLOAT16 else mapped
 
 
@@ -112,7 +112,7 @@ def _load(file: Path) -> Mapping[str, Any]:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
     if not isinstance(loaded, Mapping) or not loaded:
-        raise UserError(f"{file} holds {type(loaded).__name__}, not a state dict of named tensors.")
+        raise UserError(f"{file} contains {type(loaded).__name__}, not a state dict of named tensors.")
     return loaded
 
 
@@ -126,7 +126,7 @@ def _unpickle(torch: Any, file: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)  # the format before torch 1.6
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or _is_pickle(file):
-            raise UserError(f"{file} holds more than tensors (a pickle with code in it) and was not opened.") from None
+            raise UserError(f"{file} was not opened: it is a pickle with code in it, not only tensors.") from None
         raise UserError(f"{file} is not a PyTorch checkpoint, or it is damaged.") from None
     except Exception:  # torch raises a different exception for each way in which a file can be damaged
         raise UserError(f"{file} is not a PyTorch checkpoint, or it is truncated. Copy or download it again.") from None

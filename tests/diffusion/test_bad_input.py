@@ -33,12 +33,12 @@ CONDITIONING = np.zeros((2, 3, WIDTH), np.float32)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"steps": 0}, "steps must be 1 or more, not 0"),
-        ({"guidance_scale": -1.0}, "guidance_scale must be 0 or more, not -1.0"),
-        ({"guidance_scale": float("nan")}, "guidance_scale must be 0 or more, not nan"),
-        ({"seed": -1}, "seed must be from 0 to 4294967295, not -1"),
+        ({"steps": 0}, "steps must be an integer from 1 to 1000, not 0"),
+        ({"guidance_scale": -1.0}, "guidance_scale must be a number from 0.0 to 1000.0, not -1.0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a number from 0.0 to 1000.0, not nan"),
+        ({"seed": -1}, "seed must be an integer from 0 to 4294967295, not -1"),
         ({"height": 30}, "image height must be a multiple of 4, not 30"),
-        ({"width": 0}, "image width must be a multiple of 4, not 0"),
+        ({"width": 0}, "width must be an integer from 1 to 8192, not 0"),
         ({"sampler": "euler"}, "sampler must be one of 'pndm', 'ddim', 'dpm-solver"),
         ({"latents": np.zeros((2, 7, 8, 4))}, "latent height must be a multiple of 2, not 7"),
         ({"latents": np.zeros((2, 8, 8, 3))}, "latents must have 4 channels, not 3"),

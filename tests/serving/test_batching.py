@@ -120,3 +120,23 @@ def test_many_images_are_encoded_in_one_fixed_shape(server: Running, calls: list
     parts = [picture(20 * i, 0, 0) for i in range(8)]
     server.client().chat.completions.create(model=MODEL, messages=user(*parts, "what?"), max_tokens=1)
     assert calls.count("encode") == 2
+
+
+def test_a_failing_program_fails_its_requests_and_the_server_resumes(
+    server: Running, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The arrays of a program that fails are lost: running requests get a 500, the next ones new slots."""
+    before = answer(client, 7)
+    device, run = server.engine._device, server.engine._device.run
+
+    def fail(name: str, *rest: object) -> object:
+        monkeypatch.undo()
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(device, "run", fail)
+    with pytest.raises(openai.InternalServerError) as failed:
+        answer(client, 7)
+    assert failed.value.status_code == 500
+    assert device.run == run
+    assert answer(client, 7) == before
+    assert server.engine.in_flight == 0

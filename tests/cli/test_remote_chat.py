@@ -1,0 +1,106 @@
+"""`chat --base-url` against a real server: streamed answers, images in files, files in questions, a stop."""
+
+from __future__ import annotations
+
+import builtins
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from emu_jax.cli import chat
+from emu_jax.cli.remote_chat import Conversation, printable
+from emu_jax.errors import UserError
+from emu_jax.generation.pipeline import EmuPipeline
+from emu_jax.serving.client import ServerClient
+from tests.serving.conftest import MODEL, Running, emu, picture, png, running, user  # noqa: F401  (fixtures)
+
+OPTIONS = {"model": MODEL, "temperature": 0.0, "max_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def server(emu: EmuPipeline) -> Iterator[Running]:  # noqa: F811
+    with running(emu) as serving:
+        yield serving
+
+
+@pytest.fixture
+def talk(server: Running, tmp_path: Path) -> Conversation:
+    return Conversation(ServerClient(server.url), dict(OPTIONS), tmp_path)
+
+
+def test_a_conversation(
+    server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the command on: two questions, one with an image; an error in between; the answers are the server's."""
+    (tmp_path / "a.png").write_bytes(png(picture(200, 0, 0)))
+    lines = iter([f"<{tmp_path}/a.png> what is this?", "<missing.png>", "/nothing", "a dog", "/quit"])
+    monkeypatch.setattr(builtins, "input", lambda prompt: next(lines))
+    chat.main(["--base-url", server.url, "--max-tokens", "8"])
+    printed = capsys.readouterr().out.partition("\n")[2]
+    ask = lambda messages: server.client().chat.completions.create(messages=messages, **OPTIONS).choices[0].message
+    first = user(picture(200, 0, 0), "what is this?")
+    answer = ask(first).content
+    second = [*first, {"role": "assistant", "content": answer}, *user("a dog")]
+    expected = [
+        printable(answer),
+        "error: missing.png cannot be read (No such file or directory).",
+        "error: There is no command /nothing; there are /image, /video, /draw, /edit, /system, /reset, /seed, /save "
+        "and /quit.",
+        printable(ask(second).content),
+    ]
+    assert printed == "\n".join([*expected, ""])
+    assert printable("a\x1b[2Jb\r\n\u009bc") == "a[2Jb\nc"
+
+
+def test_images(talk: Conversation, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """/draw and /edit write files and print their paths; a seed gives the same image again; /save keeps them."""
+    (tmp_path / "a.png").write_bytes(png(picture(0, 0, 200)))
+    talk.take("/seed 5")
+    talk.take("/draw a red circle")
+    talk.take("/reset")
+    talk.take("/draw a red circle")
+    assert (tmp_path / "emu-1.png").read_bytes() == (tmp_path / "emu-2.png").read_bytes()
+    talk.take(f"/edit {tmp_path}/a.png make it green")
+    assert str(tmp_path / "emu-3.png") in capsys.readouterr().out
+    talk.take(f"/image {tmp_path}/a.png")
+    talk.take("what is this?")
+    talk.take(f"/save {tmp_path}/story.md")
+    page = (tmp_path / "story.md").read_text()
+    assert page.count("![](") == 2
+    saved = np.asarray(PIL.Image.open(io.BytesIO((tmp_path / "story-1.png").read_bytes())))
+    np.testing.assert_array_equal(saved, np.asarray(PIL.Image.open(tmp_path / "emu-2.png")))
+
+
+@pytest.mark.parametrize("line", ["/seed x", "/image none.png", "/image none.txt", "/edit none.png make it red"])
+def test_bad_lines(talk: Conversation, line: str) -> None:
+    with pytest.raises(UserError):
+        talk.take(line)
+
+
+def test_a_stopped_answer_is_forgotten_and_its_request_aborted(
+    talk: Conversation, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk.options["max_tokens"] = 80
+    talk.options["temperature"] = 2.0
+    printed = builtins.print
+
+    def interrupted(*words: object, **options: object) -> None:
+        if options.get("end") == "":
+            raise KeyboardInterrupt
+        printed(*words, **options)
+
+    monkeypatch.setattr(builtins, "print", interrupted)
+    talk.take("a red circle")
+    assert talk.messages == []
+
+
+def test_no_server(tmp_path: Path) -> None:
+    for url, message in (("http://127.0.0.1:1", "no server"), ("127.0.0.1", "must begin with")):
+        with pytest.raises(UserError, match=message):
+            chat.main(["--base-url", url])
+    with pytest.raises(UserError, match="key file"):
+        chat.main(["--base-url", "http://127.0.0.1:1", "--api-key-file", str(tmp_path / "none")])
