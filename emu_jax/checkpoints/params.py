@@ -251,21 +251,21 @@ def read_arrays(path: epath.Path, structs: Tree, saved: Tree, record: StepRecord
     Raises:
       DamagedError: an array cannot be read, or differs from the saved one.
     """
-    wanted = traverse_util.flatten_dict(structs, sep="/")
+    targets = traverse_util.flatten_dict(structs, sep="/")
     stored = traverse_util.flatten_dict(saved, sep="/")
-    cast = [] if record is None else [name for name, leaf in wanted.items() if leaf.dtype != stored[name].dtype]
+    cast = [] if record is None else [name for name, leaf in targets.items() if leaf.dtype != stored[name].dtype]
     groups = [[name] for name in cast]
-    if rest := [name for name in wanted if name not in set(cast)]:
+    if rest := [name for name in targets if name not in set(cast)]:
         groups.append(rest)
     arrays: Tree = {}
     for names in groups:
-        as_saved = {name: _with_dtype(wanted[name], stored[name].dtype) if record else wanted[name] for name in names}
+        as_saved = {name: _with_dtype(targets[name], stored[name].dtype) if record else targets[name] for name in names}
         tree = _restore(path, traverse_util.unflatten_dict(as_saved, sep="/"), partial=len(names) < len(stored))
         if record is not None and (names_of := differing(fingerprints({PARAMS: tree}), record.arrays)):
             raise DamagedError(f"array {names_of[0]} differs from the saved one")
         flat = traverse_util.flatten_dict(tree, sep="/")
-        arrays |= {name: flat[name].astype(wanted[name].dtype) if name in cast else flat[name] for name in names}
-    return traverse_util.unflatten_dict({name: arrays[name] for name in wanted}, sep="/")
+        arrays |= {name: flat[name].astype(targets[name].dtype) if name in cast else flat[name] for name in names}
+    return traverse_util.unflatten_dict({name: arrays[name] for name in targets}, sep="/")
 
 
 def _with_dtype(leaf: jax.ShapeDtypeStruct, dtype: Any) -> jax.ShapeDtypeStruct:
