@@ -21,8 +21,10 @@ from emu_jax.checkpoints.step import (
     StepRecord,
     check_shapes,
     read_record,
+    remove_record,
     step_config,
     steps_in,
+    write_record,
 )
 from emu_jax.checkpoints.vocabulary import grow, growing_tables, vocabulary_of
 from emu_jax.errors import UserError
@@ -32,11 +34,15 @@ Tree = dict[str, Any]
 
 
 def save_params(directory: str | epath.Path, params: Tree) -> None:
-    """Write DIR/params, complete or not at all. Existing parameters are replaced."""
+    """Write DIR/params, complete or not at all, and their checksums. Existing parameters are replaced."""
     path = epath.Path(directory).absolute() / "params"
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_record(path.parent)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path, params, force=True)
+    arrays = fingerprints({PARAMS: params})
+    if jax.process_index() == 0:
+        write_record(path.parent, arrays)
 
 
 def load_params(directory: str | epath.Path, *, shardings: Tree | None = None, dtype: Any = None) -> Tree:

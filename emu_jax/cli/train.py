@@ -8,8 +8,8 @@ WORKDIR receives config.json, tokenizer.model, checkpoints/STEP/{params, optimiz
 tensorboard/, report.html, and rejects/ with a list of the documents that could not be read. The stages `vae` and
 `visual_decoder` also write WORKDIR/visual_decoder, a folder that diffusers opens.
 
-A resumed run must have the config of its newest checkpoint, except for fields that change neither the arithmetic nor the
-order of the data, such as train.steps, learning rates and checkpoints. Otherwise nothing is written.
+A resumed run must have the config of its newest checkpoint, except for fields that change neither the arithmetic nor
+the order of the data, such as train.steps, learning rates and checkpoints. A refused run writes nothing.
 
 SIGTERM and Ctrl-C finish the current step, save a checkpoint and exit with code 0. On several hosts, start the same
 command on each of them, with a --workdir that all of them can reach, such as gs://BUCKET/RUN
