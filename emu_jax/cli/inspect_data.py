@@ -13,13 +13,8 @@ import itertools
 from pathlib import Path
 
 from emu_jax.cli.arguments import ArgumentParser
-from emu_jax.cli.config_file import read_config
-from emu_jax.data.loader.inspection import page
-from emu_jax.data.loader.pipeline import make_loader
-from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.cli.imports import heavy_imports
 from emu_jax.errors import UserError
-from emu_jax.io.files import write_text
-from emu_jax.training.runs.emu import read_emu_config
 
 
 def main(argv: list[str]) -> None:
@@ -30,6 +25,14 @@ def main(argv: list[str]) -> None:
     arguments, overrides = parser.parse_config_args(argv)
     if arguments.batches < 1:
         raise UserError(f"--batches must be at least 1, not {arguments.batches}.")
+    with heavy_imports():
+        from emu_jax.cli.config_file import read_config
+        from emu_jax.data.loader.inspection import page
+        from emu_jax.data.loader.pipeline import make_loader
+        from emu_jax.data.tokenizer import Tokenizer
+        from emu_jax.io.files import write_text
+        from emu_jax.training.runs.emu import read_emu_config
+
     run = read_emu_config(read_config(arguments.config, overrides))
     tokenizer = Tokenizer.load(run.tokenizer, instruct=run.instruct)
     data = dataclasses.replace(run.data, workers=0, prefetch=0)  # workers would only change the order of the rows

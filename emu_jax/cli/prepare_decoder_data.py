@@ -13,12 +13,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from emu_jax.cli.arguments import ArgumentParser, LocalText
-from emu_jax.cli.progress import count_progress
-from emu_jax.convert.visual_decoder import load_visual_decoder
-from emu_jax.data.loader.visual_decoder_examples import Condition
+from emu_jax.cli.imports import heavy_imports
 from emu_jax.errors import UserError
-from emu_jax.generation.api import load
-from emu_jax.generation.decoder_examples import prepare_examples
+
+PREDICTED, ENCODED = "predicted", "encoded"  # values of Condition
 
 
 def main(argv: list[str]) -> None:
@@ -31,8 +29,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument(
         "--condition",
-        choices=[c.value for c in Condition],
-        default=Condition.PREDICTED.value,
+        choices=(PREDICTED, ENCODED),
+        default=PREDICTED,
         help="predicted: embeddings that Emu generates from the caption (the paper); encoded: of the image",
     )
     parser.add_argument("--image-size", type=int, help="pixels per side of the images (default: the size of the U-Net)")
@@ -40,6 +38,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--limit", type=int, help="maximum number of documents of each set")
     parser.add_argument("--batch-size", type=int, default=128)
     a = parser.parse_args(argv)
+
+    with heavy_imports():
+        from emu_jax.cli.progress import count_progress
+        from emu_jax.convert.visual_decoder import load_visual_decoder
+        from emu_jax.data.loader.visual_decoder_examples import Condition
+        from emu_jax.generation.api import load
+        from emu_jax.generation.decoder_examples import prepare_examples
 
     decoder = load_visual_decoder(a.decoder)
     factor = decoder.vae.config.factor

@@ -22,6 +22,7 @@ import functools
 from pathlib import Path
 
 from emu_jax.cli.arguments import ArgumentParser, PathOrURL
+from emu_jax.cli.compilation_cache import use_bucket
 from emu_jax.cli.imports import heavy_imports
 
 FIELDS = """
@@ -70,6 +71,7 @@ def main(argv: list[str]) -> None:
         config.train.profile = True
     start_processes()
     target = arguments.workdir.rstrip("/")
+    use_bucket(target)
     mirror = Mirror(target, fetch=[METRICS_FILE, TOKENIZER]) if is_remote(target) else None
     workdir = Path(target).absolute() if mirror is None else mirror.local
     if "data" in config and not config.data.rejects:

@@ -55,7 +55,7 @@ COMPARED = 3  # first steps whose losses are compared
 def emu_20m(*, vocab_size: int) -> EmuConfig:
     """Return an Emu of 20M parameters for images of 32 x 32 pixels."""
     return EmuConfig(
-        vision=VisionConfig(image_size=32, patch_size=4, width=256, num_layers=6, num_heads=4, mlp_dim=1024),
+        vision=VisionConfig(image_size=32, patch_size=8, width=256, num_layers=6, num_heads=4, mlp_dim=1024),
         causal_former=CausalFormerConfig(
             num_image_tokens=4, width=256, num_layers=4, num_heads=4, head_dim=64, mlp_dim=1024, dropout=0.0
         ),

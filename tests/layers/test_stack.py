@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from emu_jax.layers.linear import DenseGeneral
 from emu_jax.layers.saved import UP
-from emu_jax.layers.stack import Remat, stack
+from emu_jax.layers.stack import MAX_UNROLLED, Remat, stack
 from emu_jax.sharding import axes
 
 
@@ -56,6 +56,19 @@ def test_layers_run_in_order():
         expected = expected + jnp.tanh(expected @ kernel) + 0.5
     out, _ = Stack().apply({"params": params()}, X, None, 0.5)
     np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("length", "remat", "loops"), [(3, Remat.NONE, 0), (3, Remat.FULL, 1), (MAX_UNROLLED + 1, Remat.NONE, 1)]
+)
+def test_a_short_stack_is_not_a_loop_on_a_cpu(length, remat, loops):
+    class Long(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return stack(Layer, length=length, remat=remat)(x, None, 0.5)[0]
+
+    apply = jax.jit(Long().apply).lower(jax.eval_shape(Long().init, jax.random.key(0), X), X)
+    assert apply.compile().as_text().count(" while(") == loops
 
 
 def test_each_layer_gets_its_slice_of_the_per_layer_input():

@@ -28,6 +28,12 @@ def test_options_reach_the_compiler_and_the_last_value_counts():
     assert fusions[1] > fusions[0] == fusions[2]  # without the pass, XLA wraps each operation in a fusion
 
 
+def test_cpu_programs_do_not_use_ynnpack():
+    default = "xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+    assert "__ynn_fusion" in compiled(default), "the option has another name in this XLA"
+    assert "__ynn_fusion" not in compiled()
+
+
 def test_unknown_option_is_named():
     with pytest.raises(UserError, match="xla_no_such_option"):
         compiled("xla_no_such_option=true")
