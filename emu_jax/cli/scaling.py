@@ -188,7 +188,7 @@ def fit(argv: list[str]) -> None:
     """Fit L(N, D) = E + A / N^alpha + B / D^beta by VPNLS and by Approaches 1, 2 and 3, with bootstrap intervals.
 
         python -m emu_jax scaling fit --study=runs/scaling/cpu
-        python -m emu_jax scaling fit --study=runs/scaling/cpu --loss=eval_text_caption,eval_regression_caption
+        python -m emu_jax scaling fit --study=runs/scaling/cpu --loss=eval_text,eval_regression
         python -m emu_jax scaling fit --points=FILE.csv --json=law.json
         python -m emu_jax scaling fit --points=FILE.csv --group=experiment --json=laws.json
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ def collect(study: Path, plan: Plan) -> list[dict[str, Any]]:
 
     Columns: `id`, `outcome`, `held_out`, `params`, `tokens`, `budget` (N, D and C, with the measured fraction of
     padding and number of images), `width`, `steps`, `learning_rate`, `seed`, `commit`; `loss`; every held-out metric
-    as `eval_...` and every training loss, the mean of the last log lines, as `train_...`; the monitors of collapse.
-    `loss` is the held-out text loss where there is one, else the training loss.
+    as `eval_SET_TERM`, with `eval_text` and `eval_regression` as means over the sets; every training loss, the mean of
+    the last log lines, as `train_...`; the monitors of collapse. `loss` is `eval_text`, or the training loss where
+    nothing is held out (`config.evaluation.sets`).
     """
     rows = []
     for run in plan.runs:
@@ -67,8 +68,9 @@ def _row(run: Run, workdir: Path, outcome: Outcome) -> dict[str, Any]:
     evaluated = {_column(name): value for name, value in held_out.items() if name.startswith(EVALUATION)}
     names = sorted({name for record in logged[-FINAL_RECORDS:] for name in record if name.split("/")[0] == "loss"})
     trained = {f"train_{_column(name)}": _mean(logged[-FINAL_RECORDS:], name) for name in names}
-    row["loss"] = evaluated.get("eval_text", evaluated.get("eval_loss", trained.get("train_loss")))
-    row |= evaluated | trained
+    means = {f"eval_{term}": _mean_over_sets(held_out, term) for term in ("text", "regression")}
+    row["loss"] = trained.get("train_loss") if means["eval_text"] is None else means["eval_text"]
+    row |= means | evaluated | trained
     row |= {_column(name): _mean(logged[-FINAL_RECORDS:], name) for name in (*_MONITORS, *_SPEED)}
     return row
 
@@ -82,6 +84,16 @@ def _measured(run: Run, workdir: Path, logged: Sequence[dict[str, Any]]) -> tupl
     rows = run.steps * batch["batch_size"]
     tokens, images = rows * batch["length"] * fill, rows * batch["max_images"] * slots
     return tokens, 6 * (run.decoder_params * tokens + run.image_params_tokens * images)
+
+
+def _mean_over_sets(record: Mapping[str, Any], term: str) -> float | None:
+    """Return the mean of the held-out metrics eval/SET/TERM of a record; None where there is none."""
+    values = [
+        value
+        for name, value in record.items()
+        if value is not None and name.startswith(EVALUATION) and name.endswith(f"/{term}")
+    ]
+    return math.fsum(values) / len(values) if values else None
 
 
 def _mean(records: Sequence[dict[str, Any]], name: str) -> float | None:

@@ -1,6 +1,6 @@
 """Print the entropy of each kind of document of the synthetic shapes world: the floor of the text loss.
 
-    python experiments/scaling/entropy.py --tokenizer=runs/demo/tokenizer.model --num-image-tokens=4
+python experiments/scaling/entropy.py --tokenizer=runs/demo/tokenizer.model --num-image-tokens=4
 """
 
 import argparse

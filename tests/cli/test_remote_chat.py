@@ -16,7 +16,7 @@ from emu_jax.cli.remote_chat import Conversation, printable
 from emu_jax.errors import UserError
 from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.serving.client import ServerClient
-from tests.serving.conftest import MODEL, Running, emu, picture, png, running, user  # noqa: F401  (fixtures)
+from tests.serving.conftest import MODEL, Running, emu, png, running, solid_image, user  # noqa: F401  (fixtures)
 
 OPTIONS = {"model": MODEL, "temperature": 0.0, "max_tokens": 8}
 
@@ -36,13 +36,13 @@ def test_a_conversation(
     server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From the command on: two questions, one with an image; an error in between; the answers are the server's."""
-    (tmp_path / "a.png").write_bytes(png(picture(200, 0, 0)))
+    (tmp_path / "a.png").write_bytes(png(solid_image(200, 0, 0)))
     lines = iter([f"<{tmp_path}/a.png> what is this?", "<missing.png>", "/nothing", "a dog", "/quit"])
     monkeypatch.setattr(builtins, "input", lambda prompt: next(lines))
     chat.main(["--base-url", server.url, "--max-tokens", "8"])
     printed = capsys.readouterr().out.partition("\n")[2]
     ask = lambda messages: server.client().chat.completions.create(messages=messages, **OPTIONS).choices[0].message
-    first = user(picture(200, 0, 0), "what is this?")
+    first = user(solid_image(200, 0, 0), "what is this?")
     answer = ask(first).content
     second = [*first, {"role": "assistant", "content": answer}, *user("a dog")]
     expected = [
@@ -58,7 +58,7 @@ def test_a_conversation(
 
 def test_images(talk: Conversation, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """/draw and /edit write files and print their paths; a seed gives the same image again; /save keeps them."""
-    (tmp_path / "a.png").write_bytes(png(picture(0, 0, 200)))
+    (tmp_path / "a.png").write_bytes(png(solid_image(0, 0, 200)))
     talk.take("/seed 5")
     talk.take("/draw a red circle")
     talk.take("/reset")

@@ -20,7 +20,7 @@ import pytest
 from emu_jax.checkpoints.model_directory import save_model
 from emu_jax.convert.visual_decoder import save_visual_decoder
 from emu_jax.generation.pipeline import EmuPipeline
-from tests.serving.conftest import MODEL, emu, picture, user  # noqa: F401  (a fixture)
+from tests.serving.conftest import MODEL, emu, solid_image, user  # noqa: F401  (a fixture)
 
 START_SECONDS = 240
 SIZES = ("--slots", "2", "--max-beams", "2", "--prefill-chunk", "16", "--image-size", "8x8")
@@ -80,7 +80,7 @@ def test_a_server_outlives_killed_clients_and_drains_at_sigterm(
     environment = user_environment | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     with serve(root, environment, "--checkpoint", checkpoint, *SIZES) as (process, url):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
-        ask = {"model": MODEL, "messages": user("a", picture(9, 9, 9)), "seed": 2}
+        ask = {"model": MODEL, "messages": user("a", solid_image(9, 9, 9)), "seed": 2}
         before = client.chat.completions.create(**ask, max_tokens=4)
 
         killed = subprocess.Popen(

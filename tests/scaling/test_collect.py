@@ -38,7 +38,7 @@ def write_workdir(study, run, *, loss, variance=0.5, steps=STEPS, config=False):
          "fill/images": 0.25, "visual_embedding_variance": variance, "visual_embedding_rank": 9.0},
     ]  # fmt: skip
     if loss is not None:
-        records.append({"step": steps, "eval/text/caption": loss, "eval/text": loss})
+        records.append({"step": steps, "eval/caption/text": loss - 0.1, "eval/video/text": loss + 0.1})
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if config:
         batch = {"batch_size": ROWS, "length": LENGTH, "max_images": SLOTS}
@@ -57,7 +57,8 @@ def test_each_outcome_is_recognized(tmp_path):
     assert [outcome_of(workdir_of(tmp_path, run), run).value for run in runs] == expected
     rows = collect(tmp_path, Plan(STUDY, "", tuple(runs)))
     assert [row["outcome"] for row in rows] == expected[:-1]  # a run that has not begun has no row
-    assert rows[0]["loss"] == rows[0]["eval_text"] == rows[0]["eval_text_caption"] == 2.5
+    assert rows[0]["loss"] == rows[0]["eval_text"] == pytest.approx(2.5)
+    assert rows[0]["eval_caption_text"] == pytest.approx(2.4)
     assert rows[0]["train_loss_text_caption"] == 0.9
     assert rows[4]["reason"] == "the gradient was not finite"
 
@@ -118,7 +119,7 @@ def test_a_study_is_fitted_without_held_out_and_collapsed_runs(study):
 
 
 def test_several_losses_are_fitted_separately_and_jointly(study):
-    names = ("eval_text_caption", "eval_text")
+    names = ("eval_caption_text", "eval_text")
     found = fit_json(analyze(study, None, losses=names, options=FitOptions(bootstraps=0)))
     assert tuple(found["losses"]) == tuple(found["joint"]) == names
     assert found["joint"]["eval_text"]["alpha"] == pytest.approx(SURFACES["chinchilla"].alpha, rel=1e-4)

@@ -160,7 +160,7 @@ def wait_until(true: Callable[[], bool], *, seconds: float) -> float:
     return time.monotonic() - started
 
 
-def picture(red: int, green: int, blue: int, side: int = 40) -> PIL.Image.Image:
+def solid_image(red: int, green: int, blue: int, side: int = 40) -> PIL.Image.Image:
     """An image with some structure."""
     pixels = np.full((side, side, 3), (red, green, blue), np.uint8)
     pixels[: side // 2] //= 2

@@ -14,9 +14,9 @@ import hypothesis.strategies as st
 import openai
 import pytest
 
-from tests.serving.conftest import CONTEXT, LIMITS, MODEL, N, Running, picture, user
+from tests.serving.conftest import CONTEXT, LIMITS, MODEL, N, Running, solid_image, user
 
-RED = picture(200, 0, 0)
+RED = solid_image(200, 0, 0)
 
 
 def ask(http: httpx.Client, **body: object) -> httpx.Response:

@@ -11,7 +11,7 @@ import openai
 import PIL.Image
 import pytest
 
-from tests.serving.conftest import CONTEXT, ENGINE, MODEL, N, Running, picture, user
+from tests.serving.conftest import CONTEXT, ENGINE, MODEL, N, Running, solid_image, user
 
 WORDS = ["a", "red", "circle", "on", "blue", "ground", "what", "is", "this", "dog", "small", "green", "square"]
 
@@ -22,7 +22,7 @@ def request(number: int) -> dict:
     room = CONTEXT - 30
     parts: list[str | PIL.Image.Image] = []
     for _ in range(rng.randint(0, 3)):
-        parts.append(picture(*(rng.randrange(256) for _ in range(3)), side=rng.randint(20, 60)))
+        parts.append(solid_image(*(rng.randrange(256) for _ in range(3)), side=rng.randint(20, 60)))
         room -= N + 2
     parts.append(" ".join(rng.choices(WORDS, k=rng.randint(1, room // 5))))
     body: dict = {"model": MODEL, "messages": user(*parts), "max_tokens": rng.randint(1, 9), "seed": number}
@@ -117,7 +117,7 @@ def test_images_and_text_share_the_device(server: Running, calls: list[str]) -> 
 
 def test_many_images_are_encoded_in_one_fixed_shape(server: Running, calls: list[str]) -> None:
     """9 images fill two batches of 4 and a part of a third."""
-    parts = [picture(20 * i, 0, 0) for i in range(8)]
+    parts = [solid_image(20 * i, 0, 0) for i in range(8)]
     server.client().chat.completions.create(model=MODEL, messages=user(*parts, "what?"), max_tokens=1)
     assert calls.count("encode") == 2
 

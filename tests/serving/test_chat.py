@@ -15,9 +15,9 @@ from emu_jax.data.media_paths import PlainText
 from emu_jax.generation.chat import Turn, chat_prompt
 from emu_jax.generation.options import ImageOptions
 from emu_jax.generation.pipeline import EmuPipeline
-from tests.serving.conftest import IMAGE_SIZE, MODEL, N, Running, data_url, picture, user
+from tests.serving.conftest import IMAGE_SIZE, MODEL, N, Running, data_url, solid_image, user
 
-RED, BLUE = picture(200, 0, 0), picture(0, 0, 200)
+RED, BLUE = solid_image(200, 0, 0), solid_image(0, 0, 200)
 CASES = {
     "greedy": (["what is this?"], {}),
     "drawn": ([RED, "what is this?"], {"temperature": 1.0, "seed": 5}),
@@ -125,8 +125,8 @@ def test_images_in_answers(server: Running, client: openai.OpenAI) -> None:
         extra_body={"modalities": ["text", "image"], "height": IMAGE_SIZE, "width": IMAGE_SIZE, **options},
     )  # fmt: skip
     prompt = prompt_of(server.emu, "a red", RED)
-    picture = ImageOptions(steps=5, guidance_scale=4.0, seed=9)
-    expected = server.emu.generate(prompt, max_images=2, open_image="first", image=picture, max_new_tokens=6)
+    image_options = ImageOptions(steps=5, guidance_scale=4.0, seed=9)
+    expected = server.emu.generate(prompt, max_images=2, open_image="first", image=image_options, max_new_tokens=6)
     parts = got.choices[0].message.content
     assert [part["type"] for part in parts] == ["text" if isinstance(one, str) else "image_url" for one in expected]
     for part, one in zip(parts, expected, strict=True):
@@ -167,7 +167,7 @@ def test_an_image_of_an_answer_can_be_sent_back(client: openai.OpenAI) -> None:
 
 
 def test_a_video_is_eight_images(server: Running, client: openai.OpenAI) -> None:
-    frames = [np.asarray(picture(30 * i, 0, 0, side=32)) for i in range(8)]
+    frames = [np.asarray(solid_image(30 * i, 0, 0, side=32)) for i in range(8)]
     url = f"data:video/mp4;base64,{base64.b64encode(video(frames)).decode()}"
     messages = [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": url}},
                                              {"type": "text", "text": "which way?"}]}]  # fmt: skip

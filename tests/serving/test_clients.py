@@ -7,6 +7,7 @@ import dataclasses
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,7 +18,7 @@ import pytest
 from emu_jax.data.document import Role
 from emu_jax.generation.chat import Turn, chat_prompt
 from emu_jax.generation.pipeline import EmuPipeline
-from tests.serving.conftest import CONTEXT, ENGINE, MODEL, Running, picture, running, user, wait_until
+from tests.serving.conftest import CONTEXT, ENGINE, MODEL, Running, running, solid_image, user, wait_until
 
 LONG = {"model": MODEL, "messages": user("a red circle on a blue ground"), "max_tokens": 60}
 SLOW_IMAGE = {"model": MODEL, "messages": user("a"), "modalities": ["image"], "num_inference_steps": 100}
@@ -45,6 +46,19 @@ def test_a_client_that_leaves_frees_its_slot_within_a_second(server: Running, bo
     assert wait_until(lambda: server.engine.in_flight == 0, seconds=10) < 1
     assert server.metric("emu_slots_used") == 0
     assert server.metric("emu_aborted_requests_total") == aborted + 1
+
+
+def test_a_client_that_leaves_before_its_body_is_complete(
+    server: Running, caplog: pytest.LogCaptureFixture, http: httpx.Client
+) -> None:
+    gone = {"route": "/v1/chat/completions", "status": "499"}
+    before = server.metric("emu_requests_total", **gone)
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n{")
+        time.sleep(0.1)
+    wait_until(lambda: server.metric("emu_requests_total", **gone) == before + 1, seconds=10)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 @pytest.mark.usefixtures("slow")
@@ -85,9 +99,9 @@ def test_an_aborted_turn_is_not_reused_and_a_complete_one_is(server: Running) ->
 def test_a_reused_prefix_prefills_only_the_rest_and_gives_the_same(server: Running) -> None:
     """The next turn of a conversation finds the complete chunks of the one before, its images included."""
     client = server.client()
-    pictures = picture(0, 90, 0), picture(0, 0, 90)
+    images = solid_image(0, 90, 0), solid_image(0, 0, 90)
     texts = "look: ", "what is this? a small green square", "and a dog?"
-    first = user(texts[0], pictures[0], texts[1], pictures[1])
+    first = user(texts[0], images[0], texts[1], images[1])
     ask = lambda messages: client.chat.completions.create(model=MODEL, messages=messages, max_tokens=6)
     encoded = server.metric("emu_encoded_images_total")
     answer = ask(first).choices[0].message.content
@@ -99,7 +113,7 @@ def test_a_reused_prefix_prefills_only_the_rest_and_gives_the_same(server: Runni
     assert reused % ENGINE.prefill_chunk == 0
     assert server.metric("emu_prefilled_tokens_total") - prefilled == got.usage.prompt_tokens - 1 - reused
     turns = [
-        Turn(Role.USER, (texts[0], pictures[0], texts[1], pictures[1])),
+        Turn(Role.USER, (texts[0], images[0], texts[1], images[1])),
         Turn(Role.ASSISTANT, (answer,)),
         Turn(Role.USER, (texts[2],)),
     ]
@@ -211,14 +225,14 @@ def test_tokenize(server: Running, http: httpx.Client) -> None:
     assert got["tokens"] == server.emu.build_prompt(prompt).tokens.tolist()
     assert got["count"] == len(got["tokens"])
     assert got["max_model_len"] == CONTEXT
-    messages = user("a", picture(9, 9, 9))
+    messages = user("a", solid_image(9, 9, 9))
     usage = server.client().chat.completions.create(model=MODEL, messages=messages, max_tokens=1).usage
     assert http.post("/tokenize", json={"messages": messages}).json()["count"] == usage.prompt_tokens
     assert http.post("/tokenize", json={"model": MODEL}).status_code == 400
 
 
 def test_metrics(server: Running, http: httpx.Client) -> None:
-    ask = {"model": MODEL, "messages": user("a", picture(9, 9, 9)), "max_tokens": 5}
+    ask = {"model": MODEL, "messages": user("a", solid_image(9, 9, 9)), "max_tokens": 5}
     before = server.metric("emu_requests_total", route="/v1/chat/completions", status="200")
     tokens = server.metric("emu_generated_tokens_total")
     usage = server.client().chat.completions.create(**ask).usage

@@ -11,9 +11,9 @@ import openai
 import PIL.Image
 import pytest
 
-from tests.serving.conftest import IMAGE_SIZE, MODEL, N, Running, picture, png
+from tests.serving.conftest import IMAGE_SIZE, MODEL, N, Running, png, solid_image
 
-RED, BLUE = picture(200, 0, 0), picture(0, 0, 200)
+RED, BLUE = solid_image(200, 0, 0), solid_image(0, 0, 200)
 STEPS = {"steps": 4, "guidance": 3.0}
 
 

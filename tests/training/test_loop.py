@@ -47,7 +47,7 @@ def assert_same_end(found: Path, expected: Path, *, step: int = STEPS) -> None:
     assert losses(found) == losses(expected)
     for path in (found, expected):
         (state,) = (path / "checkpoints" / str(step) / "data").glob("*.json")
-        assert json.loads(state.read_text()) == {"index": step}
+        assert json.loads(state.read_text())["state"] == {"index": step}
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +175,14 @@ def test_the_best_checkpoints_are_kept_by_the_evaluation_of_their_own_step(
         evaluations=[lambda step, params: {"score": scores[step]}],
     )
     assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == expected | {12}
+
+
+def test_named_steps_are_saved_and_kept(tmp_path: Path) -> None:
+    stage = ToyStage()
+    checkpoint = CheckpointConfig(every_steps=4, keep=1, keep_steps=(3, 7))
+    train(short(12, checkpoint=checkpoint), stage=stage, data=ToyData(stage), workdir=tmp_path, quiet=True)
+    saved = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    assert saved == [3, 7, 12]
 
 
 def test_non_finite_gradients_stop_the_run_and_name_the_newest_checkpoint(tmp_path):

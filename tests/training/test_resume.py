@@ -120,7 +120,7 @@ def test_another_tokenizer_is_refused_by_its_content(workdir, tmp_path):
     for name, content in (("same.model", b"one"), ("other.model", b"two")):
         (tmp_path / name).write_bytes(content)
     assert check(run_config(), workdir, tmp_path / "same.model") is None
-    with pytest.raises(UserError, match="tokenizer: .*other.model is not the"):
+    with pytest.raises(UserError, match=r"tokenizer: .*other\.model is not the"):
         check(run_config(), workdir, tmp_path / "other.model")
 
 
