@@ -10,12 +10,20 @@ from pathlib import Path
 
 import pytest
 
+from emu_jax.cli import compilation_cache
+
 ROOT = Path(__file__).resolve().parents[1]
 DEVICES = 8
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
-ORIGINAL_ENVIRONMENT = dict(os.environ)
+# Tests compile many programs several times. `make test` starts with the programs of the last run.
+COMPILATION_CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / "build" / "test-cache" / compilation_cache.machine()),
+    "JAX_COMPILATION_CACHE_MAX_SIZE": str(2 * 2**30),  # bytes
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+}
+ORIGINAL_ENVIRONMENT = COMPILATION_CACHE | dict(os.environ)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["XLA_FLAGS"] = (
         f"{ORIGINAL_ENVIRONMENT.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}".strip()
     )
+    for name, value in COMPILATION_CACHE.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Tests spend most of their time compiling; this halves it. `make parity` runs fully optimized programs.
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

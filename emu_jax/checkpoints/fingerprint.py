@@ -23,7 +23,7 @@ def fingerprints(tree: Any) -> Fingerprints:
     several devices.
     """
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    sums = {name: _sum_on_host(leaf) for name, leaf in leaves.items() if _is_on_host(leaf)}
+    sums = {name: sum_on_host(leaf) for name, leaf in leaves.items() if _is_on_host(leaf)}
     for names in _by_devices({name: leaf for name, leaf in leaves.items() if name not in sums}):
         values = np.asarray(sum_on_devices([leaves[name] for name in names]))
         sums |= dict(zip(names, map(int, values), strict=True))
@@ -51,8 +51,8 @@ def _sum_all(arrays: list[jax.Array]) -> jax.Array:
     return jnp.stack([jnp.sum(x.astype(jnp.uint32), dtype=jnp.uint32) for x in bits])
 
 
-def _sum_on_host(array: jax.Array | np.ndarray) -> int:
-    """Sum with NumPy, which compiles nothing."""
+def sum_on_host(array: jax.Array | np.ndarray) -> int:
+    """Return the fingerprint of an array on the host. It is computed with NumPy, which compiles nothing."""
     host = np.asarray(array)
     return int(np.sum(host.view(_unsigned(array.dtype)) if _is_float(array.dtype) else host, dtype=np.uint32))
 

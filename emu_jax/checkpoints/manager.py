@@ -223,14 +223,14 @@ class Checkpoints:
         """
         warnings: list[str] = []
         for step in reversed(self.steps()):
+            restored: Restored | None = None
+            error: Exception | None = None
             try:
-                restored, error = self.restore(step, params=params, optimizer=optimizer), None
-            except DamagedError as failure:
-                restored, error = None, failure
-            except UserError:
-                raise
+                restored = self.restore(step, params=params, optimizer=optimizer)
             except Exception as failure:
-                restored, error = None, failure
+                if isinstance(failure, UserError) and not isinstance(failure, DamagedError):
+                    raise
+                error = failure
             if _everywhere(error is None):
                 assert restored is not None
                 damaged = _differing(restored)

@@ -171,7 +171,7 @@ def params_directory(directory: Path) -> Path | None:
     """Return the folder that contains `params`: the directory itself, or a run's newest checkpoint. None if neither."""
     if (directory / PARAMS).is_dir():
         return directory
-    steps = [p for p in directory.glob("checkpoints/*") if p.name.isdigit() and (p / PARAMS).is_dir()]
+    steps = [p for p in directory.glob("checkpoints/*") if p.name.isdigit()]
     return max(steps, key=lambda p: int(p.name), default=None)
 
 

@@ -15,26 +15,34 @@ from flax import traverse_util
 from emu_jax.checkpoints.fingerprint import differing, fingerprints
 from emu_jax.checkpoints.shapes import abbreviate, mismatches
 from emu_jax.checkpoints.step import (
+    OPTIMIZER,
     PARAMS,
     DamagedError,
     StepRecord,
     check_shapes,
     read_record,
+    remove_record,
     step_config,
     steps_in,
+    write_record,
 )
 from emu_jax.checkpoints.vocabulary import grow, growing_tables, vocabulary_of
 from emu_jax.errors import UserError
+from emu_jax.io.paths import store_errors
 
 Tree = dict[str, Any]
 
 
 def save_params(directory: str | epath.Path, params: Tree) -> None:
-    """Write DIR/params, complete or not at all. Existing parameters are replaced."""
+    """Write DIR/params, complete or not at all, and their checksums. Existing parameters are replaced."""
     path = epath.Path(directory).absolute() / "params"
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_record(path.parent)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path, params, force=True)
+    arrays = fingerprints({PARAMS: params})
+    if jax.process_index() == 0:
+        write_record(path.parent, arrays)
 
 
 def load_params(directory: str | epath.Path, *, shardings: Tree | None = None, dtype: Any = None) -> Tree:
@@ -205,10 +213,16 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _params_path(directory: str | epath.Path) -> epath.Path:
-    path = epath.Path(directory).absolute() / "params"
-    if not path.exists():
-        raise UserError(f"{directory} has no {path.name}/ folder. Name a model directory.")
-    return path
+    path = epath.Path(directory).absolute() / PARAMS
+    with store_errors(path):
+        if path.exists():
+            return path
+    if steps := steps_in(path.parent / "checkpoints"):
+        newest = path.parent / "checkpoints" / str(steps[-1])
+        raise UserError(f"{directory} is a training run. Name one of its steps, such as {newest}.")
+    if (path.parent / OPTIMIZER).exists():
+        raise DamagedError(f"{PARAMS} is missing")
+    raise UserError(f"{directory} has no {PARAMS}/ folder. Name a model directory.")
 
 
 def saved_shapes(path: epath.Path, record: StepRecord | None) -> Tree:
@@ -243,23 +257,21 @@ def read_arrays(path: epath.Path, structs: Tree, saved: Tree, record: StepRecord
     Raises:
       DamagedError: an array cannot be read, or differs from the saved one.
     """
-    requested = traverse_util.flatten_dict(structs, sep="/")
+    targets = traverse_util.flatten_dict(structs, sep="/")
     stored = traverse_util.flatten_dict(saved, sep="/")
-    cast = [] if record is None else [name for name, leaf in requested.items() if leaf.dtype != stored[name].dtype]
+    cast = [] if record is None else [name for name, leaf in targets.items() if leaf.dtype != stored[name].dtype]
     groups = [[name] for name in cast]
-    if rest := [name for name in requested if name not in set(cast)]:
+    if rest := [name for name in targets if name not in set(cast)]:
         groups.append(rest)
     arrays: Tree = {}
     for names in groups:
-        as_saved = {
-            name: _with_dtype(requested[name], stored[name].dtype) if record else requested[name] for name in names
-        }
+        as_saved = {name: _with_dtype(targets[name], stored[name].dtype) if record else targets[name] for name in names}
         tree = _restore(path, traverse_util.unflatten_dict(as_saved, sep="/"), partial=len(names) < len(stored))
         if record is not None and (names_of := differing(fingerprints({PARAMS: tree}), record.arrays)):
             raise DamagedError(f"array {names_of[0]} differs from the saved one")
         flat = traverse_util.flatten_dict(tree, sep="/")
-        arrays |= {name: flat[name].astype(requested[name].dtype) if name in cast else flat[name] for name in names}
-    return traverse_util.unflatten_dict({name: arrays[name] for name in requested}, sep="/")
+        arrays |= {name: flat[name].astype(targets[name].dtype) if name in cast else flat[name] for name in names}
+    return traverse_util.unflatten_dict({name: arrays[name] for name in targets}, sep="/")
 
 
 def _with_dtype(leaf: jax.ShapeDtypeStruct, dtype: Any) -> jax.ShapeDtypeStruct:

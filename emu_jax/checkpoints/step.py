@@ -1,4 +1,4 @@
-"""One step of a run on disk: its record of checksums, and its config.
+"""One step of a run on disk: its record of checksums, and its config. A model directory has a record, too.
 
 The item `fingerprints` of a step is its record: the checksum of every array, the step, the checksum of the config, and
 a checksum of the record. The data states hold the identity of the record, so that an item of another step is refused.
@@ -28,7 +28,7 @@ class DamagedError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class StepRecord:
-    """Checksums of a step.
+    """Checksums of a step, or of a model directory.
 
     Attributes:
       arrays: dtype, fingerprint and shape of each array by path; without the shape in older checkpoints.
@@ -46,15 +46,28 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def make_record(step: int, *, arrays: Fingerprints, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of the item `fingerprints`."""
+def make_record(step: int | None, *, arrays: Fingerprints, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the content of the item `fingerprints`. In a model directory, `step` and `config` are None."""
     identity = digest([step, arrays])
-    fields = {**arrays, "step": step, "identity": identity, "config": digest(config)}
+    fields = {**arrays, "step": step, "identity": identity, "config": None if config is None else digest(config)}
     return fields | {"sha256": digest(fields)}
 
 
+def write_record(directory: epath.Path, arrays: Fingerprints) -> None:
+    """Write the record of the parameters in a model directory."""
+    folder = directory / FINGERPRINTS
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _JSON_FILE).write_text(json.dumps(make_record(None, arrays=arrays, config=None)))
+
+
+def remove_record(directory: epath.Path) -> None:
+    """Remove the record of a model directory, before its parameters are replaced."""
+    if (directory / FINGERPRINTS).exists():
+        (directory / FINGERPRINTS).rmtree()
+
+
 def read_record(step: epath.Path) -> StepRecord | None:
-    """Return the record of the folder of a step; None if it has none: a model directory, or an old checkpoint.
+    """Return the record of a step or of a model directory; None if it was written before there were records.
 
     Raises:
       DamagedError: the record is damaged, missing, or of another step.
@@ -77,7 +90,7 @@ def read_record(step: epath.Path) -> StepRecord | None:
     sealed = {name: value for name, value in values.items() if name != "sha256"}
     if others != _STEP_FIELDS or values["sha256"] != digest(sealed):
         raise DamagedError(f"{FINGERPRINTS} is damaged")
-    if step.name.isdigit() and values["step"] != int(step.name):
+    if values["step"] is not None and step.name.isdigit() and values["step"] != int(step.name):
         raise DamagedError(f"it is step {values['step']}, not {step.name}")
     return StepRecord(arrays, values["identity"], values["config"])
 

@@ -16,8 +16,9 @@ from etils import epath
 from flax import traverse_util
 from orbax.checkpoint import type_handlers
 
+from emu_jax.checkpoints.fingerprint import Fingerprints, sum_on_host
 from emu_jax.checkpoints.params import naming_good_step, read_arrays, saved_shapes
-from emu_jax.checkpoints.step import read_record
+from emu_jax.checkpoints.step import PARAMS, read_record, write_record
 from emu_jax.io.tensors import Progress, no_progress
 
 _CHUNK_BYTES = 32 * 2**20  # chunk size of the arrays on disk: a host reads one chunk for a shard of one layer
@@ -75,7 +76,7 @@ class LazyParameter:
 def write_params(
     path: epath.Path, parameters: Mapping[str, LazyParameter], *, progress: Progress = no_progress
 ) -> None:
-    """Write an Orbax checkpoint at `path` that `load_params` reads.
+    """Write an Orbax checkpoint at `path` that `load_params` reads, and its checksums next to it.
 
     Args:
       path: of the checkpoint; it must not exist.
@@ -89,7 +90,9 @@ def write_params(
     registry = type_handlers.create_type_handler_registry(
         (LazyParameter, handler), (jax.Array, type_handlers.ArrayHandler())
     )
-    tree = traverse_util.unflatten_dict(dict(parameters), sep="/")
+    sums: dict[str, dict[int, int]] = {name: {} for name in parameters}
+    summed = {name: _summed(parameter, sums[name]) for name, parameter in parameters.items()}
+    tree = traverse_util.unflatten_dict(summed, sep="/")
     save_args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,)), tree)
     with ocp.Checkpointer(
         ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
@@ -98,6 +101,24 @@ def write_params(
             checkpointer.save(path, args=ocp.args.PyTreeSave(tree, save_args=save_args))
         except Exception as error:  # Orbax reports the missing arrays, not the cause
             raise handler.failure or error from None
+    arrays: Fingerprints = {
+        "".join(f"['{key}']" for key in (PARAMS, *name.split("/"))): (
+            str(parameter.dtype), sum(sums[name].values()) % 2**32, list(parameter.shape)
+        )
+        for name, parameter in parameters.items()
+    }  # fmt: skip
+    write_record(path.parent, arrays)
+
+
+def _summed(parameter: LazyParameter, sums: dict[int, int]) -> LazyParameter:
+    """Return the same parameter; the fingerprint of each layer is stored in `sums` when it is made."""
+
+    def layer(index: int) -> np.ndarray:
+        array = np.asarray(parameter.layer(index), parameter.dtype)
+        sums[index] = sum_on_host(array)
+        return array
+
+    return dataclasses.replace(parameter, layer=layer)
 
 
 class _LazyHandler(type_handlers.NumpyHandler):

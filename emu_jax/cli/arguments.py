@@ -17,9 +17,23 @@ import argparse
 import difflib
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from emu_jax.errors import UserError
+from emu_jax.io.paths import local_path, local_text, path_or_url
+
+
+class LocalText(str):
+    """Type of an argument that is the text of a local path, or a pattern of local paths."""
+
+
+class PathOrURL(str):
+    """Type of an argument that is a local path, or a URL such as gs://BUCKET/FOLDER."""
+
+
+# The checks of arguments that are paths, by the `type` of the argument. Path is a local path.
+PATH_TYPES: dict[Any, Callable[[Any], Any]] = {Path: local_path, LocalText: local_text, PathOrURL: path_or_url}
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -35,6 +49,24 @@ class ArgumentParser(argparse.ArgumentParser):
             allow_abbrev=False,
             **keywords,
         )
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:  # type: ignore[override]
+        """Parse, and check the arguments whose type is one of `PATH_TYPES`.
+
+        This cannot be done by the types themselves: argparse replaces their error by "invalid value".
+
+        Raises:
+          UserError: a mistake, or a URL where the command needs a local path.
+        """
+        namespace, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            check: Callable[[Any], Any] | None = PATH_TYPES.get(action.type)
+            value = getattr(namespace, action.dest, None)
+            if check is not None and value is not None:
+                setattr(
+                    namespace, action.dest, [check(one) for one in value] if isinstance(value, list) else check(value)
+                )
+        return namespace, rest
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError with the message of argparse."""
@@ -52,9 +84,15 @@ class ArgumentParser(argparse.ArgumentParser):
     def add_model_arguments(self) -> None:
         """Add --checkpoint, --tokenizer and --dtype, for a command that loads an Emu."""
         self.add_argument(
-            "--checkpoint", required=True, metavar="DIR", help="model directory, or the workdir of a training run"
+            "--checkpoint",
+            required=True,
+            type=Path,
+            metavar="DIR",
+            help="model directory, or the workdir of a training run",
         )
-        self.add_argument("--tokenizer", metavar="FILE", help="SentencePiece model (default: DIR/tokenizer.model)")
+        self.add_argument(
+            "--tokenizer", type=Path, metavar="FILE", help="SentencePiece model (default: DIR/tokenizer.model)"
+        )
         self.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute dtype (default: as saved)")
 
     def parse_config_args(self, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -13,6 +13,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from emu_jax.errors import UserError
+from emu_jax.io.paths import local_text, path_or_url
+
+# Names of the config fields that are paths. The code reads a warm start from an object store, and all others from the
+# local file system.
+LOCAL_PATHS = ("tokenizer", "path", "rejects", "decoder", "emu", "examples", "data")
+REMOTE_PATHS = ("warm_start",)
 
 
 def read_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -23,8 +29,10 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
       overrides: words such as "--config.train.steps=2000".
 
     Raises:
-      UserError: no such file, an unknown field (the nearest one is named), or a value of the wrong type.
+      UserError: no such file, an unknown field (the nearest one is named), a value of the wrong type, or a URL in a
+        field that must be a local path.
     """
+    path = local_text(path)
     try:
         config = _load(path, overrides)
         _ = config.items  # config_flags raises the errors of loading a file at the first use
@@ -37,7 +45,27 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
         close = difflib.get_close_matches(str(file), [str(other) for other in file.parent.glob("*.py")], n=1)
         hint = f"did you mean {close[0]}?" if close else "name a file with a get_config()."
         raise UserError(f"There is no config file {file}; {hint}") from error
+    _check_paths(config)
     return config
+
+
+def _check_paths(config: ConfigDict, prefix: str = "config") -> None:
+    """Expand `~` in the fields that are paths; raise UserError for a URL where the path must be local."""
+    for name in config:
+        value = config.get_oneway_ref(name).get()
+        check = path_or_url if name in REMOTE_PATHS else local_text
+        try:
+            if isinstance(value, ConfigDict):
+                _check_paths(value, f"{prefix}.{name}")
+            elif isinstance(value, str) and name in (*LOCAL_PATHS, *REMOTE_PATHS) and value:
+                config[name] = check(value)
+            elif isinstance(value, tuple) and all(isinstance(item, ConfigDict) for item in value):
+                for i, item in enumerate(value):
+                    _check_paths(item, f"{prefix}.{name}[{i}]")
+            elif isinstance(value, tuple) and name == "sets" and all(isinstance(item, str) for item in value):
+                config[name] = tuple(check(item) for item in value)
+        except UserError as error:
+            raise UserError(str(error) if str(error).startswith("config") else f"{prefix}.{name}: {error}") from None
 
 
 def _load(path: str, overrides: Sequence[str]) -> ConfigDict:

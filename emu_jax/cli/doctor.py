@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from emu_jax.cli.arguments import ArgumentParser, at_least
+from emu_jax.cli.arguments import ArgumentParser, PathOrURL, at_least
 from emu_jax.cli.imports import heavy_imports
 
 
@@ -23,7 +23,12 @@ def main(argv: list[str]) -> None:
         metavar="SIZES",
         help="sizes of the mesh axes; -1 is the rest (default: data:1,fsdp:-1,tensor:1)",
     )
-    parser.add_argument("--workdir", metavar="DIR", help="folder whose write speed is measured; no file is left there")
+    parser.add_argument(
+        "--workdir",
+        type=PathOrURL,
+        metavar="DIR",
+        help="folder whose write speed is measured; no file is left there",
+    )
     parser.add_argument(
         "--wait",
         type=at_least(1),
@@ -58,8 +63,8 @@ def main(argv: list[str]) -> None:
     if arguments.workdir:
         try:
             print(f"writing to {arguments.workdir}: {diagnostics.write_speed(arguments.workdir):.0f} MB/s")
-        except OSError as error:
-            problems.append(f"cannot write to {arguments.workdir} ({error.strerror or error})")
+        except (ImportError, OSError) as error:
+            problems.append(f"cannot write to {arguments.workdir} ({getattr(error, 'strerror', None) or error})")
     for problem in problems:
         print(f"PROBLEM: {problem}.")
     if problems:

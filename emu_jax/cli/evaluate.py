@@ -47,13 +47,15 @@ def main(argv: list[str]) -> None:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(__name__, __doc__)
-    parser.add_argument("--checkpoint", metavar="DIR", help="model directory, or a run's workdir")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="model directory, or a run's workdir")
     parser.add_argument("--task", metavar="NAME[,NAME...]", help="see --list")
     parser.add_argument("--data", type=Path, metavar="ROOT", help="holds a folder per task")
     parser.add_argument("--output", type=Path, metavar="OUT", help="gets a folder per task")
     parser.add_argument("--predictions", type=Path, metavar="FILE.jsonl", help="score these, without a model")
     parser.add_argument("--list", action="store_true", help="list the tasks with their files")
-    parser.add_argument("--compare", nargs="+", metavar="OUT", help="print the scores of several outputs as one table")
+    parser.add_argument(
+        "--compare", type=Path, nargs="+", metavar="OUT", help="print the scores of several outputs as one table"
+    )
     parser.add_argument("--split", metavar="S", help="default: the first that --list shows")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N examples only")
     parser.add_argument("--max-missing", type=int, default=0, metavar="N", help="examples that may lack an image "

@@ -34,6 +34,7 @@ from emu_jax.cli.imports import heavy_imports
 from emu_jax.errors import UserError
 from emu_jax.generation.options import ImageOptions, TextOptions
 from emu_jax.io.files import write_bytes
+from emu_jax.io.paths import local_path
 
 if TYPE_CHECKING:
     from emu_jax.data.tokenizer import Tokenizer
@@ -257,7 +258,7 @@ def output_file(output: str) -> Path | None:
     """
     if output in (TEXT, IMAGE, STORY):
         return None
-    path = Path(output).expanduser()
+    path = local_path(output)
     if path.suffix.lower() not in _IMAGE_SUFFIXES:
         raise UserError(f"--output must be {TEXT}, {IMAGE}, {STORY} or a file ending in .png or .jpg, not {output!r}.")
     if not path.absolute().parent.is_dir():

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from emu_jax.cli.arguments import ArgumentParser
+from emu_jax.cli.arguments import ArgumentParser, LocalText
 from emu_jax.cli.imports import heavy_imports
 from emu_jax.cli.progress import byte_progress
 
@@ -27,7 +27,9 @@ def main(argv: list[str]) -> None:
     parser = ArgumentParser(__name__, __doc__)
     parser.add_argument("sources", metavar="SOURCE", nargs="+", type=Path, help="checkpoint file or folder")
     parser.add_argument("destination", metavar="DEST", type=Path, help="model directory to write")
-    parser.add_argument("--config", metavar="FILE", help="config.json with the sizes, or the preset emu_14b")
+    parser.add_argument(
+        "--config", type=LocalText, metavar="FILE", help="config.json with the sizes, or the preset emu_14b"
+    )
     parser.add_argument("--tokenizer", metavar="FILE", type=Path, help="SentencePiece model (default: next to SOURCE)")
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="interpolate positions to this image size")
     parser.add_argument(

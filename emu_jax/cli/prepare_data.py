@@ -23,7 +23,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, TimeRemainingColumn
 
-from emu_jax.cli.arguments import ArgumentParser
+from emu_jax.cli.arguments import ArgumentParser, LocalText
 from emu_jax.data.limits import Limits
 from emu_jax.data.prepare.beam import Runner
 from emu_jax.data.prepare.cleaning import PrepareConfig, Store
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     parser = ArgumentParser(__name__, f"{__doc__}\nsources:\n{sources}\n\nlimits:\n{limits}")
     parser.add_argument("--source", required=True, metavar="NAME", help="layout of the input (list above)")
     parser.add_argument(
-        "--input", required=True, nargs="+", metavar="FILES",
+        "--input", required=True, type=LocalText, nargs="+", metavar="FILES",
         help="files of the set: names, folders, braces such as {00000..00099}, wildcards (quote them)",
     )  # fmt: skip
     parser.add_argument("--output", required=True, type=Path, help="folder to write; must not exist yet")

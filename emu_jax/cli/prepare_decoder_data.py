@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from emu_jax.cli.arguments import ArgumentParser
+from emu_jax.cli.arguments import ArgumentParser, LocalText
 from emu_jax.cli.imports import heavy_imports
 from emu_jax.errors import UserError
 
@@ -23,7 +23,9 @@ def main(argv: list[str]) -> None:
     parser = ArgumentParser(__name__, __doc__)
     parser.add_argument("--checkpoint", required=True, type=Path, help="the Emu: a model directory or a workdir")
     parser.add_argument("--decoder", required=True, type=Path, help="diffusers folder with the autoencoder")
-    parser.add_argument("--sets", required=True, nargs="+", help="folders of image-text pairs, from prepare-data")
+    parser.add_argument(
+        "--sets", required=True, type=LocalText, nargs="+", help="folders of image-text pairs, from prepare-data"
+    )
     parser.add_argument("--output", required=True, type=Path, help="folder to write")
     parser.add_argument(
         "--condition",

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     if mesh is None and jax.process_count() > 1:
         raise UserError("On several processes, name the mesh: --mesh data:1,fsdp:1,tensor:4")
     emu = load(arguments.checkpoint, tokenizer=arguments.tokenizer, dtype=arguments.dtype, mesh=mesh)
-    name = arguments.model_name or Path(arguments.checkpoint).resolve().name
+    name = arguments.model_name or arguments.checkpoint.resolve().name
     serve(emu, name, arguments, engine_config(emu, arguments, sizes), keys)
 
 

@@ -8,6 +8,9 @@ WORKDIR receives config.json, tokenizer.model, checkpoints/STEP/{params, optimiz
 tensorboard/, report.html, and rejects/ with a list of the documents that could not be read. The stages `vae` and
 `visual_decoder` also write WORKDIR/visual_decoder, a folder that diffusers opens.
 
+A resumed run must have the config of its newest checkpoint, except for fields that change neither the arithmetic nor
+the order of the data, such as train.steps, learning rates and checkpoints. A refused run writes nothing.
+
 SIGTERM and Ctrl-C finish the current step, save a checkpoint and exit with code 0. On several hosts, start the same
 command on each of them, with a --workdir that all of them can reach, such as gs://BUCKET/RUN
 (docs/tutorials/cloud_tpu.md).
@@ -18,7 +21,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from emu_jax.cli.arguments import ArgumentParser
+from emu_jax.cli.arguments import ArgumentParser, PathOrURL
 from emu_jax.cli.compilation_cache import use_bucket
 from emu_jax.cli.imports import heavy_imports
 
@@ -39,7 +42,9 @@ def main(argv: list[str]) -> None:
     """Run the command."""
     parser = ArgumentParser(__name__, __doc__, epilog=FIELDS)
     parser.add_config_argument()
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run, or gs://BUCKET/RUN")
+    parser.add_argument(
+        "--workdir", required=True, type=PathOrURL, metavar="DIR", help="folder of the run, or gs://BUCKET/RUN"
+    )
     parser.add_argument(
         "--profile", action="store_true", help="write an XLA profile of steps 10 to 13 to WORKDIR/profile"
     )

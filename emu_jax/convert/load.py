@@ -26,6 +26,7 @@ from emu_jax.convert.emu_config import read_config
 from emu_jax.convert.match import match
 from emu_jax.convert.sources import open_sources
 from emu_jax.errors import UserError
+from emu_jax.io.paths import local_path
 from emu_jax.sharding.specs import shardings
 
 
@@ -40,7 +41,7 @@ def load_model(directory: str | os.PathLike, *, mesh: Mesh | None = None, dtype:
     Raises:
       UserError: there is no model, or its parameters do not fit its config.
     """
-    path = Path(directory)
+    path = local_path(directory)
     if not path.is_dir():
         raise UserError(f"There is no model at {path}. Name a directory with {CONFIG} in it.")
     if params_directory(path) is not None:

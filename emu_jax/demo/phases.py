@@ -29,6 +29,7 @@ from emu_jax.demo.world.world import WorldSizes
 from emu_jax.errors import UserError
 from emu_jax.generation.api import load
 from emu_jax.io.files import file_errors, read_json, write_json
+from emu_jax.io.lock import folder_lock
 from emu_jax.training.log import read_metrics
 
 WORLD = WorldSizes(
@@ -90,14 +91,16 @@ def run_demo(workdir: Path, *, fast: bool, progress: ProgressBar) -> None:
     """Run all phases that are not complete yet.
 
     Raises:
-      UserError: the present folder is not the repository, `workdir` has other settings, or a command failed.
+      UserError: the present folder is not the repository, `workdir` is in use or has other settings, or a command
+        failed.
     """
     if not Path(CONFIG).is_file():
         raise UserError(f"There is no {CONFIG} here; run the demo from the folder of the repository.")
     if fast:  # compilation takes most of the time; without optimizations it is twice as fast
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
         jax.config.update("jax_disable_most_optimizations", True)
-    Demo(workdir, FAST if fast else FULL, progress=progress).run()
+    with folder_lock(workdir):
+        Demo(workdir, FAST if fast else FULL, progress=progress).run()
 
 
 class Demo:

@@ -1,7 +1,6 @@
 """`emu_jax.load`: read a model from disk, ready to use."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
@@ -10,6 +9,7 @@ from emu_jax.convert.load import load_model
 from emu_jax.data.tokenizer import fitting_tokenizer
 from emu_jax.errors import UserError
 from emu_jax.generation.pipeline import EmuPipeline
+from emu_jax.io.paths import local_path
 
 
 def load(
@@ -32,7 +32,7 @@ def load(
       UserError: there is no model or no tokenizer, or they do not match.
     """
     parts = load_model(directory, mesh=mesh, dtype=dtype)
-    path = parts.tokenizer if tokenizer is None else Path(tokenizer)
+    path = parts.tokenizer if tokenizer is None else local_path(tokenizer)
     if path is None:
         raise UserError(f"{directory} has no tokenizer.model; set `tokenizer` to the path of a SentencePiece model.")
     return EmuPipeline(

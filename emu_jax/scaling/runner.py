@@ -24,7 +24,7 @@ from emu_jax.training.loop import CHECKPOINTS
 
 LOG = "train.log"
 PROVENANCE = "run.json"
-LOCK = ".lock"
+LOCK = ".scaling.lock"  # another file than that of `train`, which locks the workdir itself
 NOT_FINITE = "was not finite"  # of the message with which `train` gives up
 DONE = (Outcome.FINISHED, Outcome.COLLAPSED, Outcome.DIVERGED)
 

@@ -76,7 +76,8 @@ def compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str]
     ->  (["stage: 'vae' in the checkpoint, 'instruct' now"], ["train.steps: 5 in the checkpoint, 9 now"])
     """
     old, new = _flatten(saved), _flatten(now)
-    refused, allowed = [], []
+    refused: list[str] = []
+    allowed: list[str] = []
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name, _ABSENT), new.get(name, _ABSENT)
         if before != after:

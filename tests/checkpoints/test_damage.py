@@ -1,5 +1,6 @@
 """Damaged checkpoints: a wrong weight or data state is never used, whichever byte of a step is wrong."""
 
+import json
 import random
 import shutil
 
@@ -11,9 +12,9 @@ from etils import epath
 
 from emu_jax.checkpoints.manager import Checkpoints
 from emu_jax.checkpoints.model_config import find_config
-from emu_jax.checkpoints.params import load_params, warm_start
-from emu_jax.checkpoints.step import DamagedError, newest_config, read_record, step_config
-from emu_jax.checkpoints.streaming import StoredParams
+from emu_jax.checkpoints.params import load_params, save_params, warm_start
+from emu_jax.checkpoints.step import DamagedError, digest, newest_config, read_record, step_config
+from emu_jax.checkpoints.streaming import LazyParameter, StoredParams, write_params
 from emu_jax.errors import UserError
 
 SEED, DAMAGES = 0, 40
@@ -170,3 +171,26 @@ def test_a_changed_config_is_refused(copy):
     file.unlink()
     with pytest.raises(DamagedError, match="config is missing"):
         step_config(epath.Path(copy / "200"))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_damage_of_a_model_directory_is_found(tmp_path, streamed):
+    kernel = np.random.default_rng(0).standard_normal((3, 8, 16)).astype(np.float32)
+    params = {"tower": {"kernel": kernel}, "bias": np.ones(16, np.float16)}
+    if streamed:
+        stacked = LazyParameter(kernel.shape, kernel.dtype, True, lambda i: kernel[i])
+        bias = LazyParameter((16,), np.dtype(np.float16), False, lambda i: params["bias"])
+        write_params(epath.Path(tmp_path / "params"), {"tower/kernel": stacked, "bias": bias})
+    else:
+        save_params(tmp_path, params)
+    assert_same(load_params(tmp_path), params)
+    record = tmp_path / "fingerprints" / "metadata"
+    values = json.loads(record.read_text())
+    values["['params']['bias']"][1] ^= 1
+    values["sha256"] = digest({name: value for name, value in values.items() if name != "sha256"})
+    record.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"is damaged: array \['params'\]\['bias'\] differs .* Copy or import it again"):
+        load_params(tmp_path)
+    if not streamed:
+        save_params(tmp_path, params)
+        assert_same(load_params(tmp_path), params)

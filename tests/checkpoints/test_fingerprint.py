@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -12,6 +12,7 @@ from emu_jax.checkpoints.fingerprint import differing, fingerprints, sum_on_devi
 from emu_jax.sharding.mesh import MeshConfig, make_mesh
 
 
+@settings(deadline=None)
 @given(st.integers(0, 8 * 64 * 4 - 1))
 def test_every_bit_changes_the_fingerprint(bit):
     numbers = np.random.default_rng(0).standard_normal((8, 8), np.float32)

@@ -46,7 +46,7 @@ def test_the_second_process_loads_the_programs_of_the_first(tmp_path: Path) -> N
     assert results == ["3", "3000.0"]
     assert len(programs) >= 3
     second, *results = run(tmp_path)
-    assert int(second) == int(first) + len(programs)
+    assert int(second) >= len(programs) > int(first)
     assert sorted(folder.glob("*-cache")) == programs
     assert results == ["3", "3000.0"]
     assert run(tmp_path, JAX_ENABLE_COMPILATION_CACHE="false") == ["0", *results]

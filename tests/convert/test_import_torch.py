@@ -46,7 +46,7 @@ def assert_holds(destination, config, state):
 def test_a_release_folder_is_imported(tmp_path, source, capsys):
     assert run(source, tmp_path / "model") == 0
     assert_holds(tmp_path / "model", small_config(), random_state(small_config()))
-    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.json", "params", "unused"]
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.json", "fingerprints", "params", "unused"]
     printed = capsys.readouterr().out
     assert "visual.head.weight" in printed
     assert str(tmp_path / "model") in printed

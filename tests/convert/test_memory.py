@@ -78,4 +78,9 @@ def test_a_killed_import_can_be_repeated(tmp_path, source):
     assert [path.name for path in tmp_path.iterdir() if path.name == "model"] == []
     subprocess.run(words, check=True, capture_output=True)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "params", "unused"]
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+        "config.json",
+        "fingerprints",
+        "params",
+        "unused",
+    ]

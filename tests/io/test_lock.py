@@ -1,5 +1,6 @@
 """The lock of a folder: one holder, released when its process is killed."""
 
+import shutil
 import subprocess
 import sys
 
@@ -42,4 +43,11 @@ def test_a_lock_is_released_after_an_error(tmp_path):
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot lock"), folder_lock(tmp_path / "file" / "run"):
+        pass
+
+
+def test_the_block_may_remove_the_folder_of_the_lock(tmp_path):
+    with folder_lock(tmp_path / "new"):
+        shutil.rmtree(tmp_path / "new")
+    with folder_lock(tmp_path / "new"), pytest.raises(UserError, match="in use"), folder_lock(tmp_path / "new"):
         pass

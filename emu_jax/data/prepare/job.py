@@ -29,6 +29,7 @@ from emu_jax.data.prepare.tfds_folder import build_folder
 from emu_jax.data.sources import SOURCES, Outcome
 from emu_jax.errors import UserError
 from emu_jax.io.files import file_errors, read_json, write_json, write_text
+from emu_jax.io.lock import LOCK_FILE, folder_lock
 
 _MIN_DOCUMENTS = 1000  # documents to read before the fraction of broken ones is checked
 
@@ -86,25 +87,32 @@ def prepare(
       runner: run both steps on Apache Beam; the records and the summary are the same.
 
     Raises:
-      UserError: no input, input of another layout, more than `config.max_rejected` of it broken, no documents left, or
-        `output` was made from other input or with other settings.
+      UserError: another process prepares `output`; or no input, input of another layout, more than
+        `config.max_rejected` of it broken, no documents left, or `output` was made from other input or with other
+        settings.
     """
     if not inputs:
         raise UserError(f"No input files; {config.source} requires {SOURCES[config.source].files}.")
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", split):
         raise UserError(f"A split is named by letters, digits and underscores, not {split!r}.")
     settings = preparation_identity(inputs, config, split)
+    partial = PartialFolder(output.with_name(f".{output.name}.partial"))
     if output.exists():
         return _existing_summary(output, settings)
-    partial = PartialFolder(output.with_name(f".{output.name}.partial"))
-    partial.start(settings, max_rejected=config.max_rejected)
-    try:
-        parts = _all_parts(inputs, partial, config, workers=workers, runner=runner, progress=progress)
-    except UserError:
-        partial.remove_if_empty()
-        raise
-    with file_errors("write", output):
-        return _write_set(parts, partial.path, output, split=split, settings=settings, runner=runner, progress=progress)
+    with folder_lock(output, file=partial.path / LOCK_FILE):
+        if output.exists():  # the last holder of the lock has completed it
+            shutil.rmtree(partial.path)
+            return _existing_summary(output, settings)
+        partial.start(settings, max_rejected=config.max_rejected)
+        try:
+            parts = _all_parts(inputs, partial, config, workers=workers, runner=runner, progress=progress)
+        except UserError:
+            partial.remove_if_empty()
+            raise
+        with file_errors("write", output):
+            return _write_set(
+                parts, partial.path, output, split=split, settings=settings, runner=runner, progress=progress
+            )
 
 
 def _all_parts(

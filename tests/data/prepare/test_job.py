@@ -28,6 +28,7 @@ from emu_jax.data.prepare.job import prepare
 from emu_jax.data.records import from_record, serialize
 from emu_jax.data.sources import ReadOptions
 from emu_jax.errors import UserError
+from emu_jax.io.lock import LOCK_FILE, folder_lock
 from tests.data.conftest import color_image, write_jsonl
 
 CONFIG = PrepareConfig(source="jsonl", image_size=8, min_side=4)
@@ -89,6 +90,15 @@ def test_documents_have_the_pixels_of_the_release(tmp_path, store):
     assert isinstance(document.segments[0].data, np.ndarray if store is Store.RAW else bytes)
     assert texts(tmp_path / "out") == [*(f"number {n}" for n in range(5)), "number x"]
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_second_preparation_of_the_same_output_is_refused(tmp_path):
+    path = raw(tmp_path / "in", count=1)
+    lock = folder_lock(tmp_path / "out", file=tmp_path / ".out.partial" / LOCK_FILE)
+    with lock, pytest.raises(UserError, match="out is in use by process"):
+        prepare([path], tmp_path / "out", config=CONFIG)
+    assert prepare([path], tmp_path / "out", config=CONFIG).written == 1
+    assert not list(tmp_path.glob(".out*"))
 
 
 def test_files_are_stored_unchanged_without_a_size(tmp_path):

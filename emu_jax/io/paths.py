@@ -1,0 +1,70 @@
+"""Paths on the command line and in configs: local with `~` expanded, or in an object store where the code streams."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from emu_jax.errors import UserError
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+-]+):/+")  # also "gs:/BUCKET", which is what Path makes of a URL
+_STORES = ("gs", "s3")
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """Return a local path with `~` expanded.
+
+    Raises:
+      UserError: it is a URL, or `~` cannot be expanded.
+    """
+    return Path(local_text(path))
+
+
+def local_text(path: str | os.PathLike[str]) -> str:
+    """Return the text of a local path, or of a pattern of local paths, with `~` expanded.
+
+    Raises:
+      UserError: it is a URL, or `~` cannot be expanded.
+    """
+    text = os.fspath(path)
+    match = _SCHEME.match(text)
+    if match:
+        url = f"{match[1]}://{text[match.end() :]}"
+        raise UserError(f"{url} is not a local path. Mount the bucket (such as with gcsfuse), or copy the files here.")
+    return _expanded(text)
+
+
+def path_or_url(path: str | os.PathLike[str]) -> str:
+    """Return a local path with `~` expanded, or the URL of a folder in an object store, `gs://...` or `s3://...`.
+
+    Raises:
+      UserError: another kind of URL, no bucket in it, or `~` cannot be expanded.
+    """
+    text = os.fspath(path)
+    match = _SCHEME.match(text)
+    if not match:
+        return _expanded(text)
+    if match[1] not in _STORES or not re.fullmatch(r"\w+://[^/].*", text):
+        raise UserError(f"{text} is neither a local path nor a URL such as gs://BUCKET/FOLDER or s3://BUCKET/FOLDER.")
+    return text
+
+
+@contextlib.contextmanager
+def store_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn the errors of an object store in the block into UserErrors."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"Reading {path} requires another package ({error}): pip install gcsfs, or s3fs.") from error
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error}. Check the name and your permissions.") from error
+
+
+def _expanded(text: str) -> str:
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~") and not os.path.lexists(text):
+        raise UserError(f"There is no home folder {text.partition('/')[0]}. Write the complete path.")
+    return expanded
