@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import difflib
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from emu_jax.cli.imports import heavy_imports
 from emu_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from emu_jax.compile_analysis.topologies import Topology
     from emu_jax.scaling.analysis import Analysis
 
 PRESETS = ("cpu", "one_gpu", "pod")
@@ -83,22 +85,27 @@ def plan(argv: list[str]) -> None:
     base = read_emu_config(shared)
     vocab_size = study.vocab_size or _vocab_size(base.tokenizer, instruct=base.instruct)
     base = with_vocabulary(base, vocab_size=vocab_size)
-    seconds = None if a.topology is None else _compiled_seconds(shared, a.topology, vocab_size=vocab_size)
+    seconds = None
+    if a.topology is not None:
+        with heavy_imports():
+            from emu_jax.compile_analysis.topologies import parse_topology
+
+        topology = parse_topology(a.topology)
+        hardware = dataclasses.replace(study.hardware, name=a.topology, chips=topology.chips)
+        study = dataclasses.replace(study, hardware=hardware)
+        seconds = _compiled_seconds(shared, topology, vocab_size=vocab_size)
     planned = make_plan(study, base, seconds_per_step=seconds)
     write_plan(a.study, planned)
     print(plan_table(planned))
     print(f"the plan is {a.study}; `python -m emu_jax scaling run --study={a.study}` runs it")
 
 
-def _compiled_seconds(config: Any, topology: str, *, vocab_size: int) -> Callable[[dict[str, int]], float]:
+def _compiled_seconds(config: Any, topology: Topology, *, vocab_size: int) -> Callable[[dict[str, int]], float]:
     """Return a function that compiles the train step of a size for `topology` and returns its estimated seconds."""
     with heavy_imports():
         from emu_jax.compile_analysis.program import GenerationShape
         from emu_jax.compile_analysis.programs import PROGRAMS
         from emu_jax.compile_analysis.report import compile_report
-        from emu_jax.compile_analysis.topologies import parse_topology
-
-    target = parse_topology(topology)
 
     def seconds(sizes: dict[str, int]) -> float:
         sized = copy.deepcopy(config)
@@ -107,8 +114,8 @@ def _compiled_seconds(config: Any, topology: str, *, vocab_size: int) -> Callabl
             part, field = name.split(".")
             sized.model[part][field] = value
         unused = GenerationShape(rows=1, prompt=1, new_tokens=1, steps=1)
-        found = compile_report(PROGRAMS["train"](sized, unused), target).cost.seconds
-        print(f"decoder width {sizes['decoder.width']}: {found:.4g} s per step on {target}", flush=True)
+        found = compile_report(PROGRAMS["train"](sized, unused), topology).cost.seconds
+        print(f"decoder width {sizes['decoder.width']}: {found:.4g} s per step on {topology}", flush=True)
         return found
 
     return seconds
