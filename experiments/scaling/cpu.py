@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
             "warmup_steps": 20,
             "min_steps": 60,
             "cooldown_fraction": 0.2,
-            "fill": 0.94,  # measured on the sets of configs/scaling.py:cpu
+            "fill": 0.94,  # expected fraction of token positions in use; check it with inspect-data
             "images_per_token": 0.032,
             "vocab_size": 0,
             "hardware": {"name": "two CPU cores", "flops_per_second": 3e9, "chips": 1},
