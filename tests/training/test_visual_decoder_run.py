@@ -202,7 +202,7 @@ def test_invalid_configs_and_sets_are_one_clear_error(world, tmp_path):
     chosen = {"target_size": 8, "image_size": 8, "prompt_length": 40, "max_caption_length": 3}
     tokenizer = Tokenizer.load(world.emu / "tokenizer.model")
     images = CaptionedImages((WeightedSet(str(world.pairs)),), tokenizer, Condition.PREDICTED, **chosen)
-    with pytest.raises(UserError, match="is a picture with a caption of at most 3 characters"):
+    with pytest.raises(UserError, match="is an image with a caption of at most 3 characters"):
         images.loader(batch_size=BATCH, seed=0)
     with pytest.raises(UserError, match="does not divide among 3 processes"):
         images.loader(batch_size=BATCH, seed=0, process_count=3)
