@@ -1,11 +1,12 @@
 """The documentation is true: its `sh` and `python` blocks run, and its other commands use flags that exist.
 
-Blocks of a page run in order, in one folder. Blocks marked `console` need a TPU, a download or a long time: only their
-flags are checked.
+Blocks of a page run in order, in one folder, next to a server if they use one. Blocks marked `console` need a TPU, a
+download or a long time: only their flags are checked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import shlex
@@ -19,11 +20,12 @@ import pytest
 from emu_jax.checkpoints.model_directory import save_model
 from emu_jax.convert.visual_decoder import save_visual_decoder
 from emu_jax.generation.pipeline import EmuPipeline
-from tests.serving.conftest import emu  # noqa: F401  (a fixture)
+from tests.serving.conftest import MODEL, emu, running  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SERVER, SERVED = "http://127.0.0.1:8000", '"demo"'  # in the documentation
 MODEL_FOLDERS = ("runs/demo", "models/emu")
 TIMEOUT = 300
 
@@ -50,10 +52,19 @@ def folder(tmp_path: Path, emu: EmuPipeline) -> Path:  # noqa: F811
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(ROOT)))
-def test_blocks_run(page: Path, folder: Path, user_environment: dict[str, str]) -> None:
+def test_blocks_run(page: Path, folder: Path, emu: EmuPipeline, user_environment: dict[str, str]) -> None:  # noqa: F811
     environment = user_environment | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    for language, text in blocks(page, "sh", "python"):
+    found = blocks(page, "sh", "python")
+    with contextlib.ExitStack() as stack:
+        if any(SERVER in text for _, text in found):
+            url = stack.enter_context(running(emu)).url
+            found = [(kind, text.replace(SERVER, url).replace(SERVED, f'"{MODEL}"')) for kind, text in found]
+        run_blocks(found, folder, environment)
+
+
+def run_blocks(found: list[tuple[str, str]], folder: Path, environment: dict[str, str]) -> None:
+    for language, text in found:
         line = ["bash", "-euc", text] if language == "sh" else [sys.executable, "-c", text]
         done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
         assert done.returncode == 0, f"{text}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"

@@ -34,4 +34,4 @@ def test_ctrl_c_ends_the_demo_cleanly(tmp_path: Path, root: Path, user_environme
     assert "Traceback" not in errors
     assert errors.strip().endswith("interrupted")
     finished = json.loads((tmp_path / "demo" / "demo.json").read_text())["phases"]
-    assert list(finished) == ["Draw the world", "Prepare the data"]
+    assert list(finished) == ["Write the synthetic world", "Prepare the data"]
