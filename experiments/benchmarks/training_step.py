@@ -13,6 +13,7 @@ with other work, compare the minima. The losses of the first steps show that bot
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import statistics
@@ -112,10 +113,11 @@ def worker(side: str, size: str, pipe: Connection) -> None:
     with jax.set_mesh(make_mesh(MeshConfig())):
         step, description = {"torch": torch_step, "emu_jax": jax_step}[side](stage)
         pipe.send(description)
-        while pipe.recv():
-            wall, cpu = time.perf_counter(), time.process_time()
-            loss = step()
-            pipe.send((time.perf_counter() - wall, time.process_time() - cpu, loss))
+        with contextlib.suppress(EOFError):  # the parent has closed the pipe
+            while pipe.recv():
+                wall, cpu = time.perf_counter(), time.process_time()
+                loss = step()
+                pipe.send((time.perf_counter() - wall, time.process_time() - cpu, loss))
 
 
 def packed_batch(config: EmuConfig) -> dict[str, np.ndarray]:
@@ -127,19 +129,19 @@ def packed_batch(config: EmuConfig) -> dict[str, np.ndarray]:
         config.decoder.vocab_size,
     )
     each = 2 + queries + CAPTION
-    place = np.arange(LENGTH) % each
+    offset = np.arange(LENGTH) % each
     used = np.arange(LENGTH) < IMAGES * each
-    row = np.where((place > 0) & (place <= queries), vocabulary - 1, rng.integers(3, vocabulary - 4, (ROWS, LENGTH)))
-    row[:, place == 0], row[:, place == queries + 1] = vocabulary - 3, vocabulary - 2
+    row = np.where((offset > 0) & (offset <= queries), vocabulary - 1, rng.integers(3, vocabulary - 4, (ROWS, LENGTH)))
+    row[:, offset == 0], row[:, offset == queries + 1] = vocabulary - 3, vocabulary - 2
     everywhere = lambda values, dtype: np.array(np.broadcast_to(values * used, (ROWS, LENGTH)), dtype)
     return {
         "tokens": np.where(used, row, vocabulary - 4).astype(np.int32),
-        "positions": everywhere(place, np.int32),
+        "positions": everywhere(offset, np.int32),
         "segment_ids": everywhere(np.arange(LENGTH) // each + 1, np.int32),
         "images": rng.integers(0, 256, (ROWS, IMAGES, side, side, 3)).astype(np.uint8),
         "num_images": np.full(ROWS, IMAGES, np.int32),
-        "text_loss_mask": everywhere((place > queries) & (place < each - 1), np.float32),
-        "regression_mask": everywhere(place <= queries, np.float32),
+        "text_loss_mask": everywhere((offset > queries) & (offset < each - 1), np.float32),
+        "regression_mask": everywhere(offset <= queries, np.float32),
         "source_ids": np.zeros((ROWS, LENGTH), np.int32),
     }
 
