@@ -82,7 +82,7 @@ class ArgumentParser(argparse.ArgumentParser):
         )
 
     def add_model_arguments(self) -> None:
-        """Add --checkpoint, --tokenizer and --dtype, for a command that loads an Emu."""
+        """Add the arguments of a command that loads an Emu by `cli.loading.load_emu`."""
         self.add_argument(
             "--checkpoint",
             required=True,
@@ -93,7 +93,19 @@ class ArgumentParser(argparse.ArgumentParser):
         self.add_argument(
             "--tokenizer", type=Path, metavar="FILE", help="SentencePiece model (default: DIR/tokenizer.model)"
         )
+        self.add_placement_arguments()
+
+    def add_placement_arguments(self) -> None:
+        """Add --dtype, --quantization and --mesh."""
         self.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute dtype (default: as saved)")
+        self.add_argument(
+            "--quantization", choices=("int8",), help="store the kernels in 8 bits (default: in the compute dtype)"
+        )
+        self.add_argument(
+            "--mesh",
+            metavar="SIZES",
+            help="shard the model over the devices of all hosts, as in fsdp:1,tensor:8 (default: one device)",
+        )
 
     def parse_config_args(self, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         """Parse `argv`; also return the words that set config fields, such as --config.train.steps=2000.

@@ -39,9 +39,9 @@ def main(argv: list[str]) -> None:
     text = options(TextOptions, arguments)
 
     with heavy_imports():
-        from emu_jax.generation.api import load
+        from emu_jax.cli.loading import load_emu
 
-    emu = load(arguments.checkpoint, tokenizer=arguments.tokenizer, dtype=arguments.dtype)
+    emu = load_emu(arguments)
     system = system_message(arguments.system)
     note_without_chat_tokens(emu.tokenizer)
     print("Type a question; <photo.jpg> inserts an image, /reset starts a new conversation, /quit ends.")

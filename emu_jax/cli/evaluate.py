@@ -68,6 +68,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=_DEFAULT_BATCH, metavar="N", help="prompts per program")
     parser.add_argument("--seed", type=int, default=0, help="of random examples, noise and synthetic scenes")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="to compute in (default: as saved)")
+    parser.add_argument("--quantization", choices=("int8",), help="of the kernels (default: in the compute dtype)")
     parser.add_argument("--mesh", metavar="SIZES", help="over this host's devices (default: fsdp:-1)")
     parser.add_argument("--judge-base-url", metavar="URL", help="OpenAI-compatible endpoint that grades MM-Vet")
     parser.add_argument("--judge-model", default="gpt-4-0613", metavar="NAME", help="default: gpt-4-0613")
@@ -169,7 +170,7 @@ def _load(a: Any) -> Any:
     mesh = None
     if a.mesh or len(devices) > 1:
         mesh = make_mesh(parse_mesh(a.mesh or "fsdp:-1"), devices=devices)
-    return load(a.checkpoint, dtype=a.dtype, mesh=mesh)
+    return load(a.checkpoint, dtype=a.dtype, mesh=mesh, quantization=a.quantization)
 
 
 def _score_options(a: Any) -> Any:

@@ -56,16 +56,18 @@ def main(argv: list[str]) -> None:
     check_combinations(arguments)
 
     with heavy_imports():
-        from emu_jax.generation.api import load
+        from emu_jax.cli.loading import load_emu, other_process
 
     parts = prompt_parts(arguments)
-    emu = load(arguments.checkpoint, tokenizer=arguments.tokenizer, dtype=arguments.dtype)
+    emu = load_emu(arguments)
     special_tokens = {"special_tokens": arguments.special_tokens}
     if arguments.output == TEXT:
         in_chat = uses_chat(arguments, parts, emu.tokenizer)
         if in_chat:
             parts = chat_parts(parts, arguments.system, emu.tokenizer)
         generated = str(emu.generate_text(parts, **special_tokens, **dataclasses.asdict(text))).strip()
+        if other_process():
+            return
         if generated:
             print(generated)
         else:
@@ -84,6 +86,8 @@ def main(argv: list[str]) -> None:
             **special_tokens,
             **dataclasses.asdict(image),
         )
+        if other_process():
+            return
         path = output or free_name("emu")
         save_image(_one_image(images), path)
         count = f"{len(images)} image{'s' * (len(images) > 1)} of {images[0].width} x {images[0].height}"
@@ -295,8 +299,10 @@ def _write_story(
     image: ImageOptions,
     screen: Screen,
 ) -> None:
+    from emu_jax.cli.loading import other_process
+
     emu.visual_decoder  # noqa: B018  raises errors before the work
-    for part in emu.generate(
+    generated = emu.generate(
         parts,
         max_images=arguments.max_images,
         open_image=arguments.open_image,
@@ -305,7 +311,10 @@ def _write_story(
         special_tokens=arguments.special_tokens,
         safety=screen.safety,
         **dataclasses.asdict(text),
-    ):
+    )
+    if other_process():
+        return
+    for part in generated:
         if isinstance(part, PIL.Image.Image):
             path = free_name("emu")
             save_image(part, path)

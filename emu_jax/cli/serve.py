@@ -21,11 +21,9 @@ import jax
 
 from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.cli.generate import SYSTEMS, system_message
+from emu_jax.cli.loading import load_emu
 from emu_jax.errors import UserError
-from emu_jax.generation.api import load
 from emu_jax.generation.pipeline import EmuPipeline
-from emu_jax.sharding.mesh import make_mesh, parse_mesh
-from emu_jax.training.processes import start_processes
 
 _NEEDED = ("prometheus_client", "python_multipart", "starlette", "uvicorn")
 
@@ -39,14 +37,9 @@ def main(argv: list[str]) -> None:
 
     keys = read_keys(arguments.api_key_file)
     sizes = tuple(map(_size, arguments.image_size))
-    mesh_config = None if arguments.mesh is None else parse_mesh(arguments.mesh)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("emu_jax.serving").setLevel(logging.INFO)
-    start_processes()
-    mesh = None if mesh_config is None else make_mesh(mesh_config)
-    if mesh is None and jax.process_count() > 1:
-        raise UserError("On several processes, name the mesh: --mesh data:1,fsdp:1,tensor:4")
-    emu = load(arguments.checkpoint, tokenizer=arguments.tokenizer, dtype=arguments.dtype, mesh=mesh)
+    emu = load_emu(arguments)
     name = arguments.model_name or arguments.checkpoint.resolve().name
     serve(emu, name, arguments, engine_config(emu, arguments, sizes), keys)
 
@@ -120,7 +113,6 @@ def parser() -> ArgumentParser:
     parser.add_argument("--model-name", help="what clients call the model (default: the checkpoint's folder)")
     parser.add_argument("--system", choices=SYSTEMS, default="none", help="for chats without a system message")
     parser.add_argument("--no-safety", action="store_true", help="send images unscreened though there is a checker")
-    parser.add_argument("--mesh", help="such as data:1,fsdp:1,tensor:8 (default: one device)")
     http = parser.add_argument_group("HTTP")
     http.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
     http.add_argument("--port", type=int, default=8000, help="0: a free one (default: 8000)")

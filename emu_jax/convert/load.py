@@ -1,6 +1,7 @@
 """Load a model from a directory of ours or from a folder in the release's layout."""
 
 import dataclasses
+import enum
 import os
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,39 @@ from emu_jax.convert.match import match
 from emu_jax.convert.sources import open_sources
 from emu_jax.errors import UserError
 from emu_jax.io.paths import local_path
+from emu_jax.layers.int8 import kernel_dims, quantize_kernels
 from emu_jax.sharding.specs import shardings
 
 
-def load_model(directory: str | os.PathLike, *, mesh: Mesh | None = None, dtype: Any = None) -> ModelParts:
+class Quantization(enum.Enum):
+    """Storage of the kernels of a loaded model."""
+
+    INT8 = "int8"  # eight bits, with one scale per output channel
+
+    @classmethod
+    def named(cls, name: str) -> "Quantization":
+        """Return the quantization of that name; raise UserError for other names."""
+        try:
+            return cls(name)
+        except ValueError:
+            known = ", ".join(repr(one.value) for one in cls)
+            raise UserError(f"quantization must be {known}, not {name!r}.") from None
+
+
+def load_model(
+    directory: str | os.PathLike,
+    *,
+    mesh: Mesh | None = None,
+    dtype: Any = None,
+    quantization: Quantization | None = None,
+) -> ModelParts:
     """Read a model directory, a training run (its newest checkpoint), or a folder in the release's layout.
 
     Args:
       directory: with config.json in it.
       mesh: the parameters are sharded over it by the default rules. None: on the default device.
       dtype: the model computes in it, and its parameters are cast to it while they are read. None: as saved.
+      quantization: of the kernels. None: they are stored in the dtype of the computation.
 
     Raises:
       UserError: there is no model, or its parameters do not fit its config.
@@ -50,6 +74,9 @@ def load_model(directory: str | os.PathLike, *, mesh: Mesh | None = None, dtype:
         parts = _read_release(path, mesh=mesh, dtype=dtype)
     if parts.visual_decoder is None and is_diffusers_folder(path):  # as `export-torch` writes them
         parts = dataclasses.replace(parts, visual_decoder=path)
+    if quantization is Quantization.INT8:
+        dims = kernel_dims(lambda: boxed_shapes(parts.config))
+        parts = dataclasses.replace(parts, params=quantize_kernels(parts.params, dims))
     return parts
 
 

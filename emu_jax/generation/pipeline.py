@@ -34,6 +34,7 @@ from emu_jax.generation.text import generate_tokens
 from emu_jax.models.config import EmuConfig
 from emu_jax.models.emu import Emu
 from emu_jax.models.outputs import EmuOutput
+from emu_jax.sharding.specs import fetch
 
 _CANDIDATE_BATCH = 64
 
@@ -104,7 +105,7 @@ class EmuPipeline:
             search, controls = self._compile_options(chosen, capacity=capacity, limit=limit)
             with self._on_mesh():
                 output = generate_tokens(self.params, self._batch(chunk), controls, model=self.model, search=search)
-            tokens, lengths = jax.device_get((output.tokens, output.lengths))
+            tokens, lengths = fetch((output.tokens, output.lengths))
             found += [tokens[row, 1 : lengths[row]].tolist() for row in range(len(chunk))]
         return found if return_ids else [self.tokenizer.decode(ids) for ids in found]
 
@@ -133,7 +134,7 @@ class EmuPipeline:
             padded, counts = pad_candidates([[some[i] for i in columns] for some in ids], length=length)
             with self._on_mesh():
                 found = score_candidates(self.params, batch, padded, counts, model=self.model)
-            scores.append(np.asarray(found)[: len(built), : len(columns)])
+            scores.append(fetch(found)[: len(built), : len(columns)])
         return np.concatenate(scores, axis=1)
 
     # ---- embeddings
@@ -146,7 +147,7 @@ class EmuPipeline:
         pixels = [pixels for part in parts for pixels in load_images(part, self.config.vision.image_size)]
         if not pixels:
             raise UserError("There is no image to embed.")
-        return np.asarray(self._embed(pixels), np.float32)[: len(pixels)]
+        return np.asarray(fetch(self._embed(pixels)), np.float32)[: len(pixels)]
 
     def generate_embeddings(self, prompt: Parts, *, special_tokens: bool = False) -> np.ndarray:
         """Return the embeddings of the image after a prompt, float32 `[N, D]`, by N regression steps."""
@@ -162,7 +163,7 @@ class EmuPipeline:
             self._capacity(chunk, required=self.config.causal_former.num_image_tokens)
             with self._on_mesh():
                 embeddings = generate_embeddings(self.params, self._batch(chunk), model=self.model)
-            found.append(np.asarray(embeddings)[: len(chunk)])
+            found.append(fetch(embeddings)[: len(chunk)])
         return np.concatenate(found)
 
     # ---- images
@@ -293,8 +294,8 @@ class EmuPipeline:
                 search=search,
                 image_tokens=image_tokens,
             )
-        tokens, length, embeddings = jax.device_get((output.tokens[0], output.lengths[0], output.embeddings[0]))
-        parts = interleave(tokens[1:length], embeddings, tokenizer=self.tokenizer)
+        tokens, lengths, embeddings = fetch((output.tokens, output.lengths, output.embeddings))
+        parts = interleave(tokens[0, 1 : lengths[0]], embeddings[0], tokenizer=self.tokenizer)
         if not decode:
             return list(parts)
         options = dataclasses.asdict(image)
@@ -387,8 +388,7 @@ class EmuPipeline:
         return dataclasses.replace(batch, visual_embeddings=self._embed(pixels)) if pixels else batch
 
     def _embed(self, pixels: Sequence[np.ndarray]) -> jax.Array:
-        """Return visual embeddings `[n, N, D]`, n rounded up to a power of two."""
-        with self._on_mesh():
+        with self._on_mesh():  # [n, N, D], n rounded up to a power of two
             return embed_in_batches(self.params, pixels, model=self.model)
 
     def _on_mesh(self) -> contextlib.AbstractContextManager:

@@ -60,6 +60,18 @@ def shardings(boxed: Any, mesh: Mesh, *, rules: Rules = DEFAULT_RULES) -> Any:
     )
 
 
+def fetch(tree: Any) -> Any:
+    """Return the arrays of `tree` as NumPy arrays. On several processes, each gets the complete arrays."""
+
+    def replicated(leaf: jax.Array) -> jax.Array:
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return leaf
+        assert isinstance(leaf.sharding, NamedSharding)
+        return jax.jit(lambda x: x, out_shardings=NamedSharding(leaf.sharding.mesh, PartitionSpec()))(leaf)
+
+    return jax.device_get(jax.tree.map(replicated, tree))
+
+
 def bytes_per_device(tree: Any) -> int:
     """Return the bytes per device of a tree of sharded arrays, or of ShapeDtypeStructs with shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
