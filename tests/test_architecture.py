@@ -23,7 +23,7 @@ EXTRA_OF = {"serving": "serve"}
 # A package (or module of emu_jax) imports only from itself and from lower levels. Add new packages here.
 LEVELS = (
     ("errors", "hardware", "pixels", "typing"),
-    ("config", "io", "sharding"),
+    ("config", "io", "sharding", "waiting"),
     ("layers", "losses", "reporting"),
     ("data", "diffusion", "models"),
     ("checkpoints",),
