@@ -117,6 +117,13 @@ class _Watch:
         seconds = position.limit + 60
         self._client.wait_at_barrier(f"emu_jax/{position.count}/{position.name}", round(seconds * 1000))
 
+    def exchange(self, value: str) -> list[str]:
+        """Return the values of all processes."""
+        folder = f"emu_jax/values/{self.position.count}/"
+        self._client.key_value_set(f"{folder}{self.process:08d}", value)
+        self.wait_at_barrier()
+        return [found for _, found in sorted(self._client.key_value_dir_get(folder))]
+
     def fail(self, message: str, *, code: int) -> None:
         """Report to the other processes that this process ends."""
         with contextlib.suppress(Exception):  # the first report counts, and the service may have ended
@@ -249,6 +256,14 @@ def barrier(name: str, *, seconds: float | None = None) -> None:
         return
     with waiting(name, seconds=seconds):
         _watch.wait_at_barrier()
+
+
+def exchange(name: str, value: str) -> list[str]:
+    """Return the values of all processes, in the order of their index; `waiting` describes `name` and the errors."""
+    if _watch is None:
+        return [value]
+    with waiting(name):
+        return _watch.exchange(value)
 
 
 def several_processes() -> bool:
