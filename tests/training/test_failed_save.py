@@ -36,9 +36,7 @@ def run(tmp_path, folder, on_failed_save, actions):
         actions.get(step, lambda: None)()
         return {}
 
-    return train(
-        run, stage=stage, data=ToyData(stage), workdir=tmp_path / "run", checkpoints=folder, evaluations=[act]
-    )
+    return train(run, stage=stage, data=ToyData(stage), workdir=tmp_path / "run", checkpoints=folder, evaluations=[act])
 
 
 def fill(folder):

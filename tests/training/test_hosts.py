@@ -33,14 +33,14 @@ def test_two_processes_of_two_devices_equal_one(world, stage, tensor, tmp_path, 
 
 
 def test_a_killed_run_continues_its_log_and_parameters_bit_for_bit(world, tmp_path, root):
-    calm, killed = tmp_path / "calm", tmp_path / "killed"
-    finish(start(world, "pretrain", calm, root=root))
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    finish(start(world, "pretrain", undisturbed, root=root))
     running = start(world, "pretrain", killed, root=root)
     wait_for(lambda: (killed / "checkpoints" / "4").exists(), running)  # one step after the log line of step 3
     kill(running)
     finish(start(world, "pretrain", killed, root=root))
-    assert records(killed) == records(calm)
-    assert fingerprints(killed, 8) == fingerprints(calm, 8)
+    assert records(killed) == records(undisturbed)
+    assert fingerprints(killed, 8) == fingerprints(undisturbed, 8)
 
 
 def test_a_killed_process_ends_the_other_with_one_line(world, tmp_path, root):
@@ -55,7 +55,7 @@ def test_a_killed_process_ends_the_other_with_one_line(world, tmp_path, root):
     assert "process 1 does not respond" in line
 
 
-def test_a_process_that_stands_still_is_named_and_a_signal_ends_the_wait(world, tmp_path, root):
+def test_a_stopped_process_is_named_and_a_signal_ends_the_wait(world, tmp_path, root):
     words = ("--config.train.steps=100000", "--config.train.wait.seconds_after_signal=4")
     running = start(world, "pretrain", tmp_path, *words, root=root, processes=2)
     wait_for(lambda: (tmp_path / "checkpoints" / "2").exists(), running)
