@@ -84,6 +84,7 @@ class _Watch:
         for end in (self._signals, written):
             end.setblocking(False)
         self._signaled: float | None = None
+        self.lost = False
         if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
             self._written = written  # keeps the descriptor open
@@ -238,6 +239,7 @@ def waiting(name: str, *, seconds: float | None = None) -> Iterator[None]:
         missing = watch.missing()
         if not missing:
             raise
+        watch.lost = True
         raise LostProcessError(
             f"Process {watch.process} lost its connection in {name!r} ({first_line(error)}): {missing}. Start "
             "the same command on all workers to resume."
@@ -269,6 +271,11 @@ def exchange(name: str, value: str) -> list[str]:
 def several_processes() -> bool:
     """Return True if this process is connected to others."""
     return _watch is not None
+
+
+def lost_process() -> bool:
+    """Return True if another process has ended, so that nothing can be completed with it."""
+    return _watch is not None and _watch.lost
 
 
 def end_run(message: str, *, code: int) -> NoReturn:

@@ -37,7 +37,7 @@ from emu_jax.checkpoints.step import (
     steps_in,
 )
 from emu_jax.errors import UserError
-from emu_jax.waiting import LostProcessError, barrier, first_line, waiting
+from emu_jax.waiting import LostProcessError, barrier, first_line, lost_process, waiting
 
 
 class SaveError(UserError):
@@ -199,6 +199,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for all saves and release the threads. Raise nothing: `save` and `wait` report errors."""
+        if lost_process():
+            return
         try:
             with waiting("end of the save"):
                 self._manager.close()
