@@ -1,8 +1,8 @@
 """Divide a stream of items among processes, so that it can resume with another number of them.
 
-Row r of global batch b is item b * batch_size + r of the stream, for any number of processes: a run on several computes
-what a run on one computes. Only items that are skipped, such as documents without an image, move the later rows of
-their own process.
+Row r of global batch b is item b * batch_size + r of the stream, for any number of processes, so the batches do not
+depend on it. The exception are streams with skipped items, such as documents without an image: each process reads
+further to fill its rows.
 """
 
 from collections.abc import Sequence
