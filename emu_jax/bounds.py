@@ -73,7 +73,7 @@ class Checked:
     """Base class of configs. A subclass with its own `__post_init__` calls `super().__post_init__()` first."""
 
     def __post_init__(self) -> None:
-        for name, hint in field_types(type(self)).items():
+        for name, hint in field_types(type(self)).items():  # type: ignore[arg-type]
             _check(name, hint, getattr(self, name))
 
 
