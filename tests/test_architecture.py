@@ -23,6 +23,7 @@ EXTRA_OF = {"serving": "serve"}
 # A package (or module of emu_jax) imports only from itself and from lower levels. Add new packages here.
 LEVELS = (
     ("errors", "hardware", "pixels", "typing"),
+    ("bounds",),
     ("config", "io", "sharding"),
     ("layers", "losses", "reporting"),
     ("data", "diffusion", "models"),

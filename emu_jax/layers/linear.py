@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
+from emu_jax.bounds import Checked, Fraction, NonNegative, Size
 from emu_jax.layers.contract import contract
 from emu_jax.layers.materialize import activation_matmul
 from emu_jax.sharding import axes
@@ -18,12 +19,12 @@ lecun_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
 @dataclasses.dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(Checked):
     """Low-rank adaptation (Hu et al. 2021): `x W + (alpha / rank) dropout(x) A B`, where the stage freezes W."""
 
-    rank: int = 16
-    alpha: float = 16.0
-    dropout: float = 0.05
+    rank: Size = 16
+    alpha: NonNegative = 16.0
+    dropout: Fraction = 0.05
 
     @property
     def scale(self) -> float:

@@ -30,7 +30,7 @@ from emu_jax.training.prefetch import Data, Prefetcher
 from emu_jax.training.profile import Profiler
 from emu_jax.training.signals import StopSignal
 from emu_jax.training.stage import HasVocabulary, Stage
-from emu_jax.training.state import TrainState, abstract_state, create_state, describe, parameter_table
+from emu_jax.training.state import TrainState, abstract_state, check_memory, create_state, describe, parameter_table
 from emu_jax.training.throughput import Throughput
 from emu_jax.training.weights_and_biases import WandbRun
 
@@ -158,6 +158,7 @@ def _initial_state(
     abstract = abstract_state(stage, optimizer, config=config.optimizer, mesh=mesh)
     for line in describe(abstract, mesh=mesh):
         console.message(line)
+    check_memory(abstract, stage)
     params, rest = to_items(abstract)
     restored = checkpoints.restore_newest(params=params, optimizer=rest)
     if restored is not None:

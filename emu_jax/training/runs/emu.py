@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from emu_jax.bounds import Checked
 from emu_jax.config import from_config_dict
 from emu_jax.data.loader.config import DataConfig, Frames, SetConfig
 from emu_jax.data.loader.pipeline import Loader, make_loader
@@ -27,7 +28,7 @@ PRETRAIN, CAPTION_WARMUP, INSTRUCT = EMU_STAGES = ("pretrain", "caption_warmup",
 
 
 @dataclasses.dataclass(frozen=True)
-class EmuRunConfig:
+class EmuRunConfig(Checked):
     """Complete configuration of a run.
 
     Attributes:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from clu.metrics import Average
 
+from emu_jax.bounds import Checked, NonNegative
 from emu_jax.data.batch import BatchConfig, batch_spec
 from emu_jax.losses import (
     collapse_monitors,
@@ -50,7 +51,7 @@ class EmbeddingStatistics:
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(Checked):
     """Weight of the regression loss, trainable parameters, and mitigations of collapse.
 
     Attributes:
@@ -65,7 +66,7 @@ class PretrainConfig:
       monitors: log the variance, cosine and effective rank of the visual embeddings at every step.
     """
 
-    regression_weight: float = 1.0
+    regression_weight: NonNegative = 1.0
     trainable: tuple[str, ...] = EVERYTHING
     normalize_targets: bool = False
     detach_regression: bool = False
