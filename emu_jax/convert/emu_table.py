@@ -138,6 +138,11 @@ def lora_rows(table: Table, lora: LoraConfig) -> Table:
     return tuple(rows)
 
 
+def is_adapter(row: Row) -> bool:
+    """Return True for a row of `lora_rows`."""
+    return "/lora_" in row.path
+
+
 def regression_rows(config: DecoderConfig) -> Table:
     """Return the row of the head that predicts the next visual embedding."""
     D = config.width
