@@ -173,8 +173,10 @@ def _initial_state(
         initial = copy_parameters(given.params, abstract.params)
         console.message(given.description)
     if config.warm_start is not None:
-        vocab_size = stage.vocab_size if isinstance(stage, HasVocabulary) else None
-        loaded, report = warm_start(config.warm_start, abstract.params, vocab_size=vocab_size)
+        vocabulary: dict[str, Any] = {}
+        if isinstance(stage, HasVocabulary):
+            vocabulary = {"vocab_size": stage.vocab_size, "token_sources": stage.token_sources}
+        loaded, report = warm_start(config.warm_start, abstract.params, **vocabulary)
         initial = merge(loaded, initial)
         console.message(f"parameters from {config.warm_start}\n{report.summary()}")
     state = create_state(stage, optimizer, config=config.optimizer, mesh=mesh, seed=config.seed, initial=initial)
