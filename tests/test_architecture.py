@@ -24,7 +24,7 @@ EXTRA_OF = {"serving": "serve"}
 LEVELS = (
     ("errors", "hardware", "pixels", "typing"),
     ("bounds",),
-    ("config", "io", "sharding"),
+    ("config", "io", "sharding", "waiting"),
     ("layers", "losses", "reporting"),
     ("data", "diffusion", "models"),
     ("checkpoints",),
