@@ -74,10 +74,8 @@ def serve(models: dict[str, EmuPipeline], arguments: Any, config: Any, keys: tup
     with listen(arguments.host, arguments.port) as bound:
         port = bound.getsockname()[1]
         engine.start()
-        print(
-            f"serving {', '.join(models)} at http://{arguments.host}:{port}/v1; compiling, /health says when it is ready",
-            flush=True,
-        )
+        url = f"http://{arguments.host}:{port}/v1"
+        print(f"serving {', '.join(models)} at {url}; compiling, /health says when it is ready", flush=True)
         Server(app, engine, drain_seconds=arguments.drain_seconds).run(sockets=[bound])
 
 

@@ -222,9 +222,6 @@ class PretrainStage:
             rngs={"dropout": rng},
         )
 
-<<<<<<< HEAD
-    def _metrics(self, text: jax.Array, regression: jax.Array, batch: Batch) -> dict[str, Average]:
-=======
     def _with_frozen_tokens(self, params: Any) -> Any:
         """Return `params` without gradients to the known tokens, if only the new ones are trained."""
         if not self.config.new_tokens:
@@ -238,8 +235,7 @@ class PretrainStage:
 
         return unflatten({path: freeze(path, x) if is_table(path) else x for path, x in flatten(params).items()})
 
-    def _metrics(self, text: jax.Array, regression: jax.Array, batch: Batch) -> dict[str, Mean]:
->>>>>>> tuning
+    def _metrics(self, text: jax.Array, regression: jax.Array, batch: Batch) -> dict[str, Average]:
         segment_ids, (B, I) = batch["segment_ids"], batch["images"].shape[:2]
         metrics = {
             "fill/tokens": masked_mean((segment_ids > 0).astype(jnp.float32), jnp.ones(segment_ids.shape)),
