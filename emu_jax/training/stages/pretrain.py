@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from clu.metrics import Average
 
-from emu_jax.bounds import Checked, NonNegative
+from emu_jax.bounds import Checked, CountOrZero, Dtype, NonNegative
 from emu_jax.checkpoints.vocabulary import TABLES
 from emu_jax.data.batch import BatchConfig, batch_spec
 from emu_jax.losses import (
@@ -74,8 +74,8 @@ class PretrainConfig(Checked):
 
     regression_weight: NonNegative = 1.0
     trainable: tuple[str, ...] = EVERYTHING
-    new_tokens: int = 0
-    frozen_dtype: str | None = None
+    new_tokens: CountOrZero = 0
+    frozen_dtype: Dtype | None = None
     normalize_targets: bool = False
     detach_regression: bool = False
     monitors: bool = True
