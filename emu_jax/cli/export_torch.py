@@ -1,4 +1,4 @@
-"""Export a model to PyTorch: the release's layout, a folder for transformers, or a LLaMA folder with the rest in `emu/`.
+"""Export a model to PyTorch: the release's layout, a folder for transformers, or a LLaMA folder with an `emu/` folder.
 
   python -m emu_jax export-torch models/emu out/emu                                safetensors, the release's names
   python -m emu_jax export-torch models/emu out/emu --bin                          pytorch_model.bin (requires torch)

@@ -16,6 +16,7 @@ class EmuConfig(PretrainedConfig):
     """
 
     model_type = "emu"
+    _auto_class = "AutoConfig"  # `save_pretrained` writes the code too
 
     def __init__(
         self,

@@ -103,12 +103,12 @@ class TextGeneration:
         config = self.config
         if num_beams > 1 and do_sample:
             raise ValueError("Beam search does not sample: pass num_beams=1 or do_sample=False.")
-        room = config.max_position_embeddings - input_ids.shape[1]
-        if room < 1:
+        capacity = config.max_position_embeddings - input_ids.shape[1]
+        if capacity < 1:
             raise ValueError(
                 f"The prompt has {input_ids.shape[1]} tokens, the context {config.max_position_embeddings}."
             )
-        limit = min(max_new_tokens, room)
+        limit = min(max_new_tokens, capacity)
         rules = Rules(min_new_tokens, repetition_penalty, no_repeat_ngram_size, config.eos_token_id)
         hidden, cache, mask = self._read(input_ids, attention_mask, pixel_values)
         if num_beams > 1:

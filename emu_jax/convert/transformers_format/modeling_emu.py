@@ -317,6 +317,7 @@ class EmuModel(TextGeneration, PreTrainedModel):
     """The complete Emu: reads text and images, generates text and visual embeddings."""
 
     config_class = EmuConfig
+    _auto_class = "AutoModel"  # `save_pretrained` writes the code too
     base_model_prefix = ""
     main_input_name = "input_ids"
     supports_gradient_checkpointing = False

@@ -13,7 +13,7 @@ import PIL.Image
 import PIL.ImageOps
 import tokenizers
 import torch
-from transformers import AutoTokenizer, BatchFeature
+from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import PushToHubMixin, cached_file
 
@@ -32,7 +32,7 @@ Image = PIL.Image.Image | np.ndarray | bytes | str | os.PathLike
 class EmuProcessor(PushToHubMixin):
     """The tokenizer, and the size and number of embeddings of an image."""
 
-    _auto_class = None
+    _auto_class = "AutoProcessor"  # `save_pretrained` writes the code too
 
     def __init__(self, tokenizer: Any, *, image_size: int, num_image_tokens: int) -> None:
         self.tokenizer, self.image_size, self.num_image_tokens = tokenizer, image_size, num_image_tokens
@@ -43,7 +43,7 @@ class EmuProcessor(PushToHubMixin):
         kwargs.pop("trust_remote_code", None)
         hub = {name: kwargs[name] for name in ("cache_dir", "revision", "token", "subfolder") if name in kwargs}
         values = json.loads(Path(cached_file(path, FILE, **hub)).read_text(encoding="utf-8"))
-        tokenizer = AutoTokenizer.from_pretrained(path, **hub)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **hub)
         return cls(tokenizer, image_size=values["image_size"], num_image_tokens=values["num_image_tokens"])
 
     @classmethod
