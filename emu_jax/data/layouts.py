@@ -100,8 +100,8 @@ def _section(spans: Sequence[Span], layout: Layout, config: SequenceConfig, rng:
     if layout is not Layout.PAGE:
         return spans[start:]
     number = np.cumsum(is_image[start:])  # of each image in the section
-    kept = ~is_image[start:] | (number <= config.max_images)
-    return [span for span, keep in zip(spans[start:], kept, strict=True) if keep]
+    used = ~is_image[start:] | (number <= config.max_images)
+    return [spans[start + i] for i in np.flatnonzero(used)]
 
 
 def _chat(document: Document, config: SequenceConfig, tokenizer: Tokenizer) -> DocumentSpans:
