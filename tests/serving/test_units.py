@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import ipaddress
-import socket
 import threading
 from collections.abc import Iterator
 
@@ -21,7 +20,6 @@ from emu_jax.serving.config import EngineConfig, Limits
 from emu_jax.serving.errors import ApiError
 from emu_jax.serving.fetch import fetch, is_public
 from emu_jax.serving.scheduler import FairClock, Work
-from emu_jax.serving.server import listen
 from emu_jax.serving.slots import Slots, image_digest, prefix_chain
 from emu_jax.serving.transport import read_keys
 from emu_jax.serving.usage import answer_usage, prompt_usage
