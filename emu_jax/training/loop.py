@@ -30,7 +30,7 @@ from emu_jax.training.prefetch import Data, Prefetcher
 from emu_jax.training.profile import Profiler
 from emu_jax.training.signals import StopSignal
 from emu_jax.training.stage import HasVocabulary, Stage
-from emu_jax.training.state import TrainState, abstract_state, create_state, describe
+from emu_jax.training.state import TrainState, abstract_state, create_state, describe, parameter_table
 from emu_jax.training.throughput import Throughput
 from emu_jax.training.weights_and_biases import WandbRun
 
@@ -165,6 +165,7 @@ def _initial_state(
             console.message(f"WARNING: {warning}")
         console.message(f"resuming from checkpoint {restored.step}")
         return from_items(restored.params, restored.optimizer), _data_at(data, restored.data)
+    console.message(f"parameters\n{parameter_table(abstract.params)}")
     initial: Tree = {}
     if initialize is not None:
         given = initialize()

@@ -6,8 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from emu_jax.losses import Mean
+from clu.metrics import Average
 
 
 @flax.struct.dataclass
@@ -15,7 +14,7 @@ class Metrics:
     """Metrics of one step.
 
     Attributes:
-      values: float32 [2, K]; sums in the first row, weights in the second.
+      values: float32 [2, K]; totals in the first row, counts in the second.
       names: the K names (static).
     """
 
@@ -23,14 +22,14 @@ class Metrics:
     names: tuple[str, ...] = flax.struct.field(pytree_node=False)
 
     def value(self, name: str) -> float:
-        """Return sum / weight of one metric; NaN if its weight is 0."""
+        """Return total / count of one metric; NaN if its count is 0."""
         return _divide(np.asarray(self.values), self.names)[name]
 
 
-def pack(metrics: dict[str, Mean]) -> Metrics:
+def pack(metrics: dict[str, Average]) -> Metrics:
     """Pack many scalars into one array: the cost of a transfer is per array, not per byte."""
     names = tuple(sorted(metrics))
-    rows = [[metrics[name].sum.astype(jnp.float32) for name in names], [metrics[name].weight for name in names]]
+    rows = [[metrics[name].total.astype(jnp.float32) for name in names], [metrics[name].count for name in names]]
     return Metrics(jnp.asarray(rows, jnp.float32), names)
 
 

@@ -9,6 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from clu import parameter_overview
 from jax.sharding import Mesh
 
 from emu_jax.errors import UserError
@@ -118,6 +119,11 @@ def create_state(
         donate_argnums=0,
     )
     return create(initial or {})
+
+
+def parameter_table(params: Any) -> str:
+    """Return a table of the names, shapes, dtypes and sizes of the parameters, and their total."""
+    return parameter_overview.get_parameter_overview(params, include_stats=False)
 
 
 def describe(state: TrainState, *, mesh: Mesh) -> list[str]:

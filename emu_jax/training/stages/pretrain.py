@@ -11,10 +11,10 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from clu.metrics import Average
 
 from emu_jax.data.batch import BatchConfig, batch_spec
 from emu_jax.losses import (
-    Mean,
     collapse_monitors,
     embedding_variance,
     masked_mean,
@@ -176,8 +176,8 @@ class PretrainStage:
         if self.config.monitors:
             metrics |= collapse_monitors(output.visual_embeddings, num_images=batch["num_images"])
         sums = {
-            "text": masked_mean(text, batch["text_loss_mask"]).sum,
-            "regression": masked_mean(regression, batch["regression_mask"]).sum,
+            "text": masked_mean(text, batch["text_loss_mask"]).total,
+            "regression": masked_mean(regression, batch["regression_mask"]).total,
         }
         return LossOutput(sums, metrics)
 
@@ -207,11 +207,11 @@ class PretrainStage:
             rngs={"dropout": rng},
         )
 
-    def _metrics(self, text: jax.Array, regression: jax.Array, batch: Batch) -> dict[str, Mean]:
+    def _metrics(self, text: jax.Array, regression: jax.Array, batch: Batch) -> dict[str, Average]:
         segment_ids, (B, I) = batch["segment_ids"], batch["images"].shape[:2]
         metrics = {
             "fill/tokens": masked_mean((segment_ids > 0).astype(jnp.float32), jnp.ones(segment_ids.shape)),
-            "fill/images": Mean(batch["num_images"].sum().astype(jnp.float32), jnp.float32(B * I)),
+            "fill/images": Average(batch["num_images"].sum().astype(jnp.float32), jnp.float32(B * I)),
         }
         if len(self.sources) > 1:
             for loss, values, mask in (

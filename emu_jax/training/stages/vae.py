@@ -5,12 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from clu.metrics import Average
 
 from emu_jax.diffusion.config import VAEConfig
 from emu_jax.diffusion.losses import absolute_errors, gaussian_divergences, squared_errors
 from emu_jax.diffusion.vae import VAE
 from emu_jax.layers.stack import Remat
-from emu_jax.losses import Mean
 from emu_jax.training.stage import Batch, LossOutput
 from emu_jax.typing import ArrayLike
 
@@ -87,7 +87,7 @@ class VAEStage:
         mean_square = jnp.mean(jnp.square(posterior.mean))
         return LossOutput(
             sums={name: values.sum() for name, values in terms.items()},
-            metrics={"latent_mean_square": Mean(mean_square * count, count)},
+            metrics={"latent_mean_square": Average(mean_square * count, count)},
         )
 
 

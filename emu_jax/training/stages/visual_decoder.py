@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu.metrics import Average
 
 from emu_jax.diffusion.config import UNetConfig
 from emu_jax.diffusion.losses import min_snr_weights, squared_errors
@@ -17,7 +18,6 @@ from emu_jax.diffusion.unet import UNet
 from emu_jax.diffusion.vae import Posterior
 from emu_jax.errors import UserError
 from emu_jax.layers.stack import Remat
-from emu_jax.losses import Mean
 from emu_jax.training.stage import Batch, LossOutput
 from emu_jax.training.stages.frozen import FrozenModels
 
@@ -135,10 +135,10 @@ class VisualDecoderStage:
         noisy = add_noise(self.schedule, latents, noise, timesteps)
         output = self.unet.apply({"params": params["unet"]}, noisy, timesteps, conditioning)
         errors = squared_errors(output, prediction_target(self.schedule, latents, noise, timesteps))
-        metrics = {"squared_error": Mean(errors.sum(), jnp.float32(count))}
+        metrics = {"squared_error": Average(errors.sum(), jnp.float32(count))}
         for quarter in range(4):
             in_quarter = (timesteps * 4 // self.schedule.num_train_timesteps == quarter).astype(jnp.float32)
-            metrics[f"squared_error/quarter_{quarter}"] = Mean((errors * in_quarter).sum(), in_quarter.sum())
+            metrics[f"squared_error/quarter_{quarter}"] = Average((errors * in_quarter).sum(), in_quarter.sum())
         if self.config.min_snr_gamma is not None:
             errors *= min_snr_weights(self.schedule, timesteps, gamma=self.config.min_snr_gamma)
         return LossOutput(sums={"noise": errors.sum()}, metrics=metrics)
