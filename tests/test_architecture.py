@@ -31,7 +31,7 @@ LEVELS = (
     ("convert",),
     ("generation",),
     ("evaluation", "serving", "training"),
-    ("compile_analysis", "demo", "scaling"),
+    ("chat", "compile_analysis", "demo", "scaling"),
     ("cli",),
     ("__main__",),
 )

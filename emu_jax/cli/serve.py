@@ -25,7 +25,7 @@ from emu_jax.cli.loading import load_named
 from emu_jax.errors import UserError
 from emu_jax.generation.pipeline import EmuPipeline
 
-_NEEDED = ("prometheus_client", "python_multipart", "starlette", "uvicorn")
+_NEEDED = ("python_multipart", "starlette", "uvicorn")
 
 
 def main(argv: list[str]) -> None:

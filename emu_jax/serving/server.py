@@ -17,7 +17,7 @@ from emu_jax.errors import UserError
 from emu_jax.serving.engine import Engine
 
 _KEEP_ALIVE_SECONDS = 75
-_BACKLOG = 2048  # connections that wait to be accepted, as uvicorn has it
+_BACKLOG = 2048  # connections that wait to be accepted; the default of uvicorn
 
 log = logging.getLogger(__name__)
 
