@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed  # the client of the coordination service has no public name
 
+from emu_jax.bounds import Checked, Count
 from emu_jax.errors import UserError
 
 EXIT_CODE = 1  # of a wait that ended; tools/tpu/worker.sh starts the run again
@@ -38,7 +39,7 @@ class LostProcessError(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
-class WaitConfig:
+class WaitConfig(Checked):
     """Time limits for waits on the other processes of a run.
 
     Attributes:
@@ -47,13 +48,8 @@ class WaitConfig:
       seconds_after_signal: limit of a wait after SIGTERM or Ctrl-C, so that a run whose processes do not answer ends.
     """
 
-    seconds: int = 1800
-    seconds_after_signal: int = 120
-
-    def __post_init__(self) -> None:
-        for name in ("seconds", "seconds_after_signal"):
-            if getattr(self, name) < 1:
-                raise UserError(f"train.wait.{name} must be at least 1, not {getattr(self, name)}.")
+    seconds: Count = 1800
+    seconds_after_signal: Count = 120
 
 
 @dataclasses.dataclass(frozen=True)

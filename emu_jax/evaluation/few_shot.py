@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from emu_jax.bounds import Checked, CountOrZero, Seed
 from emu_jax.errors import UserError
 from emu_jax.evaluation.data_root import DataRoot
 from emu_jax.evaluation.example import Example
@@ -33,7 +34,7 @@ class Choice(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class ShotOptions:
+class ShotOptions(Checked):
     """Few-shot examples in front of each question.
 
     Attributes:
@@ -42,13 +43,14 @@ class ShotOptions:
       seed: of random and text-only examples.
     """
 
-    count: int = 0
+    count: CountOrZero = 0
     choice: Choice = Choice.RICES
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if self.count < 0:
             raise UserError(f"--shots must be at least 0, not {self.count}.")
+        super().__post_init__()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ from emu_jax.training.prefetch import Data, Prefetcher
 from emu_jax.training.profile import Profiler
 from emu_jax.training.signals import StopSignal
 from emu_jax.training.stage import HasVocabulary, Stage
-from emu_jax.training.state import TrainState, abstract_state, create_state, describe, parameter_table
+from emu_jax.training.state import TrainState, abstract_state, check_memory, create_state, describe, parameter_table
 from emu_jax.training.throughput import Throughput
 from emu_jax.training.weights_and_biases import WandbRun
 from emu_jax.waiting import limit_waits, waiting
@@ -160,6 +160,7 @@ def _initial_state(
     abstract = abstract_state(stage, optimizer, config=config.optimizer, mesh=mesh)
     for line in describe(abstract, mesh=mesh):
         console.message(line)
+    check_memory(abstract, stage)
     params, rest = to_items(abstract)
     restored = checkpoints.restore_newest(params=params, optimizer=rest)
     if restored is not None:
@@ -174,8 +175,10 @@ def _initial_state(
         initial = copy_parameters(given.params, abstract.params)
         console.message(given.description)
     if config.warm_start is not None:
-        vocab_size = stage.vocab_size if isinstance(stage, HasVocabulary) else None
-        loaded, report = warm_start(config.warm_start, abstract.params, vocab_size=vocab_size)
+        vocabulary: dict[str, Any] = {}
+        if isinstance(stage, HasVocabulary):
+            vocabulary = {"vocab_size": stage.vocab_size, "token_sources": stage.token_sources}
+        loaded, report = warm_start(config.warm_start, abstract.params, **vocabulary)
         initial = merge(loaded, initial)
         console.message(f"parameters from {config.warm_start}\n{report.summary()}")
     with waiting("creation of the parameters"):

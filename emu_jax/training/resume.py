@@ -28,7 +28,7 @@ MAY_CHANGE = re.compile(
             r"data\.sets\[\d+\]\.(path|name)",  # a set may have moved; its other fields change the mixture
             r"images\.sets\[\d+\]",
             r"tokenizer",  # the path; `check_tokenizer` compares the content
-            r"pretrain\.monitors",
+            r"pretrain\.monitors|samples_per_step",
             r".*\.(remat|saved_activations.*)",  # memory of the backward pass
             r"(evaluation|chips).*",
         )
