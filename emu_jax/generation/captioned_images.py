@@ -7,7 +7,7 @@ import numpy as np
 
 from emu_jax.data.document import Document
 from emu_jax.data.images import preprocess
-from emu_jax.data.loader.divided import DividedBatches
+from emu_jax.data.loader.divided import DividedBatches, rows_per_process
 from emu_jax.data.loader.prepared_set import PreparedSet
 from emu_jax.data.loader.visual_decoder_examples import Condition, WeightedSet, endless
 from emu_jax.data.tokenizer import Tokenizer
@@ -50,6 +50,7 @@ class CaptionedImages:
         Raises:
           UserError: a set is missing or has no pairs, or the number of processes does not divide the batch size.
         """
+        rows_per_process(batch_size, process_count)
         opened = [PreparedSet(one.path) for one in self.sets]
         for one in opened:
             self._check(one)
