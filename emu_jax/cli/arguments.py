@@ -93,7 +93,18 @@ class ArgumentParser(argparse.ArgumentParser):
         self.add_argument(
             "--tokenizer", type=Path, metavar="FILE", help="SentencePiece model (default: DIR/tokenizer.model)"
         )
+        self.add_adapter_argument()
         self.add_placement_arguments()
+
+    def add_adapter_argument(self) -> None:
+        """Add --adapter; it may be repeated, and `cli.loading` decides how many a command takes."""
+        self.add_argument(
+            "--adapter",
+            action="append",
+            default=[],
+            metavar="[NAME=]DIR",
+            help="adapter of the checkpoint, from export-adapter (NAME: of the model that serve offers)",
+        )
 
     def add_placement_arguments(self) -> None:
         """Add --dtype, --quantization and --mesh."""

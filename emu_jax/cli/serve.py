@@ -3,6 +3,7 @@
     python -m emu_jax serve --checkpoint runs/demo
     python -m emu_jax serve --checkpoint Emu-instruct --host 0.0.0.0 --api-key-file keys.txt --system image
     python -m emu_jax serve --checkpoint Emu --mesh data:1,fsdp:1,tensor:8 --slots 16
+    python -m emu_jax serve --checkpoint Emu --adapter medical=adapters/medical --adapter maps=adapters/maps
 
 The programs are compiled first; until then /health answers 503. SIGTERM completes the requests that are there and
 exits. docs/how-to/serving.md lists routes and options. Needs: pip install 'emu_jax[serve]'
@@ -20,7 +21,7 @@ import jax
 
 from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.cli.generate import SYSTEMS, system_message
-from emu_jax.cli.loading import load_emu
+from emu_jax.cli.loading import load_named
 from emu_jax.errors import UserError
 from emu_jax.generation.pipeline import EmuPipeline
 
@@ -38,12 +39,12 @@ def main(argv: list[str]) -> None:
     sizes = tuple(map(_size, arguments.image_size))
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("emu_jax.serving").setLevel(logging.INFO)
-    emu = load_emu(arguments)
-    name = arguments.model_name or arguments.checkpoint.resolve().name
-    serve(emu, name, arguments, engine_config(emu, arguments, sizes), keys)
+    models = load_named(arguments, name=arguments.model_name or arguments.checkpoint.resolve().name)
+    emu = next(iter(models.values()))
+    serve(models, arguments, engine_config(emu, arguments, sizes), keys)
 
 
-def serve(emu: EmuPipeline, name: str, arguments: Any, config: Any, keys: tuple[str, ...]) -> None:
+def serve(models: dict[str, EmuPipeline], arguments: Any, config: Any, keys: tuple[str, ...]) -> None:
     """Run the server on process 0 until a signal ends it; the other processes repeat its device work."""
     from emu_jax.serving.app import Service, create_app
     from emu_jax.serving.build import create_device, create_engine
@@ -51,8 +52,10 @@ def serve(emu: EmuPipeline, name: str, arguments: Any, config: Any, keys: tuple[
     from emu_jax.serving.prepare import Preparation
     from emu_jax.serving.server import Server, listen
 
-    device = create_device(emu, config, {name: emu.params})
-    emu.params = None  # the device has them layer by layer
+    emu = next(iter(models.values()))
+    device = create_device(emu, config, {name: one.params for name, one in models.items()})
+    for one in models.values():
+        one.params = None  # the device has them layer by layer
     if jax.process_index() != 0:
         for program in device.program_names:
             device.compile(program)
@@ -66,14 +69,13 @@ def serve(emu: EmuPipeline, name: str, arguments: Any, config: Any, keys: tuple[
         max_image_pixels=arguments.max_image_megapixels * 1_000_000,
         url_hosts=tuple(arguments.allow_url_host),
     )
-    service = Service(Preparation(emu, engine, limits, system=system_message(arguments.system)), models=(name,))
+    service = Service(Preparation(emu, engine, limits, system=system_message(arguments.system)), models=tuple(models))
     app = create_app(service, keys=keys, origins=arguments.allow_origin or ("*",))
     with listen(arguments.host, arguments.port) as bound:
         port = bound.getsockname()[1]
         engine.start()
-        print(
-            f"serving {name} at http://{arguments.host}:{port}/v1; compiling, /health says when it is ready", flush=True
-        )
+        url = f"http://{arguments.host}:{port}/v1"
+        print(f"serving {', '.join(models)} at {url}; compiling, /health says when it is ready", flush=True)
         Server(app, engine, drain_seconds=arguments.drain_seconds).run(sockets=[bound])
 
 
