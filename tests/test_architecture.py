@@ -23,14 +23,15 @@ EXTRA_OF = {"serving": "serve"}
 # A package (or module of emu_jax) imports only from itself and from lower levels. Add new packages here.
 LEVELS = (
     ("errors", "hardware", "pixels", "typing"),
-    ("config", "io", "sharding"),
+    ("bounds",),
+    ("config", "io", "sharding", "waiting"),
     ("layers", "losses", "reporting"),
     ("data", "diffusion", "models"),
     ("checkpoints",),
     ("convert",),
     ("generation",),
     ("evaluation", "serving", "training"),
-    ("compile_analysis", "demo", "scaling"),
+    ("chat", "compile_analysis", "demo", "scaling"),
     ("cli",),
     ("__main__",),
 )

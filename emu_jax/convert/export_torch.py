@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from emu_jax.checkpoints.lora import add_product
 from emu_jax.checkpoints.model_config import CONFIG, find_config, read_config
 from emu_jax.checkpoints.model_directory import (
     PARAMS,
@@ -248,9 +249,4 @@ def _read(row: Row, stored: StoredParams, scale: float | None) -> np.ndarray:
     path = row.path.removesuffix("kernel")
     if scale is None or path + "lora_a" not in stored.shapes:
         return array
-    down, up = stored.read(path + "lora_a"), stored.read(path + "lora_b")
-    for i in range(len(array)):
-        a = down[i].reshape(-1, down.shape[-1]).astype(np.float32)
-        b = up[i].reshape(up.shape[1], -1).astype(np.float32)
-        array[i] = (array[i].astype(np.float32) + scale * (a @ b).reshape(array[i].shape)).astype(array.dtype)
-    return array
+    return add_product(array, stored.read(path + "lora_a"), stored.read(path + "lora_b"), scale=scale)

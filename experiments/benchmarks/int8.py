@@ -4,8 +4,8 @@
 
 Prints for each prepared set, over the text tokens of its documents, the KL divergence of the next token to that of the
 float32 model (nats, mean and 99th percentile), and the fraction of tokens whose most likely successor is the same; over
-the images, the squared error of the predicted embeddings relative to their variance. `--dtype` is the compute dtype of the
-int8 model.
+the images, the squared error of the predicted embeddings relative to their variance. `--dtype` is the compute dtype of
+the int8 model.
 """
 
 from __future__ import annotations
