@@ -76,7 +76,8 @@ def serve(models: dict[str, EmuPipeline], arguments: Any, config: Any, keys: tup
         port = bound.getsockname()[1]
         engine.start()
         print(
-            f"serving {', '.join(models)} at http://{arguments.host}:{port}/v1; compiling, /health says when it is ready",
+            f"serving {', '.join(models)} at http://{arguments.host}:{port}/v1; compiling, "
+            "/health says when it is ready",
             flush=True,
         )
         Server(app, engine, drain_seconds=arguments.drain_seconds).run(sockets=[bound])
