@@ -1,43 +1,30 @@
-"""Emu's two losses and the collapse monitors, as values per position or as `Mean(sum, weight)`.
+"""Emu's two losses and the collapse monitors, as values per position or as `clu.metrics.Average(total, count)`.
 
-A `Mean` is divided once, after sums and weights are added over microbatches and devices. So the result does not depend
-on how text and images are distributed over rows.
+An `Average` is divided once, after totals and counts are added over microbatches and devices. So the result does not
+depend on how text and images are distributed over rows. Counts are float32 sums of weights.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from clu.metrics import Average
 
 from emu_jax.typing import Array, Float, Int, typechecked
 
 MONITORED_IMAGES = 64  # maximum number of images for the effective rank, whose cost is cubic in it
 
 
-class Mean(NamedTuple):
-    """A weighted mean before its division: float32 scalars `sum` and `weight`."""
-
-    sum: Array
-    weight: Array
-
-    @property
-    def value(self) -> Array:
-        """sum / weight, or 0 if the weight is 0."""
-        return jnp.where(self.weight > 0, self.sum / jnp.where(self.weight > 0, self.weight, 1.0), 0.0)
-
-
-def masked_mean(values: Array, mask: Array) -> Mean:
+def masked_mean(values: Array, mask: Array) -> Average:
     """Return the mean of `values` weighted by `mask` (float, same shape). Values with a zero mask may be non-finite."""
-    return Mean(jnp.sum(jnp.where(mask > 0, values * mask, 0.0)), jnp.sum(mask, dtype=jnp.float32))
+    return Average(jnp.sum(jnp.where(mask > 0, values * mask, 0.0)), jnp.sum(mask, dtype=jnp.float32))
 
 
-def mean_by_source(values: Array, mask: Array, *, source_ids: Array, num_sources: int) -> tuple[Mean, ...]:
+def mean_by_source(values: Array, mask: Array, *, source_ids: Array, num_sources: int) -> tuple[Average, ...]:
     """Return the `masked_mean` of each data set; element s counts the positions with source id s."""
     masked = jnp.where(mask > 0, values * mask, 0.0).reshape(-1)
     segments = source_ids.reshape(-1)
     sums = jax.ops.segment_sum(masked, segments, num_segments=num_sources)
     weights = jax.ops.segment_sum(mask.reshape(-1).astype(jnp.float32), segments, num_segments=num_sources)
-    return tuple(Mean(sums[s], weights[s]) for s in range(num_sources))
+    return tuple(Average(sums[s], weights[s]) for s in range(num_sources))
 
 
 @typechecked
@@ -117,10 +104,10 @@ def effective_rank(embeddings: Float[Array, "n Q D"], *, mask: Float[Array, "n"]
 
 
 @typechecked
-def collapse_monitors(visual_embeddings: Float[Array, "B I Q D"], *, num_images: Int[Array, "B"]) -> dict[str, Mean]:
+def collapse_monitors(visual_embeddings: Float[Array, "B I Q D"], *, num_images: Int[Array, "B"]) -> dict[str, Average]:
     """Return variance, mean pairwise cosine and effective rank of the embeddings of the used image slots.
 
-    Each has weight 1, or weight 0 if the batch has fewer than two images.
+    Each has count 1, or count 0 if the batch has fewer than two images.
     """
     B, I, Q, D = visual_embeddings.shape
     embeddings = jax.lax.stop_gradient(visual_embeddings)
@@ -136,4 +123,4 @@ def collapse_monitors(visual_embeddings: Float[Array, "B I Q D"], *, num_images:
         "visual_embedding_cosine": mean_pairwise_cosine(flat, mask=mask),
         "visual_embedding_rank": effective_rank(first, mask=present[:, :slots].T.reshape(-1)),
     }
-    return {name: Mean(value * weight, weight) for name, value in monitors.items()}
+    return {name: Average(value * weight, weight) for name, value in monitors.items()}

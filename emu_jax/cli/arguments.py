@@ -81,11 +81,11 @@ class ArgumentParser(argparse.ArgumentParser):
             help="config file of a run, such as configs/tiny.py; --config.FIELD=VALUE sets one of its fields",
         )
 
-    def add_model_arguments(self) -> None:
+    def add_model_arguments(self, *, required: bool = True) -> None:
         """Add the arguments of a command that loads an Emu by `cli.loading.load_emu`."""
         self.add_argument(
             "--checkpoint",
-            required=True,
+            required=required,
             type=Path,
             metavar="DIR",
             help="model directory, or the workdir of a training run",

@@ -38,6 +38,7 @@ def main(argv: list[str]) -> None:
         ("--steps", 50, "sampling: sampler steps"),
     ):
         parser.add_argument(flag, type=at_least(1), default=default, help=f"{text} (default: {default})")
+    parser.add_argument("--quantization", choices=("int8",), help="generation: of the kernels (default: none)")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
     parser.add_argument("--dump-hlo", type=Path, help="write the optimized program to this file")
     arguments, overrides = parser.parse_config_args(argv)
@@ -48,12 +49,16 @@ def main(argv: list[str]) -> None:
         from emu_jax.compile_analysis.program import GenerationShape
         from emu_jax.compile_analysis.report import HOW_TO_FIT, compile_report, format_report
         from emu_jax.compile_analysis.topologies import parse_topology
+        from emu_jax.convert.load import Quantization
         from emu_jax.io.files import write_json, write_text
         from emu_jax.sharding.mesh import parse_mesh
 
     topology = parse_topology(arguments.topology, slices=arguments.slices)
     mesh = None if arguments.mesh is None else parse_mesh(arguments.mesh)
-    shape = GenerationShape(arguments.rows, arguments.prompt, arguments.new_tokens, arguments.steps)
+    quantization = None if arguments.quantization is None else Quantization.named(arguments.quantization)
+    shape = GenerationShape(
+        arguments.rows, arguments.prompt, arguments.new_tokens, arguments.steps, quantization=quantization
+    )
     program = programs.PROGRAMS[arguments.program](read_config(arguments.config, overrides), shape)
     print(f"compiling {program.name} for {topology}; a 14B step takes minutes", flush=True)
     report = compile_report(program, topology, mesh=mesh)

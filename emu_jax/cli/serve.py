@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from emu_jax.cli.loading import load_named
 from emu_jax.errors import UserError
 from emu_jax.generation.pipeline import EmuPipeline
 
-_NEEDED = ("prometheus_client", "python_multipart", "starlette", "uvicorn")
+_NEEDED = ("python_multipart", "starlette", "uvicorn")
 
 
 def main(argv: list[str]) -> None:
@@ -75,26 +74,24 @@ def serve(models: dict[str, EmuPipeline], arguments: Any, config: Any, keys: tup
     with listen(arguments.host, arguments.port) as bound:
         port = bound.getsockname()[1]
         engine.start()
-        print(
-            f"serving {', '.join(models)} at http://{arguments.host}:{port}/v1; compiling, "
-            "/health says when it is ready",
-            flush=True,
-        )
+        url = f"http://{arguments.host}:{port}/v1"
+        print(f"serving {', '.join(models)} at {url}; compiling, /health says when it is ready", flush=True)
         Server(app, engine, drain_seconds=arguments.drain_seconds).run(sockets=[bound])
 
 
 def engine_config(emu: EmuPipeline, arguments: Any, sizes: tuple[tuple[int, int], ...]) -> Any:
     """Return the sizes of the engine: what was given, and what the model suggests for the rest."""
+    from emu_jax.serving.build import suggested_chunk, trained_size
     from emu_jax.serving.config import EngineConfig
 
     chunk = arguments.prefill_chunk
     context = min(arguments.context or emu.config.decoder.max_length, emu.config.decoder.max_length)
     if chunk is None:
-        chunk = min(128, max(4, 2 ** int(math.log2(max(context // 8, 4)))))
+        chunk = suggested_chunk(context)
     if not emu.has_visual_decoder:
         sizes = ()
     else:
-        sizes = sizes or (_trained_size(emu),)
+        sizes = sizes or (trained_size(emu),)
         for height, width in sizes:
             emu.visual_decoder.latent_size(height, width)
     return EngineConfig(
@@ -154,9 +151,3 @@ def _size(text: str) -> tuple[int, int]:
     if match is None:
         raise UserError(f"An image size is WIDTHxHEIGHT, such as 512x512, not {text!r}.")
     return int(match[2]), int(match[1])
-
-
-def _trained_size(emu: EmuPipeline) -> tuple[int, int]:
-    height, width = emu.visual_decoder.latent_size()
-    factor = emu.visual_decoder.vae.config.factor
-    return height * factor, width * factor

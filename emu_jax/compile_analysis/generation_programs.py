@@ -17,6 +17,7 @@ from emu_jax.compile_analysis.program import (
     shard_rows,
     with_sharding,
 )
+from emu_jax.convert.load import Quantization
 from emu_jax.diffusion.config import UNetConfig
 from emu_jax.diffusion.decoder import sample_latents, unet_inputs
 from emu_jax.diffusion.samplers import Sampler, sampler_table
@@ -25,6 +26,7 @@ from emu_jax.diffusion.unet import UNet
 from emu_jax.generation.decode import make_step, next_logits, prefill
 from emu_jax.generation.images import generate_embeddings
 from emu_jax.generation.prompt import PromptBatch
+from emu_jax.layers.int8 import kernel_dims, quantize_kernels
 from emu_jax.models.emu import Emu
 from emu_jax.models.llama import empty_cache
 from emu_jax.sharding import axes
@@ -71,7 +73,7 @@ def decode_program(config: Any, shape: GenerationShape) -> Program:
             value=with_sharding(cache.value, heads, mesh),
         )
         embedding = shard_rows(jax.ShapeDtypeStruct((shape.rows, decoder.width), run.model.dtype), mesh)
-        return compile_program(program, (_emu_params(emu, run, mesh), embedding, cache), donated=(2,))
+        return compile_program(program, (_emu_params(emu, run, shape, mesh), embedding, cache), donated=(2,))
 
     flops = forward_flops(run.model, context=shape.prompt + shape.new_tokens / 2)
     heads = 2 * decoder.width * decoder.vocab_size
@@ -142,13 +144,14 @@ def _generation_mesh(run: EmuRunConfig) -> MeshConfig:
 
 def _emu_arguments(emu: Emu, run: EmuRunConfig, shape: GenerationShape, mesh: Mesh) -> tuple[Any, PromptBatch]:
     """Return abstract parameters and prompts with one image per row."""
-    return _emu_params(emu, run, mesh), shard_rows(_prompts(run, shape), mesh)
+    return _emu_params(emu, run, shape, mesh), shard_rows(_prompts(run, shape), mesh)
 
 
-def _emu_params(emu: Emu, run: EmuRunConfig, mesh: Mesh) -> Any:
+def _emu_params(emu: Emu, run: EmuRunConfig, shape: GenerationShape, mesh: Mesh) -> Any:
     stage = make_stage(run, image_token_id=emu.image_token_id)
-    boxed = jax.eval_shape(lambda: stage.init(jax.random.key(0)))
-    return abstract_params(boxed, mesh, jnp.dtype(run.model.dtype))
+    init = lambda: stage.init(jax.random.key(0))
+    params = abstract_params(jax.eval_shape(init), mesh, jnp.dtype(run.model.dtype))
+    return quantize_kernels(params, kernel_dims(init)) if shape.quantization is Quantization.INT8 else params
 
 
 def _prompts(run: EmuRunConfig, shape: GenerationShape) -> PromptBatch:

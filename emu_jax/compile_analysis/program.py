@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
+from emu_jax.convert.load import Quantization
 from emu_jax.errors import UserError
 from emu_jax.models.emu import Emu
 from emu_jax.sharding import axes
@@ -47,12 +48,14 @@ class GenerationShape:
       prompt: positions per prompt.
       new_tokens: cache slots after the prompt.
       steps: sampler steps.
+      quantization: of the kernels of the Emu; None: in the dtype of the computation.
     """
 
     rows: int
     prompt: int
     new_tokens: int
     steps: int
+    quantization: Quantization | None = None
 
 
 def read_emu(config: Any) -> tuple[EmuRunConfig, Emu]:

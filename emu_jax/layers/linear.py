@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
+from emu_jax.bounds import Checked, Fraction, NonNegative, Size
 from emu_jax.layers.contract import contract
 from emu_jax.layers.materialize import activation_matmul
 from emu_jax.sharding import axes
@@ -22,7 +23,7 @@ DECODER_ATTENTION = (r"^decoder/blocks/attention/(query|key|value|out)$",)
 
 
 @dataclasses.dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(Checked):
     """Low-rank adaptation (Hu et al. 2021): `x W + (alpha / rank) dropout(x) A B`, where the stage freezes W.
 
     Attributes:
@@ -34,9 +35,9 @@ class LoraConfig:
         matches get an adapter. The default is the release's: the attention of the decoder.
     """
 
-    rank: int = 16
-    alpha: float = 16.0
-    dropout: float = 0.05
+    rank: Size = 16
+    alpha: NonNegative = 16.0
+    dropout: Fraction = 0.05
     targets: tuple[str, ...] = DECODER_ATTENTION
 
     @property

@@ -5,8 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
-
-from emu_jax.losses import Mean
+from clu.metrics import Average
 
 Batch = Mapping[str, jax.Array]
 
@@ -62,7 +61,7 @@ class LossOutput:
     """
 
     sums: dict[str, jax.Array]
-    metrics: dict[str, Mean]
+    metrics: dict[str, Average]
 
 
 @runtime_checkable

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from clu.metrics import Average
 
-from emu_jax.losses import Mean
 from emu_jax.sharding.axes import ACT_BATCH
 from emu_jax.sharding.specs import logical_constraint
 from emu_jax.training.config import OptimizerConfig
@@ -77,13 +77,13 @@ def make_train_step(stage: Stage, *, config: OptimizerConfig, steps: int, accumu
     return train_step
 
 
-def _scalar(value: ArrayLike) -> Mean:
-    return Mean(jnp.asarray(value, jnp.float32), jnp.ones(()))
+def _scalar(value: ArrayLike) -> Average:
+    return Average(jnp.asarray(value, jnp.float32), jnp.ones(()))
 
 
 def _gradients(
     stage: Stage, trainable: Tree, frozen: Tree, batch: Batch, rng: jax.Array, accumulation: int
-) -> tuple[Tree, jax.Array, dict[str, Mean]]:
+) -> tuple[Tree, jax.Array, dict[str, Average]]:
     """Return the gradient of the total loss by the trainable parameters, the total loss and the metrics."""
     denominators = stage.loss_denominators(batch)
     # A term that counts nothing in this batch has sum 0; its factor must not be 0 / 0. Leave out terms with weight 0,
@@ -92,11 +92,11 @@ def _gradients(
 
     statistics: dict[str, Any] = {}  # keyword arguments of `losses`
 
-    def objective(params: Tree, microbatch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
+    def objective(params: Tree, microbatch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, Average]]:
         output = stage.losses(merge(params, frozen), microbatch, key, deterministic=False, **statistics)
         counts = stage.loss_denominators(microbatch)
         metrics = output.metrics | {
-            f"loss/{name}": Mean(value.astype(jnp.float32), counts[name].astype(jnp.float32))
+            f"loss/{name}": Average(value.astype(jnp.float32), counts[name].astype(jnp.float32))
             for name, value in output.sums.items()
         }
         total = sum((factors[name] * output.sums[name] for name in factors), jnp.float32(0.0))

@@ -76,12 +76,12 @@ def test_min_snr_weights_the_loss_but_not_the_logged_error(params, batch):
     plain, weighted = (
         losses(decoder_stage(min_snr_gamma=gamma), params, batch, deterministic=True) for gamma in (None, 5.0)
     )
-    np.testing.assert_allclose(plain.sums["noise"], plain.metrics["squared_error"].sum, rtol=1e-6)
-    np.testing.assert_allclose(weighted.metrics["squared_error"].sum, plain.sums["noise"], rtol=1e-5)
+    np.testing.assert_allclose(plain.sums["noise"], plain.metrics["squared_error"].total, rtol=1e-6)
+    np.testing.assert_allclose(weighted.metrics["squared_error"].total, plain.sums["noise"], rtol=1e-5)
     assert weighted.sums["noise"] < plain.sums["noise"]
     quarters = [plain.metrics[f"squared_error/quarter_{quarter}"] for quarter in range(4)]
-    assert sum(float(quarter.weight) for quarter in quarters) == BATCH
-    np.testing.assert_allclose(sum(float(quarter.sum) for quarter in quarters), plain.sums["noise"], rtol=1e-5)
+    assert sum(float(quarter.count) for quarter in quarters) == BATCH
+    np.testing.assert_allclose(sum(float(quarter.total) for quarter in quarters), plain.sums["noise"], rtol=1e-5)
 
 
 def test_embeddings_of_another_width_are_an_error():

@@ -13,7 +13,7 @@ from emu_jax.training.config import OptimizerConfig
 from emu_jax.training.optimizer import make_optimizer
 from emu_jax.training.partition import flatten
 from emu_jax.training.prefetch import batch_shardings
-from emu_jax.training.state import abstract_state, create_state, describe
+from emu_jax.training.state import abstract_state, create_state, describe, parameter_table
 from emu_jax.training.step import make_train_step
 from tests.training.toy import ToyData, ToyStage
 
@@ -150,6 +150,12 @@ def test_a_loss_term_without_predictions_is_zero_and_not_nan():
     assert int(state.skipped) == 0
     assert np.isfinite(metrics.value("loss"))
     assert np.isnan(metrics.value("loss/first"))
+
+
+def test_the_table_of_parameters_has_names_shapes_and_the_total():
+    table = parameter_table({"decoder": {"kernel": jax.ShapeDtypeStruct((3, 4), np.float32)}})
+    assert "| decoder/kernel | (3, 4) | float32 | 12   |" in table
+    assert "Total: 12 -- 48 bytes" in table
 
 
 def test_memory_per_device_and_a_warning_about_replicated_parameters():

@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu.metrics import Average
 
-from emu_jax.losses import Mean
 from emu_jax.sharding.axes import EMBED, MLP
 from emu_jax.training.stage import LossOutput
 
@@ -55,7 +55,7 @@ class ToyStage:
             errors = jnp.where(batch["x"][:, :1] > self.nan_above, jnp.nan, errors)
         rows = errors.mean(-1)
         sums = {"first": (rows * batch["mask"]).sum(), "second": (errors * jnp.abs(batch["y"])).sum()}
-        return LossOutput(sums, {"rows": Mean(rows.sum(), jnp.float32(rows.shape[0]))})
+        return LossOutput(sums, {"rows": Average(rows.sum(), jnp.float32(rows.shape[0]))})
 
 
 class ToyData:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from emu_jax.bounds import Checked
 from emu_jax.config import from_config_dict
 from emu_jax.data.loader.config import DataConfig, Frames, SetConfig
 from emu_jax.data.loader.pipeline import Loader, make_loader
@@ -27,7 +28,7 @@ PRETRAIN, CAPTION_WARMUP, INSTRUCT = EMU_STAGES = ("pretrain", "caption_warmup",
 
 
 @dataclasses.dataclass(frozen=True)
-class EmuRunConfig:
+class EmuRunConfig(Checked):
     """Complete configuration of a run.
 
     Attributes:
@@ -41,6 +42,8 @@ class EmuRunConfig:
       instruct: True if the tokenizer has the tokens `[USER]` and `[ASSISTANT]`.
       chips: settings for some TPU generations.
       evaluation: held-out sets and benchmarks.
+      samples_per_step: documents per step of the published recipe, which `inspect-data` compares with those of the data;
+        0 if there is none.
     """
 
     model: EmuConfig
@@ -52,6 +55,7 @@ class EmuRunConfig:
     instruct: bool = False
     chips: tuple[ChipConfig, ...] = ()
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    samples_per_step: int = 0
 
 
 def open_emu_run(config: Mapping[str, Any] | Any) -> Run:
@@ -166,8 +170,9 @@ def make_stage(
 
 
 def _held_out_data(run: EmuRunConfig, tokenizer: Tokenizer, one: HeldOutSet) -> Loader:
-    """Return the batches of a held-out set in a fixed order."""
-    sets = (SetConfig(one.path, one.name, split=one.split),)
+    """Return the batches of a held-out set in a fixed order, with the options of the training set of the same name."""
+    same = next((s for s in run.data.sets if (s.name or Path(s.path).name) == one.name), SetConfig(one.path))
+    sets = (dataclasses.replace(same, path=one.path, name=one.name, split=one.split, weight=1.0, epochs=None),)
     data = dataclasses.replace(
         run.data, sets=sets, frame_choice=Frames.UNIFORM, workers=0, prefetch=0, shuffle=False, rejects=""
     )

@@ -12,11 +12,12 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from clu.metrics import Average
 
+from emu_jax.bounds import Checked, CountOrZero, Dtype, NonNegative
 from emu_jax.checkpoints.vocabulary import TABLES
 from emu_jax.data.batch import BatchConfig, batch_spec
 from emu_jax.losses import (
-    Mean,
     collapse_monitors,
     embedding_variance,
     masked_mean,
@@ -53,7 +54,7 @@ class EmbeddingStatistics:
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(Checked):
     """Weight of the regression loss, trainable parameters, and mitigations of collapse.
 
     Attributes:
@@ -71,10 +72,10 @@ class PretrainConfig:
       monitors: log the variance, cosine and effective rank of the visual embeddings at every step.
     """
 
-    regression_weight: float = 1.0
+    regression_weight: NonNegative = 1.0
     trainable: tuple[str, ...] = EVERYTHING
-    new_tokens: int = 0
-    frozen_dtype: str | None = None
+    new_tokens: CountOrZero = 0
+    frozen_dtype: Dtype | None = None
     normalize_targets: bool = False
     detach_regression: bool = False
     monitors: bool = True
@@ -190,8 +191,8 @@ class PretrainStage:
         if self.config.monitors:
             metrics |= collapse_monitors(output.visual_embeddings, num_images=batch["num_images"])
         sums = {
-            "text": masked_mean(text, batch["text_loss_mask"]).sum,
-            "regression": masked_mean(regression, batch["regression_mask"]).sum,
+            "text": masked_mean(text, batch["text_loss_mask"]).total,
+            "regression": masked_mean(regression, batch["regression_mask"]).total,
         }
         return LossOutput(sums, metrics)
 
@@ -234,11 +235,11 @@ class PretrainStage:
 
         return unflatten({path: freeze(path, x) if is_table(path) else x for path, x in flatten(params).items()})
 
-    def _metrics(self, text: jax.Array, regression: jax.Array, batch: Batch) -> dict[str, Mean]:
+    def _metrics(self, text: jax.Array, regression: jax.Array, batch: Batch) -> dict[str, Average]:
         segment_ids, (B, I) = batch["segment_ids"], batch["images"].shape[:2]
         metrics = {
             "fill/tokens": masked_mean((segment_ids > 0).astype(jnp.float32), jnp.ones(segment_ids.shape)),
-            "fill/images": Mean(batch["num_images"].sum().astype(jnp.float32), jnp.float32(B * I)),
+            "fill/images": Average(batch["num_images"].sum().astype(jnp.float32), jnp.float32(B * I)),
         }
         if len(self.sources) > 1:
             for loss, values, mask in (

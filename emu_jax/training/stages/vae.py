@@ -5,18 +5,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from clu.metrics import Average
 
+from emu_jax.bounds import Checked, Dtype, NonNegative
 from emu_jax.diffusion.config import VAEConfig
 from emu_jax.diffusion.losses import absolute_errors, gaussian_divergences, squared_errors
 from emu_jax.diffusion.vae import VAE
 from emu_jax.layers.stack import Remat
-from emu_jax.losses import Mean
 from emu_jax.training.stage import Batch, LossOutput
 from emu_jax.typing import ArrayLike
 
 
 @dataclasses.dataclass(frozen=True)
-class VAETrainingConfig:
+class VAETrainingConfig(Checked):
     """Training of the autoencoder.
 
     Rombach et al. (2022) also use a perceptual and an adversarial term, which the synthetic shapes world does not need.
@@ -28,8 +29,8 @@ class VAETrainingConfig:
       remat: activations to recompute in the backward pass.
     """
 
-    divergence_weight: float = 1e-4
-    dtype: str = "float32"
+    divergence_weight: NonNegative = 1e-4
+    dtype: Dtype = "float32"
     remat: Remat = Remat.NONE
 
 
@@ -87,7 +88,7 @@ class VAEStage:
         mean_square = jnp.mean(jnp.square(posterior.mean))
         return LossOutput(
             sums={name: values.sum() for name, values in terms.items()},
-            metrics={"latent_mean_square": Mean(mean_square * count, count)},
+            metrics={"latent_mean_square": Average(mean_square * count, count)},
         )
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu.metrics import Average
 
+from emu_jax.bounds import Checked, Dtype, Fraction, Positive
 from emu_jax.diffusion.config import UNetConfig
 from emu_jax.diffusion.losses import min_snr_weights, squared_errors
 from emu_jax.diffusion.schedule import NoiseSchedule, add_noise, prediction_target, standard_noise
@@ -17,13 +19,12 @@ from emu_jax.diffusion.unet import UNet
 from emu_jax.diffusion.vae import Posterior
 from emu_jax.errors import UserError
 from emu_jax.layers.stack import Remat
-from emu_jax.losses import Mean
 from emu_jax.training.stage import Batch, LossOutput
 from emu_jax.training.stages.frozen import FrozenModels
 
 
 @dataclasses.dataclass(frozen=True)
-class VisualDecoderTrainingConfig:
+class VisualDecoderTrainingConfig(Checked):
     """Training of the U-Net.
 
     Attributes:
@@ -33,14 +34,10 @@ class VisualDecoderTrainingConfig:
       remat: activations to recompute in the backward pass.
     """
 
-    condition_dropout: float = 0.1
-    min_snr_gamma: float | None = None
-    dtype: str = "float32"
+    condition_dropout: Fraction = 0.1
+    min_snr_gamma: Positive | None = None
+    dtype: Dtype = "float32"
     remat: Remat = Remat.NONE
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.condition_dropout <= 1:
-            raise UserError(f"training.condition_dropout must be between 0 and 1, not {self.condition_dropout}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +132,10 @@ class VisualDecoderStage:
         noisy = add_noise(self.schedule, latents, noise, timesteps)
         output = self.unet.apply({"params": params["unet"]}, noisy, timesteps, conditioning)
         errors = squared_errors(output, prediction_target(self.schedule, latents, noise, timesteps))
-        metrics = {"squared_error": Mean(errors.sum(), jnp.float32(count))}
+        metrics = {"squared_error": Average(errors.sum(), jnp.float32(count))}
         for quarter in range(4):
             in_quarter = (timesteps * 4 // self.schedule.num_train_timesteps == quarter).astype(jnp.float32)
-            metrics[f"squared_error/quarter_{quarter}"] = Mean((errors * in_quarter).sum(), in_quarter.sum())
+            metrics[f"squared_error/quarter_{quarter}"] = Average((errors * in_quarter).sum(), in_quarter.sum())
         if self.config.min_snr_gamma is not None:
             errors *= min_snr_weights(self.schedule, timesteps, gamma=self.config.min_snr_gamma)
         return LossOutput(sums={"noise": errors.sum()}, metrics=metrics)
