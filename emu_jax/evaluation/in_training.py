@@ -15,10 +15,12 @@ from emu_jax.errors import UserError
 from emu_jax.evaluation.api import evaluate
 from emu_jax.evaluation.catalog import find_task
 from emu_jax.evaluation.results import flat_scores
+from emu_jax.evaluation.runner import MAX_SKEW_SECONDS
 from emu_jax.evaluation.scoring import Selection, read_examples
 from emu_jax.evaluation.task import ScoreOptions, check_text
 from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.models.config import EmuConfig
+from emu_jax.waiting import barrier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,7 @@ def _from_first_process(metrics: dict[str, float]) -> dict[str, float]:
     """Return the metrics of the first process, the only one that computes scores."""
     if jax.process_count() == 1:
         return metrics
+    barrier("scores of the first process", seconds=MAX_SKEW_SECONDS)
     text = np.frombuffer(json.dumps(metrics).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     found = multihost_utils.broadcast_one_to_all(np.resize(text, size))  # all processes send arrays of one size

@@ -50,9 +50,9 @@ def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> flo
 def frechet_interval(features: np.ndarray, reference: FeatureStatistics) -> Interval | None:
     """Return the 95% bootstrap interval of the distance of features `[n, D]` to fixed statistics, to first order.
 
-    Resampled features repeat images, and repeated images increase the distance. So the distance is linearized in the mean and
-    the covariance of the features: each image has one influence, with mean 0, and the influences are resampled. The
-    derivative by the covariance C1 is I - T, with T = C1^(-1/2) (C1^(1/2) C2 C1^(1/2))^(1/2) C1^(-1/2).
+    Resampled features repeat images, and repeated images increase the distance. So the distance is linearized in the
+    mean and the covariance of the features: each image has one influence, with mean 0, and the influences are
+    resampled. The derivative by the covariance C1 is I - T, with T = C1^(-1/2) (C1^(1/2) C2 C1^(1/2))^(1/2) C1^(-1/2).
 
     Returns:
       Lower and upper end; None for fewer than two images.
