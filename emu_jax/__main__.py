@@ -6,8 +6,6 @@ import contextlib
 import io
 import logging
 import os
-import re
-import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -91,19 +89,6 @@ def _check_working_directory() -> None:
         raise UserError("The working directory was deleted. Change to another folder.") from None
 
 
-def check_xla_flags() -> None:
-    """Exit with one line if XLA does not know an option in XLA_FLAGS; XLA itself would abort with a stack trace."""
-    if not os.environ.get("XLA_FLAGS", "").strip():
-        return
-    script = "from jaxlib import xla_client; xla_client.CompileOptions()"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, errors="replace")
-    if done.returncode < 0:  # ended by a signal
-        found = re.search(r"Unknown flags? in XLA_FLAGS: *(.*)", done.stderr)
-        reason = f"does not know {found[1]}" if found else f"cannot read {os.environ['XLA_FLAGS']!r}"
-        print(f"error: XLA {reason}. Correct XLA_FLAGS.", file=sys.stderr)
-        sys.exit(2)
-
-
 def print_any_text() -> None:
     """Print characters that the encoding of the terminal does not have as escapes, as Python does on stderr."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -130,6 +115,5 @@ def use_huge_pages() -> None:
 if __name__ == "__main__":
     use_huge_pages()
     print_any_text()
-    check_xla_flags()
     compilation_cache.use_compilation_cache()
     sys.exit(main())
