@@ -56,6 +56,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--media", type=Path, help="folder or .tar with the images or videos that the files name")
     parser.add_argument("--image-size", type=int, default=224, help="pixels per side; 0 stores the files unchanged")
     parser.add_argument(
+        "--crop", action="store_true",
+        help="for the visual decoder: resize the shorter side, crop the center, and drop images that are smaller",
+    )  # fmt: skip
+    parser.add_argument("--allow-upscale", action="store_true", help="with --crop: enlarge smaller images instead")
+    parser.add_argument(
         "--store", choices=[s.value for s in Store], default="png", help="image encoding; raw: fastest for tiny images"
     )
     parser.add_argument(
@@ -83,6 +88,8 @@ def main(argv: list[str]) -> None:
         source=a.source,
         name=a.name,
         image_size=a.image_size or None,
+        crop=a.crop,
+        allow_upscale=a.allow_upscale,
         exact=a.exact,
         store=Store(a.store),
         frames=a.frames,
@@ -97,6 +104,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--workers must be 0 or more, not {a.workers}.")
     if a.runner_options and not a.runner:
         raise UserError("--runner-options requires --runner.")
+    if a.allow_upscale and not a.crop:
+        raise UserError("--allow-upscale requires --crop.")
     runner = Runner(a.runner, tuple(shlex.split(a.runner_options))) if a.runner else None
     if a.media is not None and not (a.media.is_dir() or (a.media.suffix == ".tar" and a.media.is_file())):
         raise UserError(f"--media {a.media} is neither a folder nor a .tar.")

@@ -101,7 +101,7 @@ def world(tmp_path_factory) -> World:
         stored[condition] = folder / condition.value
         count = prepare_examples(
             pipeline, made, sets=[str(pairs)], output=stored[condition], condition=condition,
-            image_size=8, max_caption_length=LONGEST, batch_size=16,
+            image_size=8, max_caption_length=LONGEST, batch_size=16, dtype="float32",
         )  # fmt: skip
         assert 20 < count < 61  # some captions are too long
     return World(folder / "emu", folder / "decoder", pairs, stored, config)
