@@ -3,16 +3,19 @@
 The folders of Stable Diffusion and of Emu also have `safety_checker/` and `feature_extractor/`.
 """
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from emu_jax.errors import UserError
+from emu_jax.io.checkpoint_folder import SUFFIXES, weight_files
 from emu_jax.io.files import read_json, write_json
 from emu_jax.io.safetensors_files import write_safetensors
 from emu_jax.io.tensor_files import open_tensors
 from emu_jax.io.tensors import Progress, Tensor, no_progress
+from emu_jax.io.wrapper_names import without_wrappers
 
 UNET, VAE, SCHEDULER = "unet", "vae", "scheduler"
 SAFETY, EXTRACTOR = "safety_checker", "feature_extractor"
@@ -27,7 +30,10 @@ CONFIG_NAME = {
 WEIGHTS = "diffusion_pytorch_model"
 _FILES = dict.fromkeys((UNET, VAE), (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.bin"))
 _FILES[SAFETY] = ("model.safetensors", "pytorch_model.bin")
-_VARIANTS = ("", ".fp16", ".bf16")  # `NAME.fp16.safetensors`: written by diffusers with variant="fp16"
+# Names that follow the `model.` of a wrapper.
+_OWN = re.compile(
+    r"(conv_in|down_blocks|mid_block|up_blocks|time_embedding|encoder|decoder|quant_conv|vision_model)\\."
+)
 
 # Names of the VAE's attention in diffusers before 0.17. The published file of SD v1.5 still has them.
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -45,7 +51,7 @@ def has_decoder_part(directory: Path) -> bool:
 
 def has_safety_checker(directory: Path) -> bool:
     """Return True if `directory` has the weights of a safety checker."""
-    return _weights(directory, SAFETY) is not None
+    return bool(_weights(directory, SAFETY))
 
 
 def read_part_config(directory: Path, part: str) -> dict[str, Any]:
@@ -64,23 +70,23 @@ def read_part_config(directory: Path, part: str) -> dict[str, Any]:
 
 
 def part_bytes(directory: Path, part: str) -> int:
-    """Return the size of the file with a part's weights; 0 if there is none."""
-    path = _weights(directory, part)
-    return 0 if path is None else path.stat().st_size
+    """Return the size of the files with a part's weights; 0 if there are none."""
+    return sum(path.stat().st_size for path in _weights(directory, part))
 
 
 def open_part(directory: Path, part: str) -> dict[str, Tensor]:
     """Return the tensors of one part by their current names.
 
+    The files may be sharded, with or without an index, and their names may have the prefixes of wrappers.
     safetensors are preferred over `.bin`, and the plain file name over a variant's.
 
     Raises:
       UserError: there are no weights, they cannot be read, or PyTorch is not installed for a `.bin`.
     """
-    path = _weights(directory, part)
-    if path is None:
+    if not _weights(directory, part):
         raise UserError(f"{directory / part} has no weights. It must contain {' or '.join(_FILES[part])}.")
-    return {_current_name(name): tensor for name, tensor in open_tensors(path).items()}
+    tensors, _ = without_wrappers(open_tensors(directory / part), _OWN)
+    return {_current_name(name): tensor for name, tensor in tensors.items()}
 
 
 def write_part(
@@ -120,18 +126,17 @@ def _copy_part(source: Path, target: Path, part: str) -> None:
     (target / part).mkdir()
     shutil.copyfile(source / part / CONFIG_NAME[part], target / part / CONFIG_NAME[part])
     weights = _weights(source, part)
-    if weights is not None:
-        plain = next(name for name in _FILES[part] if name.endswith(weights.suffix))
-        shutil.copyfile(weights, target / part / plain)
+    for file in weights:
+        plain = next(name for name in _FILES[part] if name.endswith(file.suffix))
+        shutil.copyfile(file, target / part / (plain if len(weights) == 1 else file.name))
 
 
-def _weights(directory: Path, part: str) -> Path | None:
-    for variant in _VARIANTS:
-        for name in map(Path, _FILES.get(part, ())):
-            path = directory / part / f"{name.stem}{variant}{name.suffix}"
-            if path.is_file():
-                return path
-    return None
+def _weights(directory: Path, part: str) -> list[Path]:
+    """Return the files with a part's weights; none if there are none."""
+    folder = directory / part
+    if part not in _FILES or not folder.is_dir() or not any(path.suffix in SUFFIXES for path in folder.iterdir()):
+        return []
+    return weight_files(folder)[0]
 
 
 def _current_name(name: str) -> str:

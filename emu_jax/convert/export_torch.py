@@ -28,10 +28,12 @@ from emu_jax.checkpoints.model_directory import (
 from emu_jax.checkpoints.params import naming_good_step
 from emu_jax.checkpoints.streaming import StoredParams
 from emu_jax.convert.diffusion_folder import copy_decoder, is_diffusers_folder
-from emu_jax.convert.emu_config import to_llama_config, to_release_config
+from emu_jax.convert.emu_config import LLAMA_CONFIG, to_llama_config, to_release_config
 from emu_jax.convert.emu_table import DECODER, emu_table, peft_name, unused_shapes
 from emu_jax.convert.huggingface_tokenizer import tokenizer_files
+from emu_jax.convert.release_files import LLAMA_TOKENIZER, generation_config, release_files, special_tokens
 from emu_jax.convert.table import Row, check_params, to_tensors
+from emu_jax.data.tokenizer import piece_count
 from emu_jax.errors import UserError
 from emu_jax.io.files import atomic_folder, read_json, write_json
 from emu_jax.io.safetensors_files import SHARD_BYTES, write_safetensors
@@ -107,14 +109,14 @@ class PreparedExport:
         with atomic_folder(destination) as temporary:
             if layout is Layout.RELEASE:
                 write_weights(temporary, self._release_tensors())
-                write_json(temporary / CONFIG, to_release_config(self.config), indent=2)
+                self._write_release_files(temporary)
             else:
                 llama, rest = self._split_llama()
                 write_weights(temporary, llama)
                 self._write_llama_config(temporary, dtype=llama[0].dtype)
                 (temporary / EMU_FOLDER).mkdir()
                 write_weights(temporary / EMU_FOLDER, rest)
-                write_json(temporary / EMU_FOLDER / CONFIG, to_release_config(self.config), indent=2)
+                write_json(temporary / EMU_FOLDER / CONFIG, self._release_config(), indent=2)
             if self.tokenizer is not None:
                 shutil.copyfile(self.tokenizer, temporary / TOKENIZER)
             if self.visual_decoder is not None:
@@ -124,6 +126,46 @@ class PreparedExport:
     def _release_tensors(self) -> list[Tensor]:
         rename = peft_name if self.config.lora is not None else (lambda name: name)
         return [dataclasses.replace(tensor, name=rename(tensor.name)) for tensor in self.tensors]
+
+    def _release_config(self) -> dict[str, Any]:
+        return to_release_config(
+            self.config, pieces=self._pieces, embed_dim=self._rows("visual.head.weight"), dtype=self._dtype
+        )
+
+    def _write_release_files(self, folder: Path) -> None:
+        """Write config.json, generation_config.json, and the files that the released class opens."""
+        files = release_files(
+            self.config,
+            pieces=self._pieces,
+            embed_dim=self._rows("visual.head.weight"),
+            t5_rows=self._rows("cformer.cformer.embed_tokens.weight"),
+            dtype=self._dtype,
+        )
+        files |= {
+            CONFIG: self._release_config(),
+            "generation_config.json": generation_config(pad_token_id=self._pieces),
+        }
+        files[f"{LLAMA_CONFIG}/generation_config.json"] = generation_config(pad_token_id=0)
+        for name, values in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            write_json(folder / name, values, indent=2)
+        if self.tokenizer is not None:
+            shutil.copyfile(self.tokenizer, folder / LLAMA_CONFIG / TOKENIZER)
+            write_json(folder / LLAMA_CONFIG / "tokenizer_config.json", LLAMA_TOKENIZER, indent=2)
+
+    @property
+    def _pieces(self) -> int:
+        """Size of the tokenizer without Emu's special tokens."""
+        if self.tokenizer is not None:
+            return piece_count(self.tokenizer)
+        return self.config.decoder.vocab_size - special_tokens(self.config)
+
+    @property
+    def _dtype(self) -> str:
+        return np.dtype(self.tensors[0].dtype).name
+
+    def _rows(self, name: str) -> int:
+        return next(tensor.shape[0] for tensor in self.tensors if tensor.name == name)
 
     def _split_llama(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the tensors of the LLaMA by Hugging Face's names, and the rest."""
@@ -137,7 +179,8 @@ class PreparedExport:
     def _write_llama_config(self, folder: Path, *, dtype: np.dtype) -> None:
         decoder = self.config.decoder
         config = to_llama_config(decoder, vocab_size=decoder.vocab_size, dtype=np.dtype(dtype).name)
-        write_json(folder / CONFIG, config, indent=2)
+        write_json(folder / CONFIG, config | {"pad_token_id": self._pieces}, indent=2)
+        write_json(folder / "generation_config.json", generation_config(pad_token_id=self._pieces), indent=2)
         if self.tokenizer is not None:
             sizes = {"vocab_size": decoder.vocab_size, "max_length": decoder.max_length}
             for name, values in tokenizer_files(self.tokenizer, **sizes).items():
