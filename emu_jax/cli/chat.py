@@ -14,7 +14,14 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from emu_jax.cli.arguments import ArgumentParser
-from emu_jax.cli.generate import SYSTEMS, add_text_arguments, note_without_chat_tokens, options, system_message
+from emu_jax.cli.generate import (
+    SYSTEMS,
+    add_chat_arguments,
+    add_text_arguments,
+    note_without_chat_tokens,
+    options,
+    system_message,
+)
 from emu_jax.cli.imports import heavy_imports
 from emu_jax.errors import UserError
 from emu_jax.generation.options import TextOptions
@@ -34,6 +41,7 @@ def main(argv: list[str]) -> None:
     parser = ArgumentParser(__name__, __doc__)
     parser.add_model_arguments()
     parser.add_argument("--system", choices=SYSTEMS, default="none", help="released system message (default: none)")
+    add_chat_arguments(parser)
     add_text_arguments(parser)
     arguments = parser.parse_args(argv)
     text = options(TextOptions, arguments)
@@ -61,13 +69,15 @@ def main(argv: list[str]) -> None:
             turns = []
         elif line:
             try:
-                turns = answer(emu, turns, line, text, system=system)
+                turns = answer(emu, turns, line, text, system=system, style=arguments.chat_style)
                 print(turns[-1].parts[0])
             except UserError as error:  # the conversation continues without this line
                 print(f"error: {error}")
 
 
-def answer(emu: EmuPipeline, turns: list[Turn], line: str, text: TextOptions, *, system: str = "") -> list[Turn]:
+def answer(
+    emu: EmuPipeline, turns: list[Turn], line: str, text: TextOptions, *, system: str = "", style: str = "training"
+) -> list[Turn]:
     """Return the turns with the user's line and the model's answer.
 
     Raises:
@@ -75,12 +85,12 @@ def answer(emu: EmuPipeline, turns: list[Turn], line: str, text: TextOptions, *,
     """
     from emu_jax.cli.prompts import check_parts, parse_prompt
     from emu_jax.data.document import Role
-    from emu_jax.generation.chat import Turn, chat_prompt
+    from emu_jax.generation.chat import ChatStyle, Turn, chat_prompt
 
     parts = parse_prompt(line)
     check_parts(parts)
     conversation = [*turns, Turn(Role.USER, tuple(parts))]
-    prompt = chat_prompt(conversation, tokenizer=emu.tokenizer, system=system)
+    prompt = chat_prompt(conversation, tokenizer=emu.tokenizer, system=system, style=ChatStyle(style))
     generated = emu.generate_text(prompt, **dataclasses.asdict(text))
     assert isinstance(generated, str)
     return [*conversation, Turn(Role.ASSISTANT, (generated.strip(),))]

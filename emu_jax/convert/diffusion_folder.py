@@ -3,11 +3,14 @@
 The folders of Stable Diffusion and of Emu also have `safety_checker/` and `feature_extractor/`.
 """
 
+import dataclasses
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from emu_jax.errors import UserError
 from emu_jax.io.checkpoint_folder import SUFFIXES, weight_files
@@ -31,9 +34,7 @@ WEIGHTS = "diffusion_pytorch_model"
 _FILES = dict.fromkeys((UNET, VAE), (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.bin"))
 _FILES[SAFETY] = ("model.safetensors", "pytorch_model.bin")
 # Names that follow the `model.` of a wrapper.
-_OWN = re.compile(
-    r"(conv_in|down_blocks|mid_block|up_blocks|time_embedding|encoder|decoder|quant_conv|vision_model)\\."
-)
+_OWN = re.compile(r"(conv_in|down_blocks|mid_block|up_blocks|time_embedding|encoder|decoder|quant_conv|vision_model)\.")
 
 # Names of the VAE's attention in diffusers before 0.17. The published file of SD v1.5 still has them.
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -95,15 +96,16 @@ def write_part(
     config: Mapping[str, Any],
     tensors: Sequence[Tensor] = (),
     *,
+    stem: str = WEIGHTS,
     progress: Progress = no_progress,
 ) -> None:
-    """Write the config and the weights of one part; `progress` is called after each tensor."""
+    """Write the config and the weights of one part to STEM.safetensors; `progress` is called after each tensor."""
     folder = directory / part
     folder.mkdir()
     write_json(folder / CONFIG_NAME[part], config, indent=2)
     if tensors:
         size = sum(tensor.nbytes for tensor in tensors)
-        write_safetensors(folder, tensors, stem=WEIGHTS, shard_bytes=size, progress=progress)
+        write_safetensors(folder, tensors, stem=stem, shard_bytes=size, progress=progress)
 
 
 def copy_screening(source: Path, target: Path) -> tuple[str, ...]:
@@ -114,11 +116,58 @@ def copy_screening(source: Path, target: Path) -> tuple[str, ...]:
     return present
 
 
-def copy_decoder(source: Path, target: Path) -> None:
-    """Copy all parts of a diffusers folder to `target`."""
+@dataclasses.dataclass(frozen=True)
+class DecoderFiles:
+    """Form of an exported visual decoder.
+
+    Attributes:
+      dtype: of the U-Net and the autoencoder. None: as saved.
+      variant: part of the names of their files, for `from_pretrained(..., variant="fp16")`. None: plain names.
+      legacy_attention: the autoencoder's attention has the names of diffusers before 0.17.
+    """
+
+    dtype: np.dtype | None = None
+    variant: str | None = None
+    legacy_attention: bool = False
+
+
+def copy_decoder(source: Path, target: Path, files: DecoderFiles | None = None) -> None:
+    """Copy all parts of a diffusers folder to `target`, and write its model_index.json."""
     for part in REQUIRED:
-        _copy_part(source, target, part)
-    copy_screening(source, target)
+        if files in (None, DecoderFiles()) or part == SCHEDULER:
+            _copy_part(source, target, part)
+        else:
+            _convert_part(source, target, part, files)
+    screening = copy_screening(source, target)
+    write_json(target / "model_index.json", _model_index(source, screening), indent=2)
+
+
+def _convert_part(source: Path, target: Path, part: str, files: DecoderFiles) -> None:
+    tensors = list(open_part(source, part).values())
+    if files.dtype is not None:
+        tensors = [tensor.astype(files.dtype) for tensor in tensors]
+    if files.legacy_attention and part == VAE:
+        tensors = [dataclasses.replace(tensor, name=_legacy_name(tensor.name)) for tensor in tensors]
+    stem = WEIGHTS if files.variant is None else f"{WEIGHTS}.{files.variant}"
+    write_part(target, part, read_part_config(source, part), tensors, stem=stem)
+
+
+def _model_index(source: Path, screening: Sequence[str]) -> dict[str, Any]:
+    """Return the values with which diffusers opens the folder as a pipeline without a text encoder."""
+    scheduler = read_part_config(source, SCHEDULER).get("_class_name", "PNDMScheduler")
+    absent = [None, None]
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.17.1",
+        "requires_safety_checker": SAFETY in screening,
+        EXTRACTOR: ["transformers", "CLIPImageProcessor"] if EXTRACTOR in screening else absent,
+        SAFETY: ["stable_diffusion", "StableDiffusionSafetyChecker"] if SAFETY in screening else absent,
+        SCHEDULER: ["diffusers", scheduler],
+        "text_encoder": absent,
+        "tokenizer": absent,
+        UNET: ["diffusers", "UNet2DConditionModel"],
+        VAE: ["diffusers", "AutoencoderKL"],
+    }
 
 
 def _copy_part(source: Path, target: Path, part: str) -> None:
@@ -142,4 +191,11 @@ def _weights(directory: Path, part: str) -> list[Path]:
 def _current_name(name: str) -> str:
     for old, new in _OLD_NAMES.items():
         name = name.replace(old, new)
+    return name
+
+
+def _legacy_name(name: str) -> str:
+    if ".attentions." in name:
+        for old, new in _OLD_NAMES.items():
+            name = name.replace(new, old)
     return name

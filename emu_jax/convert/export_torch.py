@@ -27,11 +27,12 @@ from emu_jax.checkpoints.model_directory import (
 )
 from emu_jax.checkpoints.params import naming_good_step
 from emu_jax.checkpoints.streaming import StoredParams
-from emu_jax.convert.diffusion_folder import copy_decoder, is_diffusers_folder
+from emu_jax.convert.diffusion_folder import DecoderFiles, copy_decoder, is_diffusers_folder
 from emu_jax.convert.emu_config import LLAMA_CONFIG, to_llama_config, to_release_config
-from emu_jax.convert.emu_table import DECODER, emu_table, peft_name, unused_shapes
+from emu_jax.convert.emu_table import DECODER, base_layer_name, emu_table, peft_name, rotary_frequencies, unused_shapes
 from emu_jax.convert.huggingface_tokenizer import tokenizer_files
 from emu_jax.convert.release_files import LLAMA_TOKENIZER, generation_config, release_files, special_tokens
+from emu_jax.convert.sources import MULTIMODAL_ENCODER
 from emu_jax.convert.table import Row, check_params, to_tensors
 from emu_jax.data.tokenizer import piece_count
 from emu_jax.errors import UserError
@@ -51,6 +52,7 @@ class Layout(enum.Enum):
 
     RELEASE = "release"
     HUGGINGFACE = "huggingface"
+    PIPELINE = "pipeline"  # the Emu in `multimodal_encoder/pytorch_model.bin`, for the release's generation pipeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,9 @@ class PreparedExport:
       tensors: all tensors to write, by the names of the release, in order.
       zeros: names of the tensors that the model does not have and that are written as zeros.
       tokenizer: file to copy; None if the model has none.
-      visual_decoder: folder to copy, in its own dtype; None if the model has none.
+      visual_decoder: folder to copy; None if the model has none.
+      decoder_files: form of the files of the visual decoder.
+      base_layer: the names of adapted projections are those of peft 0.10 and later.
     """
 
     config: EmuConfig
@@ -70,6 +74,8 @@ class PreparedExport:
     zeros: tuple[str, ...]
     tokenizer: Path | None
     visual_decoder: Path | None = None
+    decoder_files: DecoderFiles | None = None
+    base_layer: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -100,16 +106,21 @@ class PreparedExport:
           UserError: the destination exists or cannot be written, or the layout does not support this model.
         """
 
+        if layout is Layout.PIPELINE and self.visual_decoder is None:
+            raise UserError("The format pipeline requires a model with a visual decoder. Import one, or use release.")
+
         def write_weights(folder: Path, tensors: Sequence[Tensor]) -> None:
-            if binary:
+            if binary or layout is Layout.PIPELINE:
                 write_torch(folder / "pytorch_model.bin", tensors, progress=progress)
             else:
                 write_safetensors(folder, tensors, shard_bytes=shard_bytes, progress=progress)
 
         with atomic_folder(destination) as temporary:
-            if layout is Layout.RELEASE:
-                write_weights(temporary, self._release_tensors())
-                self._write_release_files(temporary)
+            if layout is not Layout.HUGGINGFACE:
+                folder = temporary / MULTIMODAL_ENCODER if layout is Layout.PIPELINE else temporary
+                folder.mkdir(exist_ok=True)
+                write_weights(folder, self._release_tensors())
+                self._write_release_files(folder)
             else:
                 llama, rest = self._split_llama()
                 write_weights(temporary, llama)
@@ -120,11 +131,13 @@ class PreparedExport:
             if self.tokenizer is not None:
                 shutil.copyfile(self.tokenizer, temporary / TOKENIZER)
             if self.visual_decoder is not None:
-                copy_decoder(self.visual_decoder, temporary)
+                copy_decoder(self.visual_decoder, temporary, self.decoder_files)
             return _files(temporary)
 
     def _release_tensors(self) -> list[Tensor]:
-        rename = peft_name if self.config.lora is not None else (lambda name: name)
+        if self.config.lora is None:
+            return list(self.tensors)
+        rename = (lambda name: peft_name(base_layer_name(name))) if self.base_layer else peft_name
         return [dataclasses.replace(tensor, name=rename(tensor.name)) for tensor in self.tensors]
 
     def _release_config(self) -> dict[str, Any]:
@@ -187,13 +200,25 @@ class PreparedExport:
                 write_json(folder / name, values, indent=2)
 
 
-def prepare_export(checkpoint: Path, *, dtype: Any = None, merge_lora: bool = False) -> PreparedExport:
+def prepare_export(
+    checkpoint: Path,
+    *,
+    dtype: Any = None,
+    merge_lora: bool = False,
+    inv_freq: bool = False,
+    base_layer: bool = False,
+    variant: str | None = None,
+    legacy_attention: bool = False,
+) -> PreparedExport:
     """Open a model directory, a run, or one step of a run, and check its parameters against the conversion table.
 
     Args:
       checkpoint: the directory.
       dtype: floating-point tensors are cast to it. None: as saved.
       merge_lora: add the adapters to the weights that they adapt.
+      inv_freq: write the buffers `rotary_emb.inv_freq` too, for transformers up to 4.31.
+      base_layer: name adapted projections as peft 0.10 and later do.
+      variant, legacy_attention: of the visual decoder, see `DecoderFiles`.
 
     Raises:
       UserError: there is no model, or its parameters do not fit its config.
@@ -223,12 +248,16 @@ def prepare_export(checkpoint: Path, *, dtype: Any = None, merge_lora: bool = Fa
     ]
     if dtype is not None:
         tensors = [tensor.astype(np.dtype(dtype)) for tensor in tensors]
+    if inv_freq:
+        tensors += rotary_frequencies(config.decoder)
     return PreparedExport(
         config,
         tuple(tensors),
         zeros=tuple(name for name in unused if name not in found),
         tokenizer=existing(run_folder(checkpoint) / TOKENIZER),
         visual_decoder=_decoder_of(checkpoint),
+        decoder_files=DecoderFiles(None if dtype is None else np.dtype(dtype), variant, legacy_attention),
+        base_layer=base_layer,
     )
 
 
@@ -242,10 +271,10 @@ def decoder_only(checkpoint: Path) -> Path | None:
     return _decoder_of(checkpoint) if of_stage or params_directory(checkpoint) is None else None
 
 
-def export_decoder(source: Path, destination: Path) -> tuple[str, ...]:
+def export_decoder(source: Path, destination: Path, files: DecoderFiles | None = None) -> tuple[str, ...]:
     """Write a diffusers folder, complete or not at all. Return the paths of its files, relative to the destination."""
     with atomic_folder(destination) as temporary:
-        copy_decoder(source, temporary)
+        copy_decoder(source, temporary, files)
         return _files(temporary)
 
 

@@ -172,8 +172,8 @@ def _check_channels(unet: UNetConfig, vae: VAEConfig, directory: Path) -> None:
     if not inputs == unet.out_channels == latents:
         raise UserError(
             f"The U-Net in {directory} has {inputs} input and {unet.out_channels} output channels, but the latents "
-            f"have {latents}: it is a model for inpainting, editing or another task. Use a text-to-image model, such as "
-            "Stable Diffusion v1.5."
+            f"have {latents}: it is a model for inpainting, editing or another task. Use a text-to-image model, such "
+            "as Stable Diffusion v1.5."
         )
 
 
