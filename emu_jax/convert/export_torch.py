@@ -160,6 +160,7 @@ class PreparedExport:
             raise UserError("The format transformers has no adapters. Give --merge-lora, or --format release.")
         unused = unused_shapes(self.config)
         return [tensor for tensor in self.tensors if tensor.name not in unused]
+
     def _release_config(self) -> dict[str, Any]:
         return to_release_config(
             self.config, pieces=self._pieces, embed_dim=self._rows("visual.head.weight"), dtype=self._dtype
