@@ -153,6 +153,7 @@ def _open(directory: Path, *, width: int | None, seed: int) -> _Source:
     configs = {part: read_part_config(directory, part) for part in REQUIRED}
     unet, vae = UNetConfig.from_diffusers(configs[UNET]), VAEConfig.from_diffusers(configs[VAE])
     NoiseSchedule.from_diffusers(configs[SCHEDULER])  # raises its error before any work
+    _check_channels(unet, vae, directory)
     tensors: dict[str, dict[str, Tensor]] = {SCHEDULER: {}}
     for part, table in ((UNET, unet_table(unet)), (VAE, vae_table(vae))):
         tensors[part] = open_part(directory, part)
@@ -164,6 +165,16 @@ def _open(directory: Path, *, width: int | None, seed: int) -> _Source:
         initialized = initial_projections(unet, dtypes=tensors[UNET], seed=seed)
         tensors[UNET] |= initialized
     return _Source(unet, vae, configs, tensors, tuple(initialized))
+
+
+def _check_channels(unet: UNetConfig, vae: VAEConfig, directory: Path) -> None:
+    inputs, latents = unet.in_channels, vae.latent_channels
+    if not inputs == unet.out_channels == latents:
+        raise UserError(
+            f"The U-Net in {directory} has {inputs} input and {unet.out_channels} output channels, but the latents "
+            f"have {latents}: it is a model for inpainting, editing or another task. Use a text-to-image model, such "
+            "as Stable Diffusion v1.5."
+        )
 
 
 def initial_projections(config: UNetConfig, *, dtypes: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:

@@ -133,11 +133,16 @@ def test_generate(page: sync_api.Page, tmp_path: Path) -> None:
     page.screenshot(path=tmp_path / "generate.png")
 
 
-def test_uploads_are_bounded(page: sync_api.Page, local: LocalClient, tmp_path: Path) -> None:
-    """A file of more bytes, or of another type, does not become part of a question."""
+def test_uploads_are_bounded(page: sync_api.Page, tmp_path: Path) -> None:
+    """A file of more bytes, or of another type, does not become part of a question; a small image does."""
     (tmp_path / "large.png").write_bytes(b"\x89PNG" + bytes(2 * 2**20))
     (tmp_path / "page.html").write_text("<script>alert(1)</script>")
+    (tmp_path / "small.png").write_bytes(png(solid_image(200, 0, 0)))
+    uploaded = page.locator("#question .thumbnail-item")
     for name in ("large.png", "page.html"):
         page.set_input_files("#question input[type=file]", str(tmp_path / name))
         time.sleep(1)
-        assert page.locator("#question .thumbnails img").count() == 0
+        assert uploaded.count() == 0, name
+    page.set_input_files("#question input[type=file]", str(tmp_path / "small.png"))
+    uploaded.first.wait_for()
+    assert uploaded.count() == 1

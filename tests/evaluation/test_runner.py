@@ -107,7 +107,7 @@ def test_unknown_tasks_and_folders(tiny, tmp_path):
 def test_few_shot_predictions_through_the_model(tiny, root, tmp_path):
     result = run(tiny, root, tmp_path, shots=1, limit=2)
     summary = result.summary()
-    assert summary["shots"] == {"count": 1, "choice": "rices", "seed": 0}
+    assert summary["shots"] == {"count": 1, "choice": "rices", "seed": 0, "features": "vision encoder"}
     assert summary["num_examples"] == 2
 
 

@@ -42,8 +42,7 @@ class EmuRunConfig(Checked):
       instruct: True if the tokenizer has the tokens `[USER]` and `[ASSISTANT]`.
       chips: settings for some TPU generations.
       evaluation: held-out sets and benchmarks.
-      samples_per_step: documents per step of the published recipe, which `inspect-data` compares with those of the data;
-        0 if there is none.
+      samples_per_step: documents per step of the published recipe, for `inspect-data`; 0 if there is none.
     """
 
     model: EmuConfig
