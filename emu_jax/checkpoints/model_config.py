@@ -66,7 +66,10 @@ def emu_config(values: Mapping[str, Any], *, source: Path) -> EmuConfig:
             f"{source} is not the config of an Emu: it has neither our layout (vision, causal_former, decoder) nor "
             "that of the release (vision, cformer, lm)."
         )
-    return from_config_dict(EmuConfig, model, path=source.name)
+    config = from_config_dict(EmuConfig, model, path=source.name)
+    if config.decoder.vocab_size == 0:
+        raise UserError(f"{source} has decoder.vocab_size 0; write the number of tokens of the model.")
+    return config
 
 
 def write_config(path: Path, config: EmuConfig) -> None:

@@ -17,6 +17,7 @@ import grain
 import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 
+from emu_jax.bounds import Checked, Positive
 from emu_jax.errors import UserError
 from emu_jax.io.files import read_json, write_json
 
@@ -34,11 +35,11 @@ class Condition(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class WeightedSet:
+class WeightedSet(Checked):
     """A folder, and the relative number of examples drawn from it."""
 
     path: str
-    weight: float = 1.0
+    weight: Positive = 1.0
 
 
 def endless(
