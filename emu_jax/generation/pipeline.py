@@ -123,9 +123,7 @@ class EmuPipeline:
     ) -> np.ndarray:
         """Return log-likelihoods (natural, summed over tokens) of as many candidates after each prompt, `[B, n]`.
 
-        `end` counts the `</s>` after a candidate too. The release does not: in `predict`, with which it ranks the
-        options of VisDial, only the tokens of a candidate count, and their sum is divided by the length of the prompt
-        and the candidate minus one. With options of equal length the order is the same as here without `end`.
+        `end` counts the `</s>` after a candidate too. The release never does (`candidate_ids`).
         """
         ids = candidate_ids(candidates, self.tokenizer, special_tokens=special_tokens, end=end)
         built = [self.build_prompt(prompt, special_tokens=special_tokens) for prompt in prompts]
