@@ -19,14 +19,14 @@ from emu_jax.convert.safety_checker import load_safety_checker
 from emu_jax.convert.visual_decoder import load_visual_decoder
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.diffusion.decoder import VisualDecoder
-from emu_jax.diffusion.safety import SafetyChecker
+from emu_jax.diffusion.safety import Safetyer
 from emu_jax.errors import UserError
 from emu_jax.generation.buckets import bucket
 from emu_jax.generation.forward import check_image_tokens, embed_in_batches, forward_pass
 from emu_jax.generation.images import generate_embeddings
 from emu_jax.generation.mixed import ImageTokens, OpenImage, generate_mixed, interleave, parse_open_image
 from emu_jax.generation.options import MAX_IMAGES, ImageOptions, TextOptions, image_options, text_options
-from emu_jax.generation.pixels import SafetyCheck, screened, to_images
+from emu_jax.generation.pixels import Safety, screened, to_images
 from emu_jax.generation.prompt import Part, Prompt, PromptBatch, build_prompt, load_images, only_image, pad_prompts
 from emu_jax.generation.sampling import compile_options
 from emu_jax.generation.score import candidate_ids, pad_candidates, score_candidates
@@ -186,7 +186,7 @@ class EmuPipeline:
         return self._visual_decoder
 
     @functools.cached_property
-    def safety_checker(self) -> SafetyChecker | None:
+    def safety_checker(self) -> Safetyer | None:
         """The checker that screens images by default; None if the folder of the visual decoder has no weights of one.
 
         Raises:
@@ -207,7 +207,7 @@ class EmuPipeline:
         num_images: int = 1,
         autoencode: bool = False,
         special_tokens: bool = False,
-        safety: SafetyCheck | bool | None = True,
+        safety: Safety = True,
         **options: Any,
     ) -> list[PIL.Image.Image]:
         """Generate images: text to image, blending (two images), in context (text and images in any order).
@@ -230,13 +230,13 @@ class EmuPipeline:
         return self.decode_embeddings(np.repeat(embeddings[None], num_images, axis=0), safety=safety, **options)
 
     def autoencode_image(
-        self, image: Part, *, safety: SafetyCheck | bool | None = True, **options: Any
+        self, image: Part, *, safety: Safety = True, **options: Any
     ) -> PIL.Image.Image:
         """Return an image after the encoder and the visual decoder."""
         return self.generate_image([image], autoencode=True, safety=safety, **options)[0]
 
     def decode_embeddings(
-        self, embeddings: np.ndarray, *, safety: SafetyCheck | bool | None = True, **options: Any
+        self, embeddings: np.ndarray, *, safety: Safety = True, **options: Any
     ) -> list[PIL.Image.Image]:
         """Decode embeddings `[n, N, D]` to images, with guidance by the embeddings of the empty prompt."""
         chosen, decoder = image_options(**options), self.visual_decoder
@@ -256,7 +256,7 @@ class EmuPipeline:
         decode: bool | None = None,
         image: ImageOptions | None = None,
         special_tokens: bool = False,
-        safety: SafetyCheck | bool | None = True,
+        safety: Safety = True,
         **options: Any,
     ) -> list[str | np.ndarray | PIL.Image.Image]:
         """Generate alternating texts and images after a prompt.

@@ -45,7 +45,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_an_argument_that_the_file_does_not_take(tmp_path: Path) -> None:
     (tmp_path / "run.py").write_text("def get_config():\n    pass\n")
-    with pytest.raises(UserError, match="run.py: TypeError: get_config"):
+    with pytest.raises(UserError, match=r"run\.py: TypeError: get_config"):
         read_config(f"{tmp_path / 'run.py'}:argument")
 
 

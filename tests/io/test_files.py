@@ -14,6 +14,8 @@ from emu_jax.io.files import (
     atomic_file,
     atomic_folder,
     file_errors,
+    is_file,
+    list_files,
     read_json,
     read_text,
     temporary_folder,
