@@ -74,6 +74,8 @@ def scratch(
         config.model[part].remat = "dots"
     config.model.decoder.num_kv_heads = config.model.decoder.num_heads
     config.data.batch.batch_size = rows
+    config.train.accumulation = 1
+    config.samples_per_step = 0
     config.train.steps = round(tokens / (rows * config.data.batch.length))
     optimizer = config.train.optimizer
     optimizer.part_learning_rates = ()

@@ -3,8 +3,9 @@
     python -m emu_jax train --config=configs/instruct_14b.py --workdir=gs://BUCKET/emu_i \
         --config.train.warm_start=MODEL_DIR
 
-MODEL_DIR is a pretrained Emu. LoRA, trainable parameters and data sets are those of the release; the learning rate,
-steps, batch size and mixture weights are not published.
+MODEL_DIR is a pretrained Emu. LoRA, trainable parameters, data sets and the form of a chat are those of Emu-I. Learning
+rate, steps, batch size and fractions of the sets are not published. Learning rate, steps, warm-up and samples per step
+are those of Emu2-Chat; the fractions are ours. docs/recipe.md lists all values.
 """
 
 from ml_collections import ConfigDict
@@ -17,21 +18,26 @@ def get_config() -> ConfigDict:
     config = common.base(
         "emu_14b",
         steps=8000,  # not published; Emu2-Chat's
-        batch_size=64,  # not published; packed rows
+        # Not published. Emu2-Chat's 768 samples are about 350 rows of chats; this is the next multiple of 128.
+        batch_size=384,
         length=1024,  # not published
-        max_images=16,  # not published
+        max_images=8,  # not published; the frames of one video
     )
+    config.samples_per_step = 768  # not published; Emu2-Chat's
     config.stage = common.INSTRUCT
     config.instruct = True
     config.model.lora = ConfigDict({"rank": 16, "alpha": 16.0, "dropout": 0.05})
     config.pretrain.trainable = (r"lora",)
+    config.pretrain.new_tokens = 2  # [USER] and [ASSISTANT]; the release does not say whether it trains them
+    config.pretrain.frozen_dtype = "bfloat16"
     config.pretrain.regression_weight = 0.0
     config.model.decoder.vocab_size = common.LLAMA_VOCAB + 2  # [USER] and [ASSISTANT]
     config.model.dtype = "bfloat16"  # not published; parameters and moments are float32
     config.model.vision.remat = config.model.decoder.remat = config.model.causal_former.remat = "full"
     config.tokenizer = "data/llama/tokenizer.model"
 
-    config.data.sets = common.sets(  # equal weights; not published
+    # Not published, and Emu2-Chat's sets are others: one weight for all, so that each set gives the same number of chats.
+    config.data.sets = common.sets(
         {"path": "data/sharegpt"},
         {"path": "data/alpaca"},
         {"path": "data/llava"},

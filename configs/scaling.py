@@ -40,6 +40,8 @@ def pod() -> ConfigDict:
     for part in ("vision", "causal_former", "decoder"):
         config.model[part].remat = "dots"
     config.data.batch.batch_size = 256
+    config.train.accumulation = 1
+    config.samples_per_step = 0
     config.train.optimizer.part_learning_rates = ()
     return from_scratch(config)
 

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from emu_jax import cli
@@ -41,20 +42,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:  # None: it was closed before the start
                 sys.stdout.flush()
     except KeyboardInterrupt:
+        text, code = "interrupted", INTERRUPTED
         print(INTERRUPTED_MESSAGE, file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:  # the reader of the output has ended, as in `| head -1`
         _discard_output()
-        return BROKEN_PIPE
+        text, code = "the reader of the output has ended", BROKEN_PIPE
     except Exception as error:
         message = describe(error)
-        if message is None:
+        if message is None and not _several_processes():
             raise
         if isinstance(error, OSError) and error.filename is None:  # the output itself cannot be written
             _discard_output()
-        with contextlib.suppress(OSError):
-            print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        return 2
+        if message is None:
+            text, code = f"{type(error).__name__}: {error}", 1
+            traceback.print_exc()
+        else:
+            text, code = " ".join(message.split()), getattr(error, "exit_code", 2)
+            with contextlib.suppress(OSError):
+                print(f"error: {text}", file=sys.stderr)
+    if _several_processes():
+        from emu_jax.waiting import end_run
+
+        end_run(text, code=code)
+    return code
 
 
 def _run(words: list[str]) -> int:
@@ -65,6 +75,12 @@ def _run(words: list[str]) -> int:
         command = cli.load(words[0])
     command.main(words[1:])
     return 0
+
+
+def _several_processes() -> bool:
+    """Return True if this process is connected to others. A command that has not imported JAX is not."""
+    waits = sys.modules.get("emu_jax.waiting")
+    return waits is not None and waits.several_processes()
 
 
 def describe(error: Exception) -> str | None:

@@ -78,13 +78,30 @@ def _page(document: Document, config: SequenceConfig, tokenizer: Tokenizer, rng:
             spans += [TokenSpan(ids)] if ids else []
         else:
             spans += _image_spans(segment)
-    sizes = [len(span.ids) if isinstance(span, TokenSpan) else config.image_length for span in spans]
-    if sum(sizes) > config.length - 2:
-        # Start at any span that is followed by enough tokens to fill the row, so that none is wasted.
-        remaining = np.cumsum(sizes[::-1])[::-1]
-        starts = np.flatnonzero(remaining >= config.length - 2)
-        spans = spans[int(rng.choice(starts)) :]
-    return _truncate(spans, config)
+    return _truncate(_section(spans, document.layout, config, rng), config)
+
+
+def _section(spans: Sequence[Span], layout: Layout, config: SequenceConfig, rng: np.random.Generator) -> Sequence[Span]:
+    """Return a section of a document that does not fit, from a random span that is followed by enough to fill the row.
+
+    A section of a page has its first `max_images` images and loses the others; a storyboard ends before the next image.
+    """
+    room = config.length - 2
+    is_image = np.array([isinstance(span, ImageSpan) for span in spans], bool)
+    sizes = np.array([len(span.ids) if isinstance(span, TokenSpan) else config.image_length for span in spans], int)
+    tokens, images = np.cumsum(sizes[::-1])[::-1], np.cumsum(is_image[::-1])[::-1]  # in a span and those after it
+    if layout is Layout.PAGE:
+        tokens = tokens - config.image_length * np.maximum(images - config.max_images, 0)
+        starts, fits = tokens >= room, tokens[:1] <= room
+    else:
+        starts = (tokens >= room) | (images >= config.max_images)
+        fits = (tokens[:1] <= room) & (images[:1] <= config.max_images)
+    start = 0 if fits.all() else int(rng.choice(np.flatnonzero(starts)))
+    if layout is not Layout.PAGE:
+        return spans[start:]
+    number = np.cumsum(is_image[start:])  # of each image in the section
+    used = ~is_image[start:] | (number <= config.max_images)
+    return [spans[start + i] for i in np.flatnonzero(used)]
 
 
 def _chat(document: Document, config: SequenceConfig, tokenizer: Tokenizer) -> DocumentSpans:

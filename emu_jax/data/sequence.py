@@ -61,7 +61,8 @@ def build_sequence(
                     where only "answer </s>" has a text loss
 
     A document that is too long is truncated, never within an image. A PAIR or VIDEO loses the end of its text. A PAGE
-    or STORYBOARD becomes a section that starts at a random segment. A CHAT is truncated to its first complete turns,
+    or STORYBOARD becomes a section that starts at a random segment; a section of a PAGE has its first `max_images`
+    images and all of its text, as in the paper. A CHAT is truncated to its first complete turns,
     or to the start of its first answer if no turn fits. Truncated documents other than chats do not end with `</s>`.
 
     Raises:

@@ -28,8 +28,8 @@ class SequenceConfig(Checked):
 
     Attributes:
       length: maximum number of tokens in a sequence (at most L, the length of a row).
-      max_images: maximum number of images in a sequence (at most I, the image slots of a row); the paper uses 5 per
-        page.
+      max_images: maximum number of images in a sequence (at most I, the image slots of a row). A PAGE loses the images
+        after the first `max_images` (the paper: 5), a STORYBOARD or CHAT ends before the next image.
       num_image_tokens: N, `<image>` tokens per image.
       frames: T, frames per video.
       image_first: probability that the image (or video) of a PAIR or VIDEO comes before its text. Emu2 uses 0.5.

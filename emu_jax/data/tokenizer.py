@@ -75,6 +75,14 @@ class Tokenizer:
         """Write the SentencePiece model file that `load` reads."""
         write_bytes(path, self._model)
 
+    @property
+    def role_sources(self) -> dict[int, tuple[int, ...]]:
+        """The ids of `[USER]` and `[ASSISTANT]`, each with the ids of its word; empty unless `instruct`."""
+        if self.user_id is None or self.assistant_id is None:
+            return {}
+        words = {self.user_id: "user", self.assistant_id: "assistant"}
+        return {token: tuple(self._pieces.encode(word)) for token, word in words.items()}
+
     def __reduce__(self):  # pickled for worker processes
         return functools.partial(Tokenizer, instruct=self.instruct), (self._model,)
 

@@ -20,8 +20,9 @@ from emu_jax.evaluation.data_root import DataRoot
 from emu_jax.evaluation.example import Example
 from emu_jax.evaluation.features import Encoder, media_features
 from emu_jax.evaluation.prompts import Shot, Shots
-from emu_jax.evaluation.runner import missing_media, synchronize
+from emu_jax.evaluation.runner import MAX_SKEW_SECONDS, missing_media
 from emu_jax.evaluation.task import Task
+from emu_jax.waiting import barrier
 
 
 class Choice(enum.Enum):
@@ -118,7 +119,7 @@ def _nearest(
 
     if jax.process_index() == 0:  # stores the features that the others read
         features(media), features(asked)
-    synchronize("features")
+    barrier("features", seconds=MAX_SKEW_SECONDS)
     table, queries = features(media), features(asked)
     nearest = {}
     for row, one in enumerate(asked):

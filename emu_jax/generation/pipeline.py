@@ -229,9 +229,7 @@ class EmuPipeline:
             embeddings = self.generate_embeddings(prompt, special_tokens=special_tokens)
         return self.decode_embeddings(np.repeat(embeddings[None], num_images, axis=0), safety=safety, **options)
 
-    def autoencode_image(
-        self, image: Part, *, safety: Safety = True, **options: Any
-    ) -> PIL.Image.Image:
+    def autoencode_image(self, image: Part, *, safety: Safety = True, **options: Any) -> PIL.Image.Image:
         """Return an image after the encoder and the visual decoder."""
         return self.generate_image([image], autoencode=True, safety=safety, **options)[0]
 

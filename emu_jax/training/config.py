@@ -6,6 +6,7 @@ import enum
 from emu_jax.bounds import Checked, Count, CountOrZero, Epsilon, Fraction, NonNegative, Positive, Rate, Seed
 from emu_jax.errors import UserError
 from emu_jax.sharding.mesh import MeshConfig
+from emu_jax.waiting import WaitConfig
 
 
 class Schedule(enum.Enum):
@@ -76,6 +77,13 @@ class OptimizerConfig(Checked):
             raise UserError(f"optimizer.moment_dtype must be float32, bfloat16 or None, not {self.moment_dtype!r}.")
 
 
+class OnFailedSave(enum.Enum):
+    """The next action of a run after a checkpoint could not be saved, such as on a full disk."""
+
+    STOP = "stop"  # end with an error; the same command resumes from the last good checkpoint
+    CONTINUE = "continue"  # report it in one line, and train on until the next save
+
+
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig(Checked):
     """When a run saves checkpoints, and which ones it keeps.
@@ -89,6 +97,7 @@ class CheckpointConfig(Checked):
       best_metric: name of a logged metric, such as "loss" or "eval/loss"; keep the steps with its best values.
       keep_best: number of best steps to keep.
       best_is_lowest: True if lower values of `best_metric` are better.
+      on_failed_save: action after a failed save. A failed save at the end of the run is always an error.
     """
 
     every_steps: CountOrZero = 1000
@@ -99,6 +108,7 @@ class CheckpointConfig(Checked):
     best_metric: str | None = None
     keep_best: Count = 1
     best_is_lowest: bool = True
+    on_failed_save: OnFailedSave = OnFailedSave.STOP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +122,7 @@ class TrainConfig(Checked):
       mesh: sizes of the device mesh.
       optimizer: optimizer and learning rates.
       checkpoint: saving of checkpoints.
+      wait: time limits for waits on the other processes.
       warm_start: model directory, or one checkpoint step of another run, whose parameters initialize this run.
       log_every: steps between two log lines; the metrics of a line are means over these steps.
       evaluate_every: steps between two evaluations; 0 evaluates only at the end.
@@ -128,6 +139,7 @@ class TrainConfig(Checked):
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    wait: WaitConfig = dataclasses.field(default_factory=WaitConfig)
     warm_start: str | None = None
     log_every: Count = 50
     evaluate_every: CountOrZero = 0

@@ -90,8 +90,9 @@ class HeldOutLosses:
         metrics: dict[str, float] = {}
         for name, batches in self._on_devices().items():
             keys = jax.random.split(jax.random.key(0), len(batches))  # the same noise in each evaluation
-            pairs = [self._sums(params, batch, key) for batch, key in zip(batches, keys, strict=True)]
-            sums, counts = jax.device_get(jax.tree.map(lambda *values: sum(values), *pairs))
+            # One program at a time: many with collectives in flight can deadlock between processes.
+            pairs = [jax.device_get(self._sums(params, batch, key)) for batch, key in zip(batches, keys, strict=True)]
+            sums, counts = jax.tree.map(lambda *values: sum(values), *pairs)
             means = {term: float(sums[term]) / float(counts[term]) for term in sums if counts[term]}
             weights = self._stage.loss_weights
             metrics |= {f"{name}/{term}": mean for term, mean in means.items()}

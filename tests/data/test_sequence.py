@@ -250,3 +250,29 @@ def test_properties_of_every_sequence(tokenizer, document, config, seed):
         text = tokens < tokenizer.pad_id
         expected = int((text & (tokens != tokenizer.bos_id)).sum()) + config.predict_boi * len(starts)
         assert len(labels) == expected, "every text token is a label once"
+
+
+def test_a_page_has_the_first_images_of_its_section_and_all_of_its_text(tokenizer):
+    """At most `max_images` images; the text after them stays, up to the length of the row."""
+    few = dataclasses.replace(CONFIG, max_images=2, length=500)
+    segments = [s for word in ("a cat", "a dog", "a mat", "a cat") for s in (Image(PIXELS), Text(word))]
+    page = build(document(*segments, layout=Layout.PAGE), tokenizer, few)
+    assert names(page, tokenizer) == ["<s>", *IMAGE, "a cat", *IMAGE, "a dog a mat a cat", "</s>"]
+    sections = [
+        build(document(*segments * 20, layout=Layout.PAGE), tokenizer, dataclasses.replace(few, length=64), seed)
+        for seed in range(20)
+    ]
+    assert all(len(section.images) == 2 and len(section.tokens) in (63, 64) for section in sections)
+    assert len({tuple(section.tokens.tolist()) for section in sections}) > 1, "sections start at random"
+
+
+def test_a_storyboard_with_many_frames_starts_at_random_and_ends_before_the_next_frame(tokenizer):
+    few = dataclasses.replace(CONFIG, max_images=2, length=500)
+    segments = [s for word in ("a cat", "a dog", "a mat") for s in (Image(PIXELS), Text(word))]
+    found = {
+        tuple(names(build(document(*segments, layout=Layout.STORYBOARD), tokenizer, few, seed), tokenizer))
+        for seed in range(20)
+    }
+    first = ("<s>", *IMAGE, "a cat", *IMAGE, "a dog")
+    assert first in found
+    assert ("<s>", *IMAGE, "a dog", *IMAGE, "a mat", "</s>") in found

@@ -33,6 +33,8 @@ class SetConfig(Checked):
       weight: relative number of documents drawn (with HOMOGENEOUS mixing: of steps).
       epochs: passes over the set; None repeats it indefinitely.
       page_image_first: see `SequenceConfig`; 0.5 for MMC4.
+      max_images: images per document; the paper uses 5 for a page of MMC4. None: `max_images_per_document`.
+      max_length: tokens per document, for shorter sections of pages than a row (the paper: 512 and 1024). None: a row.
     """
 
     path: str
@@ -41,6 +43,8 @@ class SetConfig(Checked):
     epochs: Count | None = None
     split: str = "train"
     page_image_first: Fraction = 1.0
+    max_images: Count | None = None
+    max_length: Count | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +54,8 @@ class DataConfig(Checked):
     Attributes:
       sets: the mixture.
       batch: shape of a batch over all processes.
-      max_images_per_document: maximum number of images per document; the paper uses 5 per page. None: as many as fit in
-        a row.
+      max_images_per_document: maximum number of images per document, for sets that have no `max_images`. None: as many
+        as fit in a row.
       image_first, predict_boi, regress, num_image_tokens, frames, system_message: see `SequenceConfig`.
       frame_choice: evenly spaced or random frames of a video.
       pool: sequences per reader that wait to be packed. A larger pool packs rows tighter, but takes longer to read

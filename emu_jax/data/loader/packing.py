@@ -11,50 +11,43 @@ import numpy as np
 from emu_jax.data.batch import Batch
 from emu_jax.data.sequence import TokenSequence
 
-# Preference for the larger of two equally good sequences. A row is packed with each value; the fuller row is used.
-_BIG_FIRST = (0.05, 0.3)
-_SLACK = 1 + 1e-9  # the fractions are rounded
-
 
 def choose_row(sizes: Sequence[tuple[int, int]], *, length: int, max_images: int) -> list[int]:
     """Choose the waiting sequences, given as (tokens, images), that form the next row; return their indices in order.
 
-    The first sequence is always chosen: it has waited longest, so none waits indefinitely. Then the sequence is added
-    after which the remaining fractions of the two budgets are closest to equal, so that neither budget runs out while
-    much of the other is left; among similar ones, the larger. This repeats until none fits.
-    `experiments/benchmarks/packing.py` compares this with first fit and best fit.
+    The first sequence is always chosen: it has waited longest, so none waits indefinitely. To it the best set of all
+    sets of waiting sequences is added: the one with the largest sum of the used fractions of the two budgets. Among
+    equally good sets, the one that uses the largest sequences is chosen, because small ones are easier to place later.
+    `experiments/benchmarks/packing.py` compares this with common rules and with the bound of any packing.
 
         choose_row([(50, 1), (50, 0), (50, 3), (40, 3)], length=100, max_images=4) -> [0, 2]
 
     Raises:
       ValueError: a sequence does not fit in an empty row.
     """
-    demand = np.asarray(sizes, np.float64).reshape(-1, 2) / (length, max_images)
-    tokens, images = np.ascontiguousarray(demand[:, 0]), np.ascontiguousarray(demand[:, 1])
-    if tokens.max() > 1 or images.max() > 1:
+    if any(tokens > length or images > max_images for tokens, images in sizes):
         raise ValueError(f"a sequence is larger than a row of {length} tokens and {max_images} images")
-    rows = [_fill(tokens, images, big_first=big_first) for big_first in _BIG_FIRST]
-    return max(rows, key=lambda row: tokens[row].sum() + images[row].sum())
-
-
-def _fill(tokens: np.ndarray, images: np.ndarray, *, big_first: float) -> list[int]:
-    """Choose one row, given the fractions [n] of the two budgets that each sequence uses."""
-    bonus = big_first * (tokens + images)
-    free = np.ones(len(tokens), bool)
-    tokens_left = images_left = _SLACK
-    chosen: list[int] = []
-    best = 0
-    while True:
-        chosen.append(best)
-        free[best] = False
-        tokens_left -= tokens[best]
-        images_left -= images[best]
-        tokens_after, images_after = tokens_left - tokens, images_left - images
-        fits = free & (tokens_after >= 0) & (images_after >= 0)
-        cost = np.where(fits, np.abs(tokens_after - images_after) - bonus, np.inf)
-        best = int(cost.argmin())
-        if not fits[best]:
-            return chosen
+    tokens, images = length - sizes[0][0], max_images - sizes[0][1]  # what is left of the two budgets
+    fitting = [i for i, (n, k) in enumerate(sizes) if i and n <= tokens and k <= images]
+    fitting.sort(key=lambda i: -(sizes[i][0] * max_images + sizes[i][1] * length))  # the largest first
+    # Dynamic programming over the number of images: bit n of reachable[k] is set if some sequences have n tokens and k
+    # images in total. before[j] is `reachable` without sequence j and those after it.
+    mask = (1 << (tokens + 1)) - 1
+    reachable = [1] + [0] * images
+    before: list[list[int]] = []
+    for i in fitting:
+        n, k = sizes[i]
+        before.append(reachable)
+        shifted = [(bits << n) & mask for bits in reachable[: images + 1 - k]]
+        reachable = [*reachable[:k], *(old | new for old, new in zip(reachable[k:], shifted, strict=True))]
+    most = [(bits.bit_length() - 1, k) for k, bits in enumerate(reachable) if bits]  # the most tokens for k images
+    n, k = max(most, key=lambda total: total[0] * max_images + total[1] * length)
+    chosen = []
+    for i, reachable in zip(reversed(fitting), reversed(before), strict=True):
+        if not reachable[k] >> n & 1:  # not without sequence i
+            chosen.append(i)
+            n, k = n - sizes[i][0], k - sizes[i][1]
+    return [0, *sorted(chosen)]
 
 
 def fill_row(

@@ -115,6 +115,10 @@ def make_sequence_source(
         raise UserError(f"batch_size {batch.batch_size} does not divide among {process_count} processes.")
     if not config.sets:
         raise UserError("data.sets is empty; name at least one prepared set.")
+    for of_set in config.sets:
+        for name, most in (("max_images", batch.max_images), ("max_length", batch.length)):
+            if (getattr(of_set, name) or 0) > most:
+                raise UserError(f"{name} of the set {of_set.path} is more than the {most} of a row.")
     max_images = config.max_images_per_document or batch.max_images
     if max_images > batch.max_images:
         raise UserError(
@@ -124,8 +128,8 @@ def make_sequence_source(
         raise UserError(f"The seed of the data must be a number from 0 to {2**32 - 1}, not {seed}.")
     sequences = tuple(
         SequenceConfig(
-            length=batch.length,
-            max_images=max_images,
+            length=of_set.max_length or batch.length,
+            max_images=of_set.max_images or max_images,
             num_image_tokens=config.num_image_tokens,
             frames=config.frames,
             image_first=config.image_first,

@@ -22,7 +22,7 @@ from emu_jax.training.config import TrainConfig
 from emu_jax.training.evaluation import EvaluationConfig, HeldOutSet, held_out_losses
 from emu_jax.training.loop import DataFactory
 from emu_jax.training.runs.run import Run
-from emu_jax.training.stages.pretrain import PretrainConfig, PretrainStage
+from emu_jax.training.stages.pretrain import NEW_TOKEN_TABLES, PretrainConfig, PretrainStage
 
 PRETRAIN, CAPTION_WARMUP, INSTRUCT = EMU_STAGES = ("pretrain", "caption_warmup", "instruct")
 
@@ -42,6 +42,8 @@ class EmuRunConfig(Checked):
       instruct: True if the tokenizer has the tokens `[USER]` and `[ASSISTANT]`.
       chips: settings for some TPU generations.
       evaluation: held-out sets and benchmarks.
+      samples_per_step: documents per step of the published recipe, which `inspect-data` compares with those of the data;
+        0 if there is none.
     """
 
     model: EmuConfig
@@ -53,6 +55,7 @@ class EmuRunConfig(Checked):
     instruct: bool = False
     chips: tuple[ChipConfig, ...] = ()
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    samples_per_step: int = 0
 
 
 def open_emu_run(config: Mapping[str, Any] | Any) -> Run:
@@ -65,11 +68,11 @@ def open_emu_run(config: Mapping[str, Any] | Any) -> Run:
     tokenizer = Tokenizer.load(run.tokenizer, instruct=run.instruct)
     run = with_vocabulary(run, vocab_size=tokenizer.vocab_size)
     run = for_chip(run, device_kind=jax.devices()[0].device_kind)
-    stage = make_stage(run, image_token_id=tokenizer.image_token_id)
+    stage = make_stage(run, image_token_id=tokenizer.image_token_id, token_sources=tokenizer.role_sources)
     load = functools.partial(_held_out_data, run, tokenizer)
     return Run(
         config=run,
-        train=run.train,
+        train=without_decay(run),
         stage=stage,
         data=emu_data(run, tokenizer=tokenizer),
         tokenizer=Path(run.tokenizer),
@@ -119,6 +122,15 @@ def with_vocabulary(run: EmuRunConfig, *, vocab_size: int) -> EmuRunConfig:
     return dataclasses.replace(run, model=model)
 
 
+def without_decay(run: EmuRunConfig) -> TrainConfig:
+    """Return the settings of the loop without weight decay on tables of which only the new tokens are trained."""
+    if not run.pretrain.new_tokens:
+        return run.train
+    optimizer = run.train.optimizer
+    exempt = (*optimizer.no_decay, *NEW_TOKEN_TABLES)
+    return dataclasses.replace(run.train, optimizer=dataclasses.replace(optimizer, no_decay=exempt))
+
+
 def for_chip(run: EmuRunConfig, *, device_kind: str) -> EmuRunConfig:
     """Return `run` with the settings in `chips` for devices of this kind."""
     chip = next((chip for chip in run.chips if chip.name == generation(device_kind)), None)
@@ -131,7 +143,9 @@ def for_chip(run: EmuRunConfig, *, device_kind: str) -> EmuRunConfig:
     return dataclasses.replace(run, model=dataclasses.replace(run.model, **parts), train=train)
 
 
-def make_stage(run: EmuRunConfig, *, image_token_id: int) -> PretrainStage:
+def make_stage(
+    run: EmuRunConfig, *, image_token_id: int, token_sources: Mapping[int, tuple[int, ...]] | None = None
+) -> PretrainStage:
     """Return the stage that `run.stage` names; the vocabulary size of `run` must be set.
 
     Raises:
@@ -151,12 +165,14 @@ def make_stage(run: EmuRunConfig, *, image_token_id: int) -> PretrainStage:
         sources=tuple(one.name or one.path for one in run.data.sets),
         config=config,
         name=run.stage,
+        token_sources=token_sources or {},
     )
 
 
 def _held_out_data(run: EmuRunConfig, tokenizer: Tokenizer, one: HeldOutSet) -> Loader:
-    """Return the batches of a held-out set in a fixed order."""
-    sets = (SetConfig(one.path, one.name, split=one.split),)
+    """Return the batches of a held-out set in a fixed order, with the options of the training set of the same name."""
+    same = next((s for s in run.data.sets if (s.name or Path(s.path).name) == one.name), SetConfig(one.path))
+    sets = (dataclasses.replace(same, path=one.path, name=one.name, split=one.split, weight=1.0, epochs=None),)
     data = dataclasses.replace(
         run.data, sets=sets, frame_choice=Frames.UNIFORM, workers=0, prefetch=0, shuffle=False, rejects=""
     )

@@ -60,7 +60,11 @@ def test_command(sets, small_tokenizer, tmp_path, capsys, root):
         "    return config\n"
     )
     main([f"--config={config}", f"--output={tmp_path / 'page.html'}", "--batches=2", "--config.data.image_first=1.0"])
-    assert "2 batches displayed" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "4 rows counted" in printed
+    assert re.search(r"A step has \d+ documents, [\d,]+ tokens and \d+ images \(2 rows of 96 tokens", printed)
+    assert "data.batch.max_images=" in printed
+    assert "recipe" not in printed
     assert (tmp_path / "page.html").read_text().count("data:image/png") >= 4
     with pytest.raises(UserError, match="--batches"):
         main([f"--config={config}", "--batches=0"])
