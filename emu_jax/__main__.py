@@ -42,29 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:  # None: it was closed before the start
                 sys.stdout.flush()
     except KeyboardInterrupt:
-        text, code = "interrupted", INTERRUPTED
         print(INTERRUPTED_MESSAGE, file=sys.stderr)
+        return _end("interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader of the output has ended, as in `| head -1`
         _discard_output()
-        text, code = "the reader of the output has ended", BROKEN_PIPE
+        return _end("the reader of the output has ended", BROKEN_PIPE)
     except Exception as error:
         message = describe(error)
-        if message is None and not _several_processes():
-            raise
+        if message is None:
+            if not _several_processes():
+                raise
+            traceback.print_exc()
+            return _end(f"{type(error).__name__}: {error}", 1)
         if isinstance(error, OSError) and error.filename is None:  # the output itself cannot be written
             _discard_output()
-        if message is None:
-            text, code = f"{type(error).__name__}: {error}", 1
-            traceback.print_exc()
-        else:
-            text, code = " ".join(message.split()), getattr(error, "exit_code", 2)
-            with contextlib.suppress(OSError):
-                print(f"error: {text}", file=sys.stderr)
-    if _several_processes():
-        from emu_jax.waiting import end_run
-
-        end_run(text, code=code)
-    return code
+        message = " ".join(message.split())
+        with contextlib.suppress(OSError):
+            print(f"error: {message}", file=sys.stderr)
+        return _end(message, error.exit_code if isinstance(error, UserError) else 2)
 
 
 def _run(words: list[str]) -> int:
@@ -75,6 +70,15 @@ def _run(words: list[str]) -> int:
         command = cli.load(words[0])
     command.main(words[1:])
     return 0
+
+
+def _end(text: str, code: int) -> int:
+    """Return `code`; if this process is connected to others, end them too, with `text`."""
+    if _several_processes():
+        from emu_jax.waiting import end_run
+
+        end_run(text, code=code)
+    return code
 
 
 def _several_processes() -> bool:

@@ -123,7 +123,7 @@ class EmuPipeline:
     ) -> np.ndarray:
         """Return log-likelihoods (natural, summed over tokens) of as many candidates after each prompt, `[B, n]`.
 
-        `end` counts the `</s>` after a candidate too, as the release ranks complete answers.
+        `end` counts the `</s>` after a candidate too. The release never does (`candidate_ids`).
         """
         ids = candidate_ids(candidates, self.tokenizer, special_tokens=special_tokens, end=end)
         built = [self.build_prompt(prompt, special_tokens=special_tokens) for prompt in prompts]
