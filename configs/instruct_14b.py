@@ -28,6 +28,8 @@ def get_config() -> ConfigDict:
     config.instruct = True
     config.model.lora = ConfigDict({"rank": 16, "alpha": 16.0, "dropout": 0.05})
     config.pretrain.trainable = (r"lora",)
+    config.pretrain.new_tokens = 2  # [USER] and [ASSISTANT]; the release does not say whether it trains them
+    config.pretrain.frozen_dtype = "bfloat16"
     config.pretrain.regression_weight = 0.0
     config.model.decoder.vocab_size = common.LLAMA_VOCAB + 2  # [USER] and [ASSISTANT]
     config.model.dtype = "bfloat16"  # not published; parameters and moments are float32

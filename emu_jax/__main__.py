@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from emu_jax import cli
@@ -37,12 +38,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = cli.load(words[0])
         command.main(words[1:])
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        text, code = " ".join(str(error).split()), error.exit_code
+        print(f"error: {text}", file=sys.stderr)
     except KeyboardInterrupt:
+        text, code = "interrupted", INTERRUPTED
         print(INTERRUPTED_MESSAGE, file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    except Exception as error:
+        if not _several_processes():
+            raise
+        text, code = f"{type(error).__name__}: {error}", 1
+        traceback.print_exc()
+    else:
+        return 0
+    if _several_processes():
+        from emu_jax.waiting import end_run
+
+        end_run(text, code=code)
+    return code
+
+
+def _several_processes() -> bool:
+    """Return True if this process is connected to others. A command that has not imported JAX is not."""
+    waits = sys.modules.get("emu_jax.waiting")
+    return waits is not None and waits.several_processes()
 
 
 def use_huge_pages() -> None:

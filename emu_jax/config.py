@@ -3,12 +3,12 @@
 import dataclasses
 import difflib
 import enum
-import numbers
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from emu_jax.bounds import OutOfRange
 from emu_jax.errors import UserError
 
 T = TypeVar("T")
@@ -69,7 +69,8 @@ def from_config_dict(cls: type[T], config: Mapping[str, Any] | Any, *, path: str
       path: position of `config` inside the complete config, for error messages.
 
     Raises:
-      UserError: an unknown key (the message names the closest field), a missing key, or a value of the wrong type.
+      UserError: an unknown key (the message names the closest field), a missing key, or a value of the wrong type or
+        outside the range of its field (`emu_jax.bounds`).
     """
     if not hasattr(config, "items"):
         raise UserError(f"{path} must hold the fields of {cls.__name__}, not {config!r}.")
@@ -82,7 +83,11 @@ def from_config_dict(cls: type[T], config: Mapping[str, Any] | Any, *, path: str
     missing = [name for name, field in fields.items() if name not in values and not _has_default(field)]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)} (fields of {cls.__name__}).")
-    return cls(**{name: _convert(hints[name], value, f"{path}.{name}") for name, value in values.items()})
+    converted = {name: _convert(hints[name], value, f"{path}.{name}") for name, value in values.items()}
+    try:
+        return cls(**converted)
+    except OutOfRange as error:
+        raise UserError(f"{path}.{error}") from None
 
 
 def to_dict(config: Any) -> Any:
@@ -167,20 +172,3 @@ def _convert_union(hints: list[Any], value: Any, path: str) -> Any:
         except UserError as error:
             errors.append(error)
     raise errors[0]
-
-
-def check_ranges(options: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
-    """Check that the named fields of a dataclass are numbers in their ranges; ends are included, None is allowed.
-
-    A range with two integers is for an integer field.
-
-    Raises:
-      UserError: a value is outside its range, NaN, or not a number.
-    """
-    for name, (low, high) in ranges.items():
-        value = getattr(options, name)
-        kind: Any = numbers.Integral if isinstance(low, int) and isinstance(high, int) else numbers.Real
-        if value is None or (isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high):
-            continue
-        noun = "an integer" if kind is numbers.Integral else "a number"
-        raise UserError(f"{name} must be {noun} from {low} to {high}, not {value!r}.")

@@ -98,3 +98,11 @@ def tpu_attached() -> bool:
     """Return True on a TPU machine, from device files and environment variables; no device is started."""
     chips = glob.glob("/dev/accel[0-9]*") or (glob.glob("/dev/vfio/[0-9]*") and not glob.glob("/dev/nvidia[0-9]*"))
     return bool(chips) or "TPU_WORKER_ID" in os.environ
+
+
+def device_memory() -> int | None:
+    """Return the bytes of memory of one local device; on CPUs its part of the machine's memory; None if unknown."""
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    return (device.memory_stats() or {}).get("bytes_limit")

@@ -23,14 +23,15 @@ EXTRA_OF = {"serving": "serve"}
 # A package (or module of emu_jax) imports only from itself and from lower levels. Add new packages here.
 LEVELS = (
     ("errors", "hardware", "pixels", "typing"),
-    ("config", "io", "sharding"),
+    ("bounds",),
+    ("config", "io", "sharding", "waiting"),
     ("layers", "losses", "reporting"),
     ("data", "diffusion", "models"),
     ("checkpoints",),
     ("convert",),
     ("generation",),
     ("evaluation", "serving", "training"),
-    ("compile_analysis", "demo", "scaling"),
+    ("chat", "compile_analysis", "demo", "scaling"),
     ("cli",),
     ("__main__",),
 )
@@ -84,7 +85,8 @@ def is_ours(module: str) -> bool:
     return module.partition(".")[0] in ("emu_jax", "configs")
 
 
-SOURCES = sorted(PACKAGE.rglob("*.py"))
+TRANSFORMERS_CODE = PACKAGE / "convert" / "transformers_format"  # copied into exports, never imported by emu_jax
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != TRANSFORMERS_CODE)
 PACKAGES = sorted({package_of(path) for path in SOURCES} - {"__init__"})
 IMPORTS = [i for path in SOURCES for i in imports(path)]
 # Without emu_jax/__init__.py, the public entry point: it imports from all levels, but only on first use.

@@ -1,4 +1,4 @@
-"""Save the state of each process's data iterator in a checkpoint, as JSON with a checksum."""
+"""Save the states of each process's data iterator and metrics log in a checkpoint, as JSON with a checksum."""
 
 import dataclasses
 import json
@@ -11,15 +11,28 @@ from etils import epath
 from emu_jax.checkpoints.step import DamagedError, digest
 
 
+@dataclasses.dataclass(frozen=True)
+class HostState:
+    """The state of one process.
+
+    Attributes:
+      state: of the data iterator.
+      log: of the metrics log, the same on every process; None in older checkpoints.
+    """
+
+    state: Any
+    log: Any = None
+
+
 class HostStateHandler(ocp.CheckpointHandler):
     """One file per process, named by its index and the number of processes."""
 
     def save(self, directory: epath.Path, args: "HostStateSave") -> None:
         """Write the state of this process."""
-        value = {"identity": args.identity, "state": args.state}
+        value = {"identity": args.identity, "state": args.state, "log": args.log}
         (directory / _file_name()).write_text(json.dumps(value | {"sha256": digest(value)}))
 
-    def restore(self, directory: epath.Path, args: "HostStateRestore | None" = None) -> list[Any]:
+    def restore(self, directory: epath.Path, args: "HostStateRestore | None" = None) -> list[HostState]:
         """Return the states of all processes that saved, in order of their index.
 
         Raises:
@@ -53,10 +66,11 @@ class HostStateHandler(ocp.CheckpointHandler):
 @ocp.args.register_with_handler(HostStateHandler, for_save=True)
 @dataclasses.dataclass
 class HostStateSave(ocp.args.CheckpointArgs):
-    """Save `state`, any JSON value, with the identity of the step's record."""
+    """Save `state` and `log`, any JSON values, with the identity of the step's record."""
 
     state: Any
     identity: str
+    log: Any = None
 
 
 @ocp.args.register_with_handler(HostStateHandler, for_restore=True)
@@ -67,17 +81,17 @@ class HostStateRestore(ocp.args.CheckpointArgs):
     identity: str | None = None
 
 
-def _state(saved: Any, identity: str | None, *, source: str) -> Any:
+def _state(saved: Any, identity: str | None, *, source: str) -> HostState:
     if identity is None:  # saved before data states had checksums
-        return saved
+        return HostState(saved)
     fields = {"identity", "state", "sha256"}
-    if not isinstance(saved, dict) or saved.keys() != fields:
+    if not isinstance(saved, dict) or saved.keys() - {"log"} != fields:
         raise DamagedError(f"{source} is damaged")
     if saved.pop("sha256") != digest(saved):
         raise DamagedError(f"{source} is damaged")
     if saved["identity"] != identity:
         raise DamagedError(f"{source} is of another step")
-    return saved["state"]
+    return HostState(saved["state"], saved.get("log"))
 
 
 def _file_name() -> str:

@@ -4,6 +4,7 @@ Parameters, optimizer state and data state are separate items, so that parameter
 exists only when it is complete: a process that is killed while writing leaves a temporary directory, which is ignored.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -36,6 +37,12 @@ from emu_jax.checkpoints.step import (
     steps_in,
 )
 from emu_jax.errors import UserError
+from emu_jax.io.paths import absolute_path
+from emu_jax.waiting import LostProcessError, barrier, first_line, waiting
+
+
+class SaveError(UserError):
+    """A checkpoint could not be saved. The earlier ones are good, and the next step can be saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Restored:
       params: tree of arrays with the requested shapes, dtypes and shardings.
       optimizer: tree of arrays with the requested shapes, dtypes and shardings.
       data: state of the data iterator of each process that saved, in order of their index.
+      log: state of the metrics log, the same on every process that saved; None for an older checkpoint.
       warnings: one line for each newer step that could not be read.
       record: its checksums; None for a checkpoint from before they were added.
     """
@@ -57,6 +65,7 @@ class Restored:
     data: list[Any]
     warnings: tuple[str, ...]
     record: StepRecord | None = None
+    log: Any = None
 
 
 class Checkpoints:
@@ -73,6 +82,7 @@ class Checkpoints:
         best_metric: str | None = None,
         keep_best: int = 1,
         best_is_lowest: bool = True,
+        timeout: int = 1200,
     ) -> None:
         """Open `directory`, and create it if it does not exist.
 
@@ -85,11 +95,12 @@ class Checkpoints:
           best_metric: the `keep_best` steps with the best value of this metric are not deleted.
           keep_best: see `best_metric`.
           best_is_lowest: see `best_metric`.
+          timeout: seconds that a save in the background waits for the other processes.
 
         Raises:
           UserError: the directory cannot be created or written.
         """
-        self.directory = epath.Path(directory).absolute()
+        self.directory = absolute_path(directory)
         _check_writable(self.directory)
         preserved: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
         if keep_every_steps:
@@ -104,7 +115,7 @@ class Checkpoints:
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(preserved),
             # In the background, a folder that cannot be created ends in a timeout of minutes without a reason.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            async_options=ocp.AsyncOptions(timeout_secs=timeout, create_directories_asynchronously=False),
             cleanup_tmp_directories=True,
         )
         self._manager = self._open()
@@ -139,12 +150,23 @@ class Checkpoints:
         data: Any,
         config: dict[str, Any],
         metrics: dict[str, float] | None = None,
+        log: Any = None,
     ) -> None:
         """Start to save `step`. The arrays may be donated when this returns. An existing step is not overwritten.
 
+        Wait for the previous save first.
+
         Raises:
-          UserError: this or an earlier save failed. The message has the reason and the newest complete step.
+          SaveError: this or the previous save failed on a process; all processes raise it. The message has the reason
+            and the newest complete step.
         """
+        with waiting(f"save of step {step}"):
+            self._save(step, params, optimizer, data, config, metrics, log)
+
+    def _save(
+        self, step: int, params: Any, optimizer: Any, data: Any, config: dict[str, Any], metrics: Any, log: Any
+    ) -> None:
+        self._guarded(self._manager.wait_until_finished, doing="finish the previous save")
         if step in self._manager.all_steps():
             return
         config = json.loads(json.dumps(config))
@@ -156,7 +178,7 @@ class Checkpoints:
                     **{
                         PARAMS: ocp.args.StandardSave(params),
                         OPTIMIZER: ocp.args.StandardSave(optimizer),
-                        DATA: HostStateSave(data, record["identity"]),
+                        DATA: HostStateSave(data, record["identity"], log),
                         CONFIG: ocp.args.JsonSave(config),
                         FINGERPRINTS: ocp.args.JsonSave(record),
                     }
@@ -171,16 +193,18 @@ class Checkpoints:
         """Wait until all saves are on disk.
 
         Raises:
-          UserError: a save failed.
+          SaveError: the save failed on a process; all processes raise it.
         """
-        self._guarded(self._manager.wait_until_finished, doing="finish saving")
+        with waiting("end of the save"):
+            self._guarded(self._manager.wait_until_finished, doing="finish saving")
 
     def close(self) -> None:
         """Wait for all saves and release the threads. Raise nothing: `save` and `wait` report errors."""
         try:
-            self._manager.close()
+            with waiting("end of the save"):
+                self._manager.close()
         except Exception as error:
-            logging.error("closing the checkpoints in %s: %s", self.directory, _first_line(error))
+            logging.error("closing the checkpoints in %s: %s", self.directory, first_line(error))
 
     def restore(self, step: int, *, params: Any, optimizer: Any) -> Restored:
         """Read `step` in the shapes, dtypes and shardings of two trees of ShapeDtypeStructs.
@@ -210,7 +234,8 @@ class Checkpoints:
                 }
             ),
         )
-        return Restored(step, items[PARAMS], items[OPTIMIZER], items[DATA], (), record)
+        states = items[DATA]
+        return Restored(step, items[PARAMS], items[OPTIMIZER], [one.state for one in states], (), record, states[0].log)
 
     def restore_newest(self, *, params: Any, optimizer: Any) -> Restored | None:
         """Read the newest readable step. Return None if there is no step.
@@ -221,6 +246,10 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint is of a different model or optimizer, or no step can be read.
         """
+        with waiting("restore of the newest checkpoint"):
+            return self._restore_newest(params, optimizer)
+
+    def _restore_newest(self, params: Any, optimizer: Any) -> Restored | None:
         warnings: list[str] = []
         for step in reversed(self.steps()):
             restored: Restored | None = None
@@ -237,7 +266,7 @@ class Checkpoints:
                 if not damaged:
                     return dataclasses.replace(restored, warnings=tuple(warnings))
                 error = DamagedError(f"{damaged[0]} differs from the saved array")
-            warnings.append(f"checkpoint {step} cannot be read ({_first_line(error)}); trying the previous one")
+            warnings.append(f"checkpoint {step} cannot be read ({_reason(error)}); trying the previous one")
             logging.error(warnings[-1])
             self._rename_unreadable(step)
         if warnings:
@@ -254,20 +283,42 @@ class Checkpoints:
             if target.exists():
                 target.rmtree()
             (self.directory / str(step)).rename(target)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("emu_jax_rename_unreadable")
+        barrier(f"renaming of the unreadable step {step}")
         self._manager = self._open()
 
     def _guarded(self, action: Callable[[], Any], *, doing: str) -> None:
+        """Call `action` on all processes. After an error on any of them, open the directory again and raise SaveError.
+
+        Orbax lists a step as soon as its save starts. The steps that a new manager lists are complete.
+        """
+        error: Exception | None = None
         try:
             action()
-        except Exception as error:
+        except Exception as failure:
+            error = failure
+        if _everywhere(error is None):
+            return
+        try:
             complete = steps_in(self.directory)
             newest = f"the last good checkpoint is step {max(complete)}" if complete else "no checkpoint is complete"
-            raise UserError(
-                f"Could not {doing} in {self.directory} ({_first_line(error)}); {newest}. "
-                "Free disk space or fix the directory's permissions, then run the same command to resume."
-            ) from error
+        except OSError as failure:
+            newest = f"its checkpoints cannot be listed ({failure.strerror or failure})"
+        self._reopen()
+        raise SaveError(
+            f"Could not {doing} in {self.directory} ({_reason(error)}); {newest}. "
+            "Free disk space or fix the directory's permissions, then run the same command to resume."
+        ) from error
+
+    def _reopen(self) -> None:
+        """Open the directory again. If that fails, such as without the mount, the next save fails too."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        try:
+            self._manager = self._open()
+        except LostProcessError:
+            raise
+        except Exception as error:
+            logging.error("opening the checkpoints in %s: %s", self.directory, first_line(error))
 
 
 def _metric(metrics: dict[str, float], *, name: str, missing: float) -> float:
@@ -281,11 +332,8 @@ def _everywhere(ok: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(ok))))
 
 
-def _first_line(error: BaseException | None) -> str:
-    if error is None:
-        return "another process could not read it"
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
+def _reason(error: BaseException | None) -> str:
+    return "it failed on another process" if error is None else first_line(error)
 
 
 def _differing(restored: Restored) -> list[str]:

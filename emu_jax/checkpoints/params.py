@@ -26,16 +26,16 @@ from emu_jax.checkpoints.step import (
     steps_in,
     write_record,
 )
-from emu_jax.checkpoints.vocabulary import grow, growing_tables, vocabulary_of
+from emu_jax.checkpoints.vocabulary import TokenSources, grow, growing_tables, vocabulary_of
 from emu_jax.errors import UserError
-from emu_jax.io.paths import store_errors
+from emu_jax.io.paths import absolute_path, store_errors
 
 Tree = dict[str, Any]
 
 
 def save_params(directory: str | epath.Path, params: Tree) -> None:
     """Write DIR/params, complete or not at all, and their checksums. Existing parameters are replaced."""
-    path = epath.Path(directory).absolute() / "params"
+    path = absolute_path(directory) / "params"
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_record(path.parent)
     with ocp.StandardCheckpointer() as checkpointer:
@@ -88,7 +88,7 @@ class WarmStart:
       missing: in the model only; they stay as initialized.
       unused: in the source only.
       other_shape: "path: saved shape, expected shape"; they stay as initialized.
-      grown: "path: from N to M tokens", for loaded vocabulary tables. New tokens start as the mean of the others.
+      grown: "path: from N to M tokens", for loaded vocabulary tables.
     """
 
     loaded: tuple[str, ...]
@@ -104,14 +104,20 @@ class WarmStart:
             ("not in the source, initialized", self.missing),
             ("in the source, not in this model", self.unused),
             ("of a different shape, initialized", self.other_shape),
-            ("with new tokens, each the mean of the others", self.grown),
+            ("with new tokens, each the mean of known ones", self.grown),
         ):
             if names:
                 lines.append(f"{len(names)} parameters {description}: {abbreviate(names)}")
         return "\n".join(lines)
 
 
-def warm_start(directory: str | epath.Path, like: Tree, *, vocab_size: int | None = None) -> tuple[Tree, WarmStart]:
+def warm_start(
+    directory: str | epath.Path,
+    like: Tree,
+    *,
+    vocab_size: int | None = None,
+    token_sources: TokenSources | None = None,
+) -> tuple[Tree, WarmStart]:
     """Read the parameters in DIR/params with the same path and shape as in `like`, in its dtypes and shardings.
 
     Args:
@@ -119,6 +125,7 @@ def warm_start(directory: str | epath.Path, like: Tree, *, vocab_size: int | Non
       like: the model's parameters, or their shapes with shardings.
       vocab_size: of the model. Tokens that the source does not have start as the mean of those it has. None: the tables
         are loaded as they are.
+      token_sources: new token -> the known tokens whose mean it starts from instead.
 
     Returns:
       The loaded parameters, and a report.
@@ -127,10 +134,12 @@ def warm_start(directory: str | epath.Path, like: Tree, *, vocab_size: int | Non
       UserError: there are no parameters, none of them fits, or they are not what was saved.
     """
     with naming_good_step(directory):
-        return _warm_start(_params_path(directory), like, vocab_size=vocab_size)
+        return _warm_start(_params_path(directory), like, vocab_size=vocab_size, token_sources=token_sources)
 
 
-def _warm_start(path: epath.Path, like: Tree, *, vocab_size: int | None) -> tuple[Tree, WarmStart]:
+def _warm_start(
+    path: epath.Path, like: Tree, *, vocab_size: int | None, token_sources: TokenSources | None
+) -> tuple[Tree, WarmStart]:
     record = read_record(path.parent)
     saved_tree = saved_shapes(path, record)
     saved = traverse_util.flatten_dict(saved_tree, sep="/")
@@ -154,16 +163,19 @@ def _warm_start(path: epath.Path, like: Tree, *, vocab_size: int | None) -> tupl
     restored = read_arrays(path, traverse_util.unflatten_dict(structs, sep="/"), saved_tree, record)
     params = traverse_util.flatten_dict(restored, sep="/")
     if tables and known is not None and vocab_size is not None:
-        params |= _grow_tables(params, own, axes=tables, known=known, vocab_size=vocab_size)
+        params |= _grow_tables(params, own, axes=tables, known=known, vocab_size=vocab_size, sources=token_sources)
     return traverse_util.unflatten_dict(params, sep="/"), report
 
 
-def _grow_tables(params: Tree, own: Tree, *, axes: dict[str, int], known: int, vocab_size: int) -> Tree:
+def _grow_tables(
+    params: Tree, own: Tree, *, axes: dict[str, int], known: int, vocab_size: int, sources: TokenSources | None
+) -> Tree:
     """Return the vocabulary tables in the shapes and shardings of `own`, by one program for all of them."""
 
     def grow_all(tables: Tree) -> Tree:
+        sizes = {"known": known, "vocab_size": vocab_size, "sources": sources}
         return {
-            name: grow(table, axis=axes[name], known=known, vocab_size=vocab_size, rows=own[name].shape[axes[name]])
+            name: grow(table, axis=axes[name], rows=own[name].shape[axes[name]], **sizes)
             for name, table in tables.items()
         }
 
@@ -213,7 +225,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _params_path(directory: str | epath.Path) -> epath.Path:
-    path = epath.Path(directory).absolute() / PARAMS
+    path = absolute_path(directory) / PARAMS
     with store_errors(path):
         if path.exists():
             return path
@@ -299,7 +311,7 @@ def naming_good_step(directory: str | epath.Path) -> Iterator[None]:
     try:
         yield
     except DamagedError as error:
-        step = epath.Path(directory).absolute()
+        step = absolute_path(directory)
         if not step.name.isdigit():
             raise UserError(f"{directory} is damaged: {error}. Copy or import it again.") from error
         others = (step.parent / str(other) for other in reversed(steps_in(step.parent)) if other != int(step.name))

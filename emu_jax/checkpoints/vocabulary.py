@@ -1,4 +1,4 @@
-"""Grow the vocabulary tables of a model: each new token starts as the mean of the known ones."""
+"""Grow the vocabulary tables of a model: a new token starts as the mean of the known ones, or of some of them."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,9 @@ from etils import epath
 from emu_jax.checkpoints.model_config import emu_config, find_config
 from emu_jax.errors import UserError
 
-_TABLES = {"decoder/token_embedding": 0, "lm_head/projection/kernel": 1}  # path -> axis of the vocabulary
+TABLES = {"decoder/token_embedding": 0, "lm_head/projection/kernel": 1}  # path -> axis of the vocabulary
+
+TokenSources = Mapping[int, tuple[int, ...]]  # new token -> the known tokens that it starts from
 
 
 def vocabulary_of(checkpoint: epath.Path) -> int | None:
@@ -32,22 +34,27 @@ def growing_tables(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str
     others = lambda leaf, axis: (*leaf.shape[:axis], *leaf.shape[axis + 1 :])
     return {
         name: axis
-        for name, axis in _TABLES.items()
+        for name, axis in TABLES.items()
         if name in saved and name in own and others(saved[name], axis) == others(own[name], axis)
     }
 
 
-def grow(table: Any, *, axis: int, known: int, vocab_size: int, rows: int) -> Any:
+def grow(table: Any, *, axis: int, known: int, vocab_size: int, rows: int, sources: TokenSources | None = None) -> Any:
     """Return a table of `vocab_size` tokens along `axis`, padded with zeros to `rows`, from a table of `known` tokens.
 
-    New tokens get the mean of the known ones, in the embeddings and in the head, as in the release of Emu.
-    The result is a NumPy array if `table` is one, and a JAX array otherwise.
+    A new token gets the mean of its `sources`, or else of all known tokens, in the embeddings and in the head, as in
+    the release of Emu. The rows of the known tokens are unchanged. The result is a NumPy array if `table` is one, and a
+    JAX array otherwise.
 
         grow([[1, 1], [3, 5], [0, 0]], axis=0, known=2, vocab_size=3, rows=4)  ->  [[1, 1], [3, 5], [2, 3], [0, 0]]
     """
     xp = np if isinstance(table, np.ndarray) else jnp
     old = table[(slice(None),) * axis + (slice(known),)]
     mean = xp.mean(old, axis=axis, keepdims=True, dtype=xp.float32).astype(table.dtype)
-    new = xp.repeat(mean, vocab_size - known, axis=axis)
+    new = [mean] * (vocab_size - known)
+    for token, ids in (sources or {}).items():
+        if known <= token < vocab_size and ids and max(ids) < known:
+            some = xp.take(old, xp.asarray(ids), axis=axis)
+            new[token - known] = xp.mean(some, axis=axis, keepdims=True, dtype=xp.float32).astype(table.dtype)
     padding = xp.repeat(xp.zeros_like(mean), rows - vocab_size, axis=axis)
-    return xp.concatenate([old, new, padding], axis=axis)
+    return xp.concatenate([old, *new, padding], axis=axis)

@@ -81,11 +81,11 @@ class ArgumentParser(argparse.ArgumentParser):
             help="config file of a run, such as configs/tiny.py; --config.FIELD=VALUE sets one of its fields",
         )
 
-    def add_model_arguments(self) -> None:
+    def add_model_arguments(self, *, required: bool = True) -> None:
         """Add the arguments of a command that loads an Emu by `cli.loading.load_emu`."""
         self.add_argument(
             "--checkpoint",
-            required=True,
+            required=required,
             type=Path,
             metavar="DIR",
             help="model directory, or the workdir of a training run",
@@ -93,7 +93,18 @@ class ArgumentParser(argparse.ArgumentParser):
         self.add_argument(
             "--tokenizer", type=Path, metavar="FILE", help="SentencePiece model (default: DIR/tokenizer.model)"
         )
+        self.add_adapter_argument()
         self.add_placement_arguments()
+
+    def add_adapter_argument(self) -> None:
+        """Add --adapter; it may be repeated, and `cli.loading` decides how many a command takes."""
+        self.add_argument(
+            "--adapter",
+            action="append",
+            default=[],
+            metavar="[NAME=]DIR",
+            help="adapter of the checkpoint, from export-adapter (NAME: of the model that serve offers)",
+        )
 
     def add_placement_arguments(self) -> None:
         """Add --dtype, --quantization and --mesh."""

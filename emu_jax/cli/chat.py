@@ -1,86 +1,157 @@
-"""Hold a conversation about images and videos in the terminal.
+"""Hold a conversation about images and videos, in the terminal or in a web page.
 
     python -m emu_jax chat --checkpoint runs/demo
     python -m emu_jax chat --checkpoint Emu-instruct --system image --num-beams 5
+    python -m emu_jax chat --checkpoint Emu-instruct --web
     python -m emu_jax chat --base-url http://127.0.0.1:8000/v1
 
-Type a question and press Enter; <photo.jpg> in it inserts an image. /reset starts a new conversation, /quit (or Ctrl-D)
-ends.
+Type a question; its answer is printed as it is generated, and Ctrl-C stops it. <photo.jpg> in a line inserts an image.
+
+    /image FILE, /video FILE    insert a file into the next question
+    /draw TEXT                  answer with an image
+    /edit FILE TEXT             an image from an image and an instruction
+    /system TEXT                set the system message, and start again
+    /seed N                     of the next answers
+    /save FILE.md               write the conversation as Markdown, with its images next to it
+    /reset, /quit               start again, end
+
+The model's programs are compiled first, and none later. Images of answers are saved and their paths printed; terminals
+with kitty's, iTerm2's or the sixel protocol show them. Needs for --web: pip install 'emu_jax[chat]'
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING
+import argparse
+import contextlib
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from emu_jax.cli.arguments import ArgumentParser
-from emu_jax.cli.generate import SYSTEMS, add_text_arguments, note_without_chat_tokens, options, system_message
+from emu_jax.cli.arguments import ArgumentParser, at_least
+from emu_jax.cli.generate import SYSTEMS, note_without_chat_tokens, system_message
 from emu_jax.cli.imports import heavy_imports
 from emu_jax.errors import UserError
-from emu_jax.generation.options import TextOptions
+from emu_jax.io.files import read_text
 
 if TYPE_CHECKING:
-    from emu_jax.generation.chat import Turn
-    from emu_jax.generation.pipeline import EmuPipeline
+    from emu_jax.serving.client import Client
+
+_WEB_SLOTS = 4  # answers at a time of a model that a web page shows
+_WEB_BEAMS = 5  # the most beams that the web page offers
+_REQUEST_OPTIONS = (
+    ("max_tokens", int, "text tokens of an answer (default: what the context has left)"),
+    ("temperature", float, "above 0: sample the tokens (default: 0, the most likely token)"),
+    ("top_k", int, "sample from the k most likely tokens"),
+    ("top_p", float, "sample from the most likely tokens with this total probability"),
+    ("num_beams", int, "beams of beam search"),
+    ("length_penalty", float, "of beam search"),
+    ("min_tokens", int, "minimum number of text tokens"),
+    ("repetition_penalty", float, "above 1: repeated tokens are less likely"),
+    ("seed", int, "of sampled tokens and of the noise of images (default: 0)"),
+    ("num_inference_steps", int, "of the sampler of images"),
+    ("guidance_scale", float, "of images"),
+)
 
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    if any(word.partition("=")[0] == "--base-url" for word in argv):
-        from emu_jax.cli import remote_chat
+    arguments = parser().parse_args(argv)
+    check(arguments)
+    options = {name: value for name, _, _ in _REQUEST_OPTIONS if (value := getattr(arguments, name)) is not None}
+    options = {"temperature": 0.0, "seed": 0} | options
 
-        remote_chat.run(argv)
-        return
-    parser = ArgumentParser(__name__, __doc__)
-    parser.add_model_arguments()
-    parser.add_argument("--system", choices=SYSTEMS, default="none", help="released system message (default: none)")
-    add_text_arguments(parser)
-    arguments = parser.parse_args(argv)
-    text = options(TextOptions, arguments)
+    with contextlib.closing(connect(arguments) if arguments.base_url else load(arguments)) as client:
+        options["model"] = arguments.model or client.models()[0]
+        if arguments.web:
+            from emu_jax.chat.web import WebOptions, serve_page
 
+            web = WebOptions(arguments.host, arguments.port, arguments.max_upload_mb, max_beams=_WEB_BEAMS)
+            serve_page(client, web, options)
+        else:
+            talk(client, arguments, options)
+
+
+def talk(client: Client, arguments: argparse.Namespace, options: dict[str, Any]) -> None:
+    """Hold the conversation in the terminal."""
+    import platformdirs
+
+    from emu_jax.chat.session import Session
+    from emu_jax.chat.terminal import Terminal, image_protocol, read_line
+
+    print(f"{options['model']}: type a question; <photo.jpg> inserts an image, /reset starts again, /quit ends.")
+    session = Session(client, arguments.output, options)
+    history = Path(platformdirs.user_state_dir("emu_jax"), "chat_history")
+    Terminal(session, image_protocol()).run(read_line(history))
+
+
+def connect(arguments: argparse.Namespace) -> Client:
+    """Return the client of the server of --base-url."""
+    from emu_jax.serving.client import ServerClient
+
+    return ServerClient(arguments.base_url, api_key=_key(arguments.api_key_file))
+
+
+def load(arguments: argparse.Namespace) -> Client:
+    """Load the model of --checkpoint and compile its programs."""
     with heavy_imports():
+        import jax
+
         from emu_jax.cli.loading import load_emu
+        from emu_jax.serving.local import LocalClient
 
     emu = load_emu(arguments)
-    system = system_message(arguments.system)
+    if jax.process_count() > 1:
+        raise UserError("chat runs in one process; on several, start `serve` on them and use chat --base-url URL.")
     note_without_chat_tokens(emu.tokenizer)
-    print("Type a question; <photo.jpg> inserts an image, /reset starts a new conversation, /quit ends.")
-    turns: list[Turn] = []
-    while True:
-        try:
-            line = input("> ").strip()
-        except EOFError:
-            print()
-            return
-        except UnicodeDecodeError:
-            print("error: the line is not valid UTF-8")
-            continue
-        if line == "/quit":
-            return
-        if line == "/reset":
-            turns = []
-        elif line:
-            try:
-                turns = answer(emu, turns, line, text, system=system)
-                print(turns[-1].parts[0])
-            except UserError as error:  # the conversation continues without this line
-                print(f"error: {error}")
+    client = LocalClient(
+        emu,
+        name=arguments.checkpoint.resolve().name,
+        system=system_message(arguments.system),
+        slots=_WEB_SLOTS if arguments.web else 1,
+        max_beams=_WEB_BEAMS if arguments.web else (arguments.num_beams or 1),
+    )
+    print("compiling ...", flush=True)
+    client.wait_until_ready()
+    return client
 
 
-def answer(emu: EmuPipeline, turns: list[Turn], line: str, text: TextOptions, *, system: str = "") -> list[Turn]:
-    """Return the turns with the user's line and the model's answer.
+def parser() -> ArgumentParser:
+    """Return the parser of the command."""
+    parser = ArgumentParser(__name__, __doc__)
+    parser.add_model_arguments(required=False)
+    parser.add_argument("--base-url", metavar="URL", help="chat with this server instead, as http://HOST:8000/v1")
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with the key for --base-url")
+    parser.add_argument("--model", help="name of the model (default: the first)")
+    parser.add_argument("--system", choices=SYSTEMS, default="none", help="released system message (default: none)")
+    parser.add_argument(
+        "--output", type=Path, default=Path(), metavar="DIR", help="folder of the images (default: here)"
+    )
+    group = parser.add_argument_group("answers")
+    for name, type_, doc in _REQUEST_OPTIONS:
+        flags = [f"--{name.replace('_', '-')}", *(["--max-new-tokens"] if name == "max_tokens" else [])]
+        group.add_argument(*flags, dest=name, type=type_, help=doc)
+    web = parser.add_argument_group("web page")
+    web.add_argument("--web", action="store_true", help="show a web page instead of the terminal")
+    web.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
+    web.add_argument("--port", type=int, default=7860, help="0: a free one (default: 7860)")
+    web.add_argument("--max-upload-mb", type=at_least(1), default=20, metavar="N", help="of one file (default: 20)")
+    return parser
 
-    Raises:
-      UserError: a file cannot be read, the line contains an image token, or the conversation is too long.
-    """
-    from emu_jax.cli.prompts import check_parts, parse_prompt
-    from emu_jax.data.document import Role
-    from emu_jax.generation.chat import Turn, chat_prompt
 
-    parts = parse_prompt(line)
-    check_parts(parts)
-    conversation = [*turns, Turn(Role.USER, tuple(parts))]
-    prompt = chat_prompt(conversation, tokenizer=emu.tokenizer, system=system)
-    generated = emu.generate_text(prompt, **dataclasses.asdict(text))
-    assert isinstance(generated, str)
-    return [*conversation, Turn(Role.ASSISTANT, (generated.strip(),))]
+def check(arguments: argparse.Namespace) -> None:
+    """Raise UserError for arguments that exclude each other, or for a missing package."""
+    if (arguments.checkpoint is None) == (arguments.base_url is None):
+        raise UserError("Name a model with --checkpoint DIR, or a server with --base-url URL.")
+    if arguments.base_url and arguments.system != "none":
+        raise UserError("--system is for --checkpoint; with --base-url, type /system TEXT.")
+    if arguments.web and importlib.util.find_spec("gradio") is None:
+        raise UserError("chat --web needs gradio; install it with: pip install 'emu_jax[chat]'")
+
+
+def _key(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    words = read_text(path).split()
+    if not words:
+        raise UserError(f"The key file {path} holds no key.")
+    return words[0]

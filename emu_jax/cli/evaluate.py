@@ -69,6 +69,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of random examples, noise and synthetic scenes")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="to compute in (default: as saved)")
     parser.add_argument("--quantization", choices=("int8",), help="of the kernels (default: in the compute dtype)")
+    parser.add_adapter_argument()
     parser.add_argument("--mesh", metavar="SIZES", help="over this host's devices (default: fsdp:-1)")
     parser.add_argument("--judge-base-url", metavar="URL", help="OpenAI-compatible endpoint that grades MM-Vet")
     parser.add_argument("--judge-model", default="gpt-4-0613", metavar="NAME", help="default: gpt-4-0613")
@@ -163,6 +164,7 @@ def _score_predictions(a: Any) -> None:
 def _load(a: Any) -> Any:
     import jax
 
+    from emu_jax.cli.loading import one_adapter
     from emu_jax.generation.api import load
     from emu_jax.sharding.mesh import make_mesh, parse_mesh
 
@@ -170,7 +172,7 @@ def _load(a: Any) -> Any:
     mesh = None
     if a.mesh or len(devices) > 1:
         mesh = make_mesh(parse_mesh(a.mesh or "fsdp:-1"), devices=devices)
-    return load(a.checkpoint, dtype=a.dtype, mesh=mesh, quantization=a.quantization)
+    return load(a.checkpoint, dtype=a.dtype, mesh=mesh, quantization=a.quantization, adapter=one_adapter(a.adapter))
 
 
 def _score_options(a: Any) -> Any:

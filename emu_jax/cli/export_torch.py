@@ -1,7 +1,8 @@
-"""Export a model to PyTorch: in the release's layout, or as a Hugging Face LLaMA folder with the rest in `emu/`.
+"""Export a model to PyTorch: the release's layout, a folder for transformers, or a LLaMA folder with an `emu/` folder.
 
   python -m emu_jax export-torch models/emu out/emu                                safetensors, the release's names
   python -m emu_jax export-torch models/emu out/emu --bin                          pytorch_model.bin (requires torch)
+  python -m emu_jax export-torch models/emu out/model --format transformers --license apache-2.0
   python -m emu_jax export-torch models/emu out/llama --format huggingface --dtype bfloat16
   python -m emu_jax export-torch models/emu_instruct out/merged --merge-lora
 
@@ -9,6 +10,9 @@
 
 CHECKPOINT is a model directory, a training run (its newest checkpoint), or one step of a run. A visual decoder is
 written next to the Emu as unet/, vae/ and scheduler/, which diffusers opens.
+
+The format transformers is for `AutoModel.from_pretrained(DEST, trust_remote_code=True)`: it has its own code, and a
+model card with the license, the base model, the config of the run, and the scores of `evaluate --output DIR`.
 """
 
 from __future__ import annotations
@@ -25,19 +29,28 @@ def main(argv: list[str]) -> None:
     parser = ArgumentParser(__name__, __doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="model directory, run, or step of a run")
     parser.add_argument("destination", metavar="DEST", type=Path, help="folder to write")
-    parser.add_argument("--format", choices=("release", "huggingface"), default="release", help="default: release")
+    parser.add_argument(
+        "--format", choices=("release", "transformers", "huggingface"), default="release", help="default: release"
+    )
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="cast to this type (default: as saved)"
     )
     parser.add_argument("--merge-lora", action="store_true", help="add the adapters to the weights that they adapt")
     parser.add_argument("--bin", action="store_true", help="write one pytorch_model.bin instead of safetensors")
     parser.add_argument("--shard-gb", type=float, default=5.0, help="largest safetensors file (default 5)")
+    card = parser.add_argument_group("model card of --format transformers")
+    card.add_argument("--license", metavar="ID", help="identifier of the Hugging Face Hub (default: other)")
+    card.add_argument("--base-model", metavar="ID", help="model on the Hugging Face Hub that training started from")
+    card.add_argument("--scores", metavar="DIR", type=Path, help="output folder of evaluate")
     arguments = parser.parse_args(argv)
 
     with heavy_imports():
         import jax.numpy as jnp
 
         from emu_jax.convert.export_torch import Layout, decoder_only, export_decoder, prepare_export
+        from emu_jax.convert.model_card import training_options
+        from emu_jax.evaluation.compare import read_summaries
+        from emu_jax.evaluation.results import flat_scores
 
     decoder = decoder_only(arguments.checkpoint)
     if decoder is not None:
@@ -47,15 +60,26 @@ def main(argv: list[str]) -> None:
         return
     dtype = None if arguments.dtype is None else jnp.dtype(arguments.dtype)
     prepared = prepare_export(arguments.checkpoint, dtype=dtype, merge_lora=arguments.merge_lora)
+    layout = Layout(arguments.format)
+    card = {
+        "license": arguments.license,
+        "base_model": arguments.base_model,
+        "training": training_options(arguments.checkpoint),
+        "scores": {},
+    }
+    if arguments.scores is not None:
+        summaries = read_summaries(arguments.scores)
+        card["scores"] = {task: flat_scores(summary["scores"]) for task, summary in summaries.items()}
     with byte_progress("exporting", total=prepared.nbytes) as progress:
         files = prepared.write(
             arguments.destination,
-            layout=Layout(arguments.format),
+            layout=layout,
+            card=card,
             binary=arguments.bin,
             shard_bytes=int(arguments.shard_gb * 1e9),
             progress=progress,
         )
-    if prepared.zeros:
+    if prepared.zeros and layout is not Layout.TRANSFORMERS:
         print(f"written as zeros, because this model does not have them: {', '.join(prepared.zeros)}")
     print(f"{len(prepared.tensors)} tensors ({prepared.nbytes / 1e9:.2f} GB) are in {arguments.destination}:")
     print("\n".join(f"  {name}" for name in files))

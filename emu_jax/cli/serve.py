@@ -3,6 +3,7 @@
     python -m emu_jax serve --checkpoint runs/demo
     python -m emu_jax serve --checkpoint Emu-instruct --host 0.0.0.0 --api-key-file keys.txt --system image
     python -m emu_jax serve --checkpoint Emu --mesh data:1,fsdp:1,tensor:8 --slots 16
+    python -m emu_jax serve --checkpoint Emu --adapter medical=adapters/medical --adapter maps=adapters/maps
 
 The programs are compiled first; until then /health answers 503. SIGTERM completes the requests that are there and
 exits. docs/how-to/serving.md lists routes and options. Needs: pip install 'emu_jax[serve]'
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ import jax
 
 from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.cli.generate import SYSTEMS, system_message
-from emu_jax.cli.loading import load_emu
+from emu_jax.cli.loading import load_named
 from emu_jax.errors import UserError
 from emu_jax.generation.pipeline import EmuPipeline
 
-_NEEDED = ("prometheus_client", "python_multipart", "starlette", "uvicorn")
+_NEEDED = ("python_multipart", "starlette", "uvicorn")
 
 
 def main(argv: list[str]) -> None:
@@ -39,12 +39,12 @@ def main(argv: list[str]) -> None:
     sizes = tuple(map(_size, arguments.image_size))
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("emu_jax.serving").setLevel(logging.INFO)
-    emu = load_emu(arguments)
-    name = arguments.model_name or arguments.checkpoint.resolve().name
-    serve(emu, name, arguments, engine_config(emu, arguments, sizes), keys)
+    models = load_named(arguments, name=arguments.model_name or arguments.checkpoint.resolve().name)
+    emu = next(iter(models.values()))
+    serve(models, arguments, engine_config(emu, arguments, sizes), keys)
 
 
-def serve(emu: EmuPipeline, name: str, arguments: Any, config: Any, keys: tuple[str, ...]) -> None:
+def serve(models: dict[str, EmuPipeline], arguments: Any, config: Any, keys: tuple[str, ...]) -> None:
     """Run the server on process 0 until a signal ends it; the other processes repeat its device work."""
     from emu_jax.serving.app import Service, create_app
     from emu_jax.serving.build import create_device, create_engine
@@ -52,8 +52,10 @@ def serve(emu: EmuPipeline, name: str, arguments: Any, config: Any, keys: tuple[
     from emu_jax.serving.prepare import Preparation
     from emu_jax.serving.server import Server, listen
 
-    device = create_device(emu, config, {name: emu.params})
-    emu.params = None  # the device has them layer by layer
+    emu = next(iter(models.values()))
+    device = create_device(emu, config, {name: one.params for name, one in models.items()})
+    for one in models.values():
+        one.params = None  # the device has them layer by layer
     if jax.process_index() != 0:
         for program in device.program_names:
             device.compile(program)
@@ -67,29 +69,29 @@ def serve(emu: EmuPipeline, name: str, arguments: Any, config: Any, keys: tuple[
         max_image_pixels=arguments.max_image_megapixels * 1_000_000,
         url_hosts=tuple(arguments.allow_url_host),
     )
-    service = Service(Preparation(emu, engine, limits, system=system_message(arguments.system)), models=(name,))
+    service = Service(Preparation(emu, engine, limits, system=system_message(arguments.system)), models=tuple(models))
     app = create_app(service, keys=keys, origins=arguments.allow_origin or ("*",))
     with listen(arguments.host, arguments.port) as bound:
         port = bound.getsockname()[1]
         engine.start()
-        print(
-            f"serving {name} at http://{arguments.host}:{port}/v1; compiling, /health says when it is ready", flush=True
-        )
+        url = f"http://{arguments.host}:{port}/v1"
+        print(f"serving {', '.join(models)} at {url}; compiling, /health says when it is ready", flush=True)
         Server(app, engine, drain_seconds=arguments.drain_seconds).run(sockets=[bound])
 
 
 def engine_config(emu: EmuPipeline, arguments: Any, sizes: tuple[tuple[int, int], ...]) -> Any:
     """Return the sizes of the engine: what was given, and what the model suggests for the rest."""
+    from emu_jax.serving.build import suggested_chunk, trained_size
     from emu_jax.serving.config import EngineConfig
 
     chunk = arguments.prefill_chunk
     context = min(arguments.context or emu.config.decoder.max_length, emu.config.decoder.max_length)
     if chunk is None:
-        chunk = min(128, max(4, 2 ** int(math.log2(max(context // 8, 4)))))
+        chunk = suggested_chunk(context)
     if not emu.has_visual_decoder:
         sizes = ()
     else:
-        sizes = sizes or (_trained_size(emu),)
+        sizes = sizes or (trained_size(emu),)
         for height, width in sizes:
             emu.visual_decoder.latent_size(height, width)
     return EngineConfig(
@@ -149,9 +151,3 @@ def _size(text: str) -> tuple[int, int]:
     if match is None:
         raise UserError(f"An image size is WIDTHxHEIGHT, such as 512x512, not {text!r}.")
     return int(match[2]), int(match[1])
-
-
-def _trained_size(emu: EmuPipeline) -> tuple[int, int]:
-    height, width = emu.visual_decoder.latent_size()
-    factor = emu.visual_decoder.vae.config.factor
-    return height * factor, width * factor

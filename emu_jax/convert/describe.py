@@ -6,6 +6,7 @@ from pathlib import Path
 
 from emu_jax.checkpoints.model_config import CONFIG
 from emu_jax.convert.emu_config import SPECIAL_TOKENS, from_llama_config, is_emu_config, read_config
+from emu_jax.convert.emu_table import emu_table, is_adapter
 from emu_jax.convert.sources import emu_folder, is_release, lora_rank
 from emu_jax.errors import UserError
 from emu_jax.io.files import read_json
@@ -49,7 +50,14 @@ def with_adapters(config: EmuConfig, tensors: Mapping[str, Tensor]) -> EmuConfig
     rank = lora_rank(tensors)
     if rank is None or config.lora is not None:
         return config
-    return dataclasses.replace(config, lora=LoraConfig(rank=rank))
+    everywhere = dataclasses.replace(config, lora=LoraConfig(rank=rank, targets=("",)))
+    adapters = [row for row in emu_table(everywhere) if is_adapter(row)]
+    layers = {row.path.rpartition("/")[0] for row in adapters}
+    found = {row.path.rpartition("/")[0] for row in adapters if row.names[0] in tensors}
+    lora = LoraConfig(rank=rank)
+    if found != {path for path in layers if lora.adapts(path)}:
+        lora = dataclasses.replace(lora, targets=tuple(f"^{path}$" for path in sorted(found)))
+    return dataclasses.replace(config, lora=lora)
 
 
 def _sizes(sources: Sequence[Path], tensors: Mapping[str, Tensor], option: str | None) -> EmuConfig:

@@ -5,6 +5,7 @@ from typing import Any
 
 from emu_jax.checkpoints.model_config import emu_config, read_object
 from emu_jax.config import from_config_dict, to_dict
+from emu_jax.convert.transformers_export import from_transformers_config, is_transformers_config
 from emu_jax.errors import UserError
 from emu_jax.models.config import CausalFormerConfig, DecoderConfig, EmuConfig, VisionConfig
 
@@ -15,7 +16,7 @@ _T5_DEFAULTS = {"d_model": 768, "d_kv": 64, "num_heads": 12, "d_ff": 3072, "num_
 
 
 def read_config(path: Path) -> EmuConfig:
-    """Return the EmuConfig of a config.json in our layout, a run's, or the release's.
+    """Return the EmuConfig of a config.json in our layout, a run's, the release's, or that of a Transformers folder.
 
     A config in the release's layout does not mention adapters; `describe.with_adapters` adds them.
 
@@ -25,6 +26,8 @@ def read_config(path: Path) -> EmuConfig:
     values = read_object(path)
     if isinstance(values.get(_OUR_KEY), dict):
         return from_config_dict(EmuConfig, values[_OUR_KEY], path=f"{path.name}:{_OUR_KEY}")
+    if is_transformers_config(values):
+        return from_transformers_config(values, source=path.name)
     if "lm" in values and "cformer" in values:
         return from_release_config(values, source=str(path))
     return emu_config(values, source=path)
@@ -33,7 +36,10 @@ def read_config(path: Path) -> EmuConfig:
 def is_emu_config(values: Any) -> bool:
     """Return True if these are the values of a config.json that `read_config` reads."""
     return isinstance(values, dict) and (
-        "decoder" in values or "cformer" in values or isinstance(values.get("model"), dict)
+        "decoder" in values
+        or "cformer" in values
+        or isinstance(values.get("model"), dict)
+        or is_transformers_config(values)
     )
 
 

@@ -12,6 +12,7 @@ import math
 
 from emu_jax.checkpoints.shapes import Shape
 from emu_jax.convert.table import KERNEL, MATRIX, Row, Table
+from emu_jax.layers.linear import LoraConfig
 from emu_jax.models.config import CausalFormerConfig, DecoderConfig, EmuConfig, VisionConfig
 
 DECODER = "decoder.lm."
@@ -22,14 +23,14 @@ CLIP_WIDTH = 1024  # width of EVA-01-CLIP-g's projection in the release, which E
 
 def emu_table(config: EmuConfig) -> Table:
     """Return the rows of all parameters of an Emu, in the order of the release."""
-    return (
+    table = (
         *vision_rows(config.vision),
         *visual_norm_rows(config.vision),
         *causal_former_rows(config.causal_former, source_width=config.vision.width, out_width=config.decoder.width),
         *decoder_rows(config.decoder),
-        *(lora_rows(config.decoder, rank=config.lora.rank) if config.lora is not None else ()),
-        *regression_rows(config.decoder),
     )
+    adapters = () if config.lora is None else lora_rows(table, config.lora)
+    return (*table, *adapters, *regression_rows(config.decoder))
 
 
 def vision_rows(config: VisionConfig) -> Table:
@@ -122,22 +123,24 @@ def decoder_rows(config: DecoderConfig) -> Table:
     )  # fmt: skip
 
 
-def lora_rows(config: DecoderConfig, *, rank: int) -> Table:
-    """Return the rows of peft's low-rank adapters (named `default`) on q, k, v and o of the decoder."""
-    D, N, K, H, L = config.width, config.num_heads, config.num_kv_heads, config.head_dim, config.num_layers
-    sides = (
-        ("q_proj", "query", (D,), (N, H)),
-        ("k_proj", "key", (D,), (K, H)),
-        ("v_proj", "value", (D,), (K, H)),
-        ("o_proj", "out", (N, H), (D,)),
-    )
+def lora_rows(table: Table, lora: LoraConfig) -> Table:
+    """Return the rows of the low-rank adapters, named `default` as in peft, of the linear layers in `table`."""
     rows = []
-    for short, long, inputs, outputs in sides:
-        name, path = DECODER + "model.layers.{layer}.self_attn." + short, f"decoder/blocks/attention/{long}/"
-        down, up = (rank, math.prod(inputs)), (math.prod(outputs), rank)
-        rows.append(_linear(name + ".lora_A.default.weight", down, path + "lora_a", (*inputs, rank), L))
-        rows.append(_linear(name + ".lora_B.default.weight", up, path + "lora_b", (rank, *outputs), L))
+    for row in table:
+        path = row.path.removesuffix("/kernel")
+        if path == row.path or row.permutation != MATRIX or not lora.adapts(path):
+            continue
+        (out, inner), name, L, rank = row.torch_shape, row.torch.removesuffix(".weight"), row.layers, lora.rank
+        split = next(i for i in range(1, len(row.shape)) if math.prod(row.shape[:i]) == inner)
+        inputs, outputs = row.shape[:split], row.shape[split:]
+        rows.append(_linear(name + ".lora_A.default.weight", (rank, inner), path + "/lora_a", (*inputs, rank), L))
+        rows.append(_linear(name + ".lora_B.default.weight", (out, rank), path + "/lora_b", (rank, *outputs), L))
     return tuple(rows)
+
+
+def is_adapter(row: Row) -> bool:
+    """Return True for a row of `lora_rows`."""
+    return "/lora_" in row.path
 
 
 def regression_rows(config: DecoderConfig) -> Table:

@@ -1,4 +1,7 @@
-"""Export a model directory to PyTorch's files: the layout of the release, or a LLaMA folder with the rest in `emu/`.
+"""Export a model directory to PyTorch's files.
+
+The layouts are that of the release, a LLaMA folder with the rest in `emu/`, and a folder that transformers opens with
+`trust_remote_code`.
 
 A visual decoder is written as `unet/`, `vae/` and `scheduler/` next to the Emu, where the release expects it.
 The export streams: one of our parameters is in memory at a time, and its layers are written one after the other.
@@ -8,13 +11,14 @@ import dataclasses
 import enum
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from emu_jax.checkpoints.lora import add_product
 from emu_jax.checkpoints.model_config import CONFIG, find_config, read_config
 from emu_jax.checkpoints.model_directory import (
     PARAMS,
@@ -32,6 +36,7 @@ from emu_jax.convert.emu_config import to_llama_config, to_release_config
 from emu_jax.convert.emu_table import DECODER, emu_table, peft_name, unused_shapes
 from emu_jax.convert.huggingface_tokenizer import tokenizer_files
 from emu_jax.convert.table import Row, check_params, to_tensors
+from emu_jax.convert.transformers_export import write_transformers_files
 from emu_jax.errors import UserError
 from emu_jax.io.files import atomic_folder, read_json, write_json
 from emu_jax.io.safetensors_files import SHARD_BYTES, write_safetensors
@@ -49,6 +54,7 @@ class Layout(enum.Enum):
 
     RELEASE = "release"
     HUGGINGFACE = "huggingface"
+    TRANSFORMERS = "transformers"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +86,7 @@ class PreparedExport:
         layout: Layout = Layout.RELEASE,
         binary: bool = False,
         shard_bytes: int = SHARD_BYTES,
+        card: Mapping[str, Any] | None = None,
         progress: Progress = no_progress,
     ) -> tuple[str, ...]:
         """Write the folder, complete or not at all.
@@ -89,6 +96,7 @@ class PreparedExport:
           layout: of the files.
           binary: write `pytorch_model.bin` (one file, requires PyTorch) instead of safetensors.
           shard_bytes: largest size of a safetensors file.
+          card: for the model card of the layout transformers, see `transformers_export.model_card`.
           progress: called after each tensor.
 
         Returns:
@@ -108,6 +116,11 @@ class PreparedExport:
             if layout is Layout.RELEASE:
                 write_weights(temporary, self._release_tensors())
                 write_json(temporary / CONFIG, to_release_config(self.config), indent=2)
+            elif layout is Layout.TRANSFORMERS:
+                tensors = self._used_tensors()
+                dtype = np.dtype(tensors[0].dtype).name
+                write_transformers_files(temporary, self.config, tokenizer=self.tokenizer, dtype=dtype, card=card or {})
+                write_weights(temporary, tensors)
             else:
                 llama, rest = self._split_llama()
                 write_weights(temporary, llama)
@@ -124,6 +137,13 @@ class PreparedExport:
     def _release_tensors(self) -> list[Tensor]:
         rename = peft_name if self.config.lora is not None else (lambda name: name)
         return [dataclasses.replace(tensor, name=rename(tensor.name)) for tensor in self.tensors]
+
+    def _used_tensors(self) -> list[Tensor]:
+        """Return the tensors that Emu reads: those of the layout transformers."""
+        if self.config.lora is not None:
+            raise UserError("The format transformers has no adapters. Give --merge-lora, or --format release.")
+        unused = unused_shapes(self.config)
+        return [tensor for tensor in self.tensors if tensor.name not in unused]
 
     def _split_llama(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the tensors of the LLaMA by Hugging Face's names, and the rest."""
@@ -229,9 +249,4 @@ def _read(row: Row, stored: StoredParams, scale: float | None) -> np.ndarray:
     path = row.path.removesuffix("kernel")
     if scale is None or path + "lora_a" not in stored.shapes:
         return array
-    down, up = stored.read(path + "lora_a"), stored.read(path + "lora_b")
-    for i in range(len(array)):
-        a = down[i].reshape(-1, down.shape[-1]).astype(np.float32)
-        b = up[i].reshape(up.shape[1], -1).astype(np.float32)
-        array[i] = (array[i].astype(np.float32) + scale * (a @ b).reshape(array[i].shape)).astype(array.dtype)
-    return array
+    return add_product(array, stored.read(path + "lora_a"), stored.read(path + "lora_b"), scale=scale)

@@ -9,7 +9,8 @@ from emu_jax.data.tokenizer import fitting_tokenizer
 
 # As in the training of the release: white space next to a special token is removed, and each text between special
 # tokens is encoded separately.
-_SPECIAL = {"single_word": False, "lstrip": True, "rstrip": True, "normalized": False, "special": True}
+_TREATMENT = {"single_word": False, "lstrip": True, "rstrip": True, "normalized": False}
+_SPECIAL = {**_TREATMENT, "special": True}
 
 
 def tokenizer_files(model: Path, *, vocab_size: int, max_length: int) -> dict[str, Any]:
@@ -36,11 +37,16 @@ def tokenizer_files(model: Path, *, vocab_size: int, max_length: int) -> dict[st
             "added_tokens_decoder": {str(number): {"content": text, **_SPECIAL} for text, number in special.items()},
             "additional_special_tokens": others,
             "clean_up_tokenization_spaces": False,
+            "model_input_names": ["input_ids", "attention_mask"],
             "model_max_length": max_length,
             "padding_side": "left",
             **named,
         },
-        "special_tokens_map.json": {**named, "additional_special_tokens": others},
+        # Before 4.34, transformers adds the tokens of this file again, so it has their treatment of white space too.
+        "special_tokens_map.json": {
+            **{name: {"content": text, **_TREATMENT} for name, text in named.items()},
+            "additional_special_tokens": [{"content": text, **_TREATMENT} for text in others],
+        },
         "added_tokens.json": added,  # for the LlamaTokenizer of transformers 4, which reads tokenizer.model
     }
 

@@ -5,13 +5,13 @@ import dataclasses
 import jax
 import numpy as np
 
-from emu_jax.errors import UserError
+from emu_jax.bounds import Checked, Count, Pixels, Tokens
 
 Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class BatchConfig:
+class BatchConfig(Checked):
     """The fixed shape of a batch.
 
     Attributes:
@@ -21,15 +21,10 @@ class BatchConfig:
       image_size: H = W, in pixels.
     """
 
-    batch_size: int
-    length: int
-    max_images: int
-    image_size: int
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise UserError(f"batch.{field.name} must be at least 1, not {getattr(self, field.name)}.")
+    batch_size: Count
+    length: Tokens
+    max_images: Count
+    image_size: Pixels
 
 
 def batch_spec(config: BatchConfig) -> dict[str, jax.ShapeDtypeStruct]:

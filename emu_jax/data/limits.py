@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from emu_jax.errors import UserError
+from emu_jax.bounds import Checked, Count, NumBytes, Pixels, Seconds
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class Limits(Checked):
     """Maximum sizes. A record that exceeds one is a reject.
 
     Attributes:
@@ -22,21 +22,16 @@ class Limits:
       header_bytes: bytes of the line with the column names of a CSV file.
     """
 
-    image_side: int = 16_384
-    image_pixels: int = 50_000_000
-    image_scans: int = 100
-    video_frames: int = 100_000
-    record_seconds: float = 60.0
-    record_images: int = 2_000
-    record_text: int = 10_000_000
-    line_bytes: int = 32_000_000
-    file_bytes: int = 1_000_000_000
-    header_bytes: int = 65_536
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if not getattr(self, field.name) > 0:
-                raise UserError(f"limits.{field.name} must be above 0, not {getattr(self, field.name)}.")
+    image_side: Pixels = 16_384
+    image_pixels: Count = 50_000_000
+    image_scans: Count = 100
+    video_frames: Count = 100_000
+    record_seconds: Seconds = 60.0
+    record_images: Count = 2_000
+    record_text: NumBytes = 10_000_000
+    line_bytes: NumBytes = 32_000_000
+    file_bytes: NumBytes = 1_000_000_000
+    header_bytes: NumBytes = 65_536
 
 
 DEFAULT_LIMITS = Limits()

@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 
+from emu_jax.bounds import Checked, Count, Fraction, NumFrames, Tokens
 from emu_jax.errors import UserError
 
 
@@ -22,7 +23,7 @@ class SystemMessage(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class SequenceConfig:
+class SequenceConfig(Checked):
     """Options for the layout of documents.
 
     Attributes:
@@ -39,28 +40,23 @@ class SequenceConfig:
       system_message: for chats without one.
     """
 
-    length: int
-    max_images: int
-    num_image_tokens: int = 32
-    frames: int = 8
-    image_first: float = 0.5
-    page_image_first: float = 1.0
+    length: Tokens
+    max_images: Count
+    num_image_tokens: Tokens = 32
+    frames: NumFrames = 8
+    image_first: Fraction = 0.5
+    page_image_first: Fraction = 1.0
     predict_boi: bool = False
     regress: Regress = Regress.ALL
     system_message: SystemMessage = SystemMessage.NONE
 
     def __post_init__(self):
+        super().__post_init__()
         if self.length < self.image_length + 2:
             raise UserError(
                 f"A sequence of {self.length} tokens cannot hold an image of {self.image_length} tokens together with "
                 "<s> and </s>; raise length or lower num_image_tokens."
             )
-        for name in ("max_images", "num_image_tokens", "frames"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("image_first", "page_image_first"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} must be a probability from 0 to 1, not {getattr(self, name)}.")
 
     @property
     def image_length(self) -> int:

@@ -18,6 +18,7 @@ import sentencepiece
 
 from emu_jax.errors import UserError
 from emu_jax.io.files import write_bytes
+from emu_jax.io.local_copy import local_copy
 
 PAD, BOI, EOI, IMAGE_TOKEN, USER, ASSISTANT = "[PAD]", "[IMG]", "[/IMG]", "<image>", "[USER]", "[ASSISTANT]"
 
@@ -61,7 +62,7 @@ class Tokenizer:
     def load(cls, path: str | os.PathLike, *, instruct: bool = False) -> "Tokenizer":
         """Read a SentencePiece `.model` file. Raises UserError if it cannot be read."""
         try:
-            model = Path(path).read_bytes()
+            model = local_copy(path).read_bytes()
         except OSError as error:
             raise UserError(
                 f"No tokenizer model at {path} ({error.strerror}); name a SentencePiece .model file."
@@ -74,6 +75,14 @@ class Tokenizer:
     def save(self, path: str | os.PathLike) -> None:
         """Write the SentencePiece model file that `load` reads."""
         write_bytes(path, self._model)
+
+    @property
+    def role_sources(self) -> dict[int, tuple[int, ...]]:
+        """The ids of `[USER]` and `[ASSISTANT]`, each with the ids of its word; empty unless `instruct`."""
+        if self.user_id is None or self.assistant_id is None:
+            return {}
+        words = {self.user_id: "user", self.assistant_id: "assistant"}
+        return {token: tuple(self._pieces.encode(word)) for token, word in words.items()}
 
     def __reduce__(self):  # pickled for worker processes
         return functools.partial(Tokenizer, instruct=self.instruct), (self._model,)

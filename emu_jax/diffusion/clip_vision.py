@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from emu_jax.bounds import Checked, Depth, Epsilon, Pixels, Size
 from emu_jax.errors import UserError
 from emu_jax.layers.attention import Attention
 from emu_jax.layers.linear import DenseGeneral
@@ -25,22 +26,28 @@ _ACTIVATIONS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipVisionConfig:
+class ClipVisionConfig(Checked):
     """CLIPVisionConfig and the projection's width. The defaults are those of transformers."""
 
-    image_size: int = 224
-    patch_size: int = 32
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
+    image_size: Pixels = 224
+    patch_size: Pixels = 32
+    hidden_size: Size = 768
+    intermediate_size: Size = 3072
+    num_hidden_layers: Depth = 12
+    num_attention_heads: Depth = 12
     hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    projection_dim: int = 512
+    layer_norm_eps: Epsilon = 1e-5
+    projection_dim: Size = 512
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.hidden_act not in _ACTIVATIONS:
             raise UserError(f"The CLIP encoder's hidden_act must be one of {', '.join(_ACTIVATIONS)}.")
+        if self.hidden_size % self.num_attention_heads or self.image_size % self.patch_size:
+            raise UserError(
+                "The CLIP encoder's hidden_size must be a multiple of num_attention_heads, and image_size one of "
+                "patch_size."
+            )
 
     @classmethod
     def from_transformers(cls, config: Mapping[str, Any]) -> "ClipVisionConfig":

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from emu_jax.bounds import Checked, CountOrZero, Depth, Epsilon, Pixels, Positive, Size
 from emu_jax.config import from_config_dict
 from emu_jax.errors import UserError
 
@@ -13,28 +14,29 @@ CROSS_UP, PLAIN_UP = "CrossAttnUpBlock2D", "UpBlock2D"
 
 
 @dataclasses.dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(Checked):
     """UNet2DConditionModel. The defaults are those of Stable Diffusion v1.5, whose text encoder has width 768."""
 
-    in_channels: int = 4
-    out_channels: int = 4
-    sample_size: int = 64  # latent height and width in its training
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    in_channels: Size = 4
+    out_channels: Size = 4
+    sample_size: Pixels = 64  # latent height and width in its training
+    block_out_channels: tuple[Size, ...] = (320, 640, 1280, 1280)
     down_block_types: tuple[str, ...] = (CROSS_DOWN, CROSS_DOWN, CROSS_DOWN, PLAIN_DOWN)
     up_block_types: tuple[str, ...] = (PLAIN_UP, CROSS_UP, CROSS_UP, CROSS_UP)
-    layers_per_block: int = 2
-    cross_attention_dim: int = 768
+    layers_per_block: Depth = 2
+    cross_attention_dim: Size = 768
     # The number of heads, for all levels or one for each. diffusers has this wrong name to load v1.5.
-    attention_head_dim: int | tuple[int, ...] = 8
-    transformer_layers_per_block: int = 1
+    attention_head_dim: Depth | tuple[Depth, ...] = 8
+    transformer_layers_per_block: Depth = 1
     use_linear_projection: bool = False
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
+    norm_num_groups: Size = 32
+    norm_eps: Epsilon = 1e-5
     flip_sin_to_cos: bool = True
-    freq_shift: int = 0
+    freq_shift: CountOrZero = 0
     center_input_sample: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         levels = len(self.block_out_channels)
         heads = self.attention_head_dim if isinstance(self.attention_head_dim, tuple) else (self.attention_head_dim,)
         if not len(self.down_block_types) == len(self.up_block_types) == levels:
@@ -84,20 +86,21 @@ class UNetConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class VAEConfig:
+class VAEConfig(Checked):
     """AutoencoderKL. The defaults are those of Stable Diffusion v1.5: latents of 1/8 the size and four channels."""
 
-    in_channels: int = 3
-    out_channels: int = 3
-    latent_channels: int = 4
-    sample_size: int = 512
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
+    in_channels: Size = 3
+    out_channels: Size = 3
+    latent_channels: Size = 4
+    sample_size: Pixels = 512
+    block_out_channels: tuple[Size, ...] = (128, 256, 512, 512)
+    layers_per_block: Depth = 2
+    norm_num_groups: Size = 32
     mid_block_add_attention: bool = True
-    scaling_factor: float = 0.18215  # of latents, for a standard deviation of about one
+    scaling_factor: Positive = 0.18215  # of latents, for a standard deviation of about one
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_groups("VAE", self.block_out_channels, self.norm_num_groups)
 
     @property
@@ -184,6 +187,8 @@ def _from_diffusers(cls, config: Mapping[str, Any], fixed: Mapping[str, Any], na
 
 
 def _check_groups(name: str, channels: tuple[int, ...], groups: int) -> None:
+    if not channels:
+        raise UserError(f"The {name}'s block_out_channels must have an entry per level; it is empty.")
     for count in channels:
         if count % groups:
             raise UserError(f"The {name}'s {count} channels do not divide into norm_num_groups = {groups} groups.")

@@ -2,8 +2,9 @@
 
 import dataclasses
 import enum
+from typing import Annotated
 
-from emu_jax.config import check_ranges
+from emu_jax.bounds import Between, Checked, Seed
 from emu_jax.errors import UserError
 
 
@@ -16,7 +17,7 @@ class Sampler(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageOptions:
+class ImageOptions(Checked):
     """Options for sampling images.
 
     Attributes:
@@ -29,23 +30,14 @@ class ImageOptions:
     """
 
     sampler: str = Sampler.PNDM.value
-    steps: int = 50
-    guidance_scale: float = 7.5
-    seed: int = 0
-    height: int | None = None
-    width: int | None = None
+    steps: Annotated[int, Between(1, 1000)] = 50
+    guidance_scale: Annotated[float, Between(0.0, 1000.0)] = 7.5
+    seed: Seed = 0
+    height: Annotated[int, Between(1, 8192)] | None = None
+    width: Annotated[int, Between(1, 8192)] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         known = [sampler.value for sampler in Sampler]
         if self.sampler not in known:
             raise UserError(f"sampler must be one of {', '.join(map(repr, known))}, not {self.sampler!r}.")
-        check_ranges(
-            self,
-            {
-                "steps": (1, 1000),
-                "guidance_scale": (0.0, 1000.0),
-                "seed": (0, 2**32 - 1),
-                "height": (1, 8192),
-                "width": (1, 8192),
-            },
-        )

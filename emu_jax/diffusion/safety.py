@@ -8,12 +8,13 @@ the Stable Diffusion Safety Filter".
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 import PIL.Image
 
+from emu_jax.bounds import Between, Checked, Pixels, Positive
 from emu_jax.diffusion.clip_vision import ClipVision
 from emu_jax.errors import UserError
 from emu_jax.pixels import CLIP_MEAN, CLIP_STD
@@ -22,13 +23,13 @@ SPECIAL_MARGIN = np.float32(0.01)  # a special concept adds this to the scores o
 
 
 @dataclasses.dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(Checked):
     """CLIPImageProcessor: resize the shorter side to `size` (bicubic), crop the center to `crop_size`, normalize."""
 
-    size: int = 224
-    crop_size: int = 224
-    image_mean: tuple[float, ...] = CLIP_MEAN
-    image_std: tuple[float, ...] = CLIP_STD
+    size: Pixels = 224
+    crop_size: Pixels = 224
+    image_mean: tuple[Annotated[float, Between(-1e6, 1e6)], ...] = CLIP_MEAN
+    image_std: tuple[Positive, ...] = CLIP_STD
 
     @classmethod
     def from_transformers(cls, config: Mapping[str, Any]) -> "Preprocessing":

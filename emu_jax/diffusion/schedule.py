@@ -5,12 +5,13 @@ import enum
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emu_jax.bounds import Between, Checked, CountOrZero, Tokens
 from emu_jax.config import from_config_dict
 from emu_jax.errors import UserError
 from emu_jax.typing import Array, Float, Int, typechecked
@@ -39,19 +40,19 @@ class Spacing(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class NoiseSchedule:
+class NoiseSchedule(Checked):
     """A variance-preserving process. The defaults are those of Stable Diffusion v1.5.
 
     `set_alpha_to_one`: the last sampling step ends without noise, not with the noise of timestep 0.
     """
 
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
+    num_train_timesteps: Tokens = 1000
+    beta_start: Annotated[float, Between(1e-9, 0.999)] = 0.00085
+    beta_end: Annotated[float, Between(1e-9, 0.999)] = 0.012
     beta_schedule: Betas = Betas.SCALED_LINEAR
     prediction_type: Prediction = Prediction.EPSILON
     timestep_spacing: Spacing = Spacing.LEADING
-    steps_offset: int = 1
+    steps_offset: CountOrZero = 1
     set_alpha_to_one: bool = False
 
     @functools.cached_property

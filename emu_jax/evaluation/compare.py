@@ -19,7 +19,7 @@ def comparison_table(folders: Sequence[Path]) -> Table:
     Raises:
       UserError: a folder holds no scores.
     """
-    columns = [_scores(folder) for folder in folders]
+    columns = [read_summaries(folder) for folder in folders]
     tasks = dict.fromkeys(task for column in columns for task in column)
     table = Table()
     table.add_column("task")
@@ -38,7 +38,12 @@ def comparison_table(folders: Sequence[Path]) -> Table:
     return table
 
 
-def _scores(folder: Path) -> dict[str, dict[str, Any]]:
+def read_summaries(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the content of each OUT/TASK/scores.json with scores, by task.
+
+    Raises:
+      UserError: the folder holds no scores.
+    """
     found = {path.parent.name: read_summary(path.parent) for path in sorted(folder.glob(f"*/{SCORES}"))}
     found = {task: summary for task, summary in found.items() if "units" in summary}
     if not found:

@@ -14,13 +14,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from emu_jax.bounds import Checked, CountOrZero, Seed
 from emu_jax.errors import UserError
 from emu_jax.evaluation.data_root import DataRoot
 from emu_jax.evaluation.example import Example
 from emu_jax.evaluation.features import Encoder, media_features
 from emu_jax.evaluation.prompts import Shot, Shots
-from emu_jax.evaluation.runner import missing_media, synchronize
+from emu_jax.evaluation.runner import MAX_SKEW_SECONDS, missing_media
 from emu_jax.evaluation.task import Task
+from emu_jax.waiting import barrier
 
 
 class Choice(enum.Enum):
@@ -32,7 +34,7 @@ class Choice(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class ShotOptions:
+class ShotOptions(Checked):
     """Few-shot examples in front of each question.
 
     Attributes:
@@ -41,13 +43,14 @@ class ShotOptions:
       seed: of random and text-only examples.
     """
 
-    count: int = 0
+    count: CountOrZero = 0
     choice: Choice = Choice.RICES
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if self.count < 0:
             raise UserError(f"--shots must be at least 0, not {self.count}.")
+        super().__post_init__()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +119,7 @@ def _nearest(
 
     if jax.process_index() == 0:  # stores the features that the others read
         features(media), features(asked)
-    synchronize("features")
+    barrier("features", seconds=MAX_SKEW_SECONDS)
     table, queries = features(media), features(asked)
     nearest = {}
     for row, one in enumerate(asked):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from emu_jax.bounds import Checked, Count
 from emu_jax.errors import UserError
 from emu_jax.evaluation.data_root import drop_incomplete_line, read_lines
 from emu_jax.io.files import file_errors
@@ -28,7 +29,7 @@ class Grade:
 
 
 @dataclasses.dataclass(frozen=True)
-class Grader:
+class Grader(Checked):
     """A model that grades answers.
 
     Attributes:
@@ -41,7 +42,7 @@ class Grader:
     base_url: str
     model: str
     store: Path
-    runs: int = 5
+    runs: Count = 5
 
     def grade(self, questions: Sequence[tuple[str, str, str, str]]) -> list[Grade]:
         """Return `runs` grades for each (identity, question, truth, answer).

@@ -15,24 +15,25 @@ PREDICTIONS, SKIPPED = "predictions.jsonl", "skipped.jsonl"
 
 
 def read_predictions(path: Path, task: Task, examples: Sequence[Example]) -> dict[Key, Any]:
-    """Return the predictions of a file by key.
+    """Return the predictions of a file by key. An id may be a number or its digits as a string.
 
     Raises:
       UserError: a line without the task's fields, an unknown or duplicate id, a value of another form, or no line.
     """
-    known = {example.key: example for example in examples}
+    known = {_as_text(example.key): example for example in examples}
     found: dict[Key, Any] = {}
     for number, row in read_lines(path):
-        key, value = _parse(row, task, f"{path}, line {number}")
-        if key not in known:
-            raise UserError(f"{path}, line {number}: {_shown(task, key)} is not in this split of {task.name}.")
-        if key in found:
-            raise UserError(f"{path}, line {number}: {_shown(task, key)} has two predictions; keep one.")
+        given, value = _parse(row, task, f"{path}, line {number}")
+        example = known.get(_as_text(given))
+        if example is None:
+            raise UserError(f"{path}, line {number}: {_shown(task, given)} is not in this split of {task.name}.")
+        if example.key in found:
+            raise UserError(f"{path}, line {number}: {_shown(task, given)} has two predictions; keep one.")
         try:
-            task.check(value, known[key])
+            task.check(value, example)
         except ValueError as error:
             raise UserError(f"{path}, line {number}: {task.value_field} {error}.") from None
-        found[key] = value
+        found[example.key] = value
     if not found:
         raise UserError(f"{path} holds no prediction.")
     return found
@@ -123,6 +124,10 @@ def _parse(row: Mapping[str, Any], task: Task, where: str, *, value_field: str |
             expected = ", ".join((*task.key_fields, field))
             raise UserError(f"{where} has no {name}; a line of {task.name} has {expected}.")
     return tuple(row[name] for name in task.key_fields), row[field]
+
+
+def _as_text(key: Key) -> tuple[str, ...]:
+    return tuple(map(str, key))
 
 
 def _shown(task: Task, key: Key) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
 from emu_jax.errors import UserError
 from emu_jax.evaluation.batches import Batch, Plan, plan_batches
@@ -22,12 +21,14 @@ from emu_jax.evaluation.scoring import check_missing
 from emu_jax.evaluation.task import BatchContext, Task
 from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.io.files import read_json, write_json
+from emu_jax.waiting import barrier
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]  # (examples done, examples of this process)
 
 RUN = "run.json"
+MAX_SKEW_SECONDS = 24 * 3600  # one process may have most of the predictions that are left after a resume
 _BATCHES_AHEAD = 2
 
 
@@ -77,11 +78,11 @@ def run_model(
     file = PredictionFile(folder, task, process=process, processes=processes)
     _check_identity(folder, identity, is_main=process == 0)
     done, _ = file.read()  # media that could not be read are tried again
-    synchronize("read predictions")  # before a process appends
+    barrier("read predictions")  # before a process appends
     own = [batch for batch in plan.batches if batch.number % processes == process]
     _predict_all(emu, task, plan, own, file, shots, done, max_missing - len(missing), progress)
     file.close()
-    synchronize("predicted")
+    barrier("predictions of the other processes", seconds=MAX_SKEW_SECONDS)
     if process != 0:
         return None
     predictions, skipped = file.finish(examples)
@@ -100,12 +101,6 @@ def missing_media(examples: Sequence[Example]) -> dict[Key, str]:
                 missing[example.key] = f"there is no file {path}"
                 break
     return missing
-
-
-def synchronize(name: str) -> None:
-    """Wait until all processes have come to this point."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _predict_all(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from emu_jax.bounds import Checked, Count, CountOrZero
 from emu_jax.errors import UserError
 from emu_jax.evaluation.data_root import DataRoot
 from emu_jax.evaluation.example import Example, Key
@@ -23,7 +24,7 @@ FRECHET_DISTANCE = "frechet_distance"
 
 
 @dataclasses.dataclass(frozen=True)
-class Selection:
+class Selection(Checked):
     """The examples of a task that are evaluated.
 
     Attributes:
@@ -33,14 +34,15 @@ class Selection:
     """
 
     split: str | None = None
-    limit: int | None = None
-    max_missing: int = 0
+    limit: Count | None = None
+    max_missing: CountOrZero = 0
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit must be at least 1, not {self.limit}.")
         if self.max_missing < 0:
             raise UserError(f"--max-missing must be at least 0, not {self.max_missing}.")
+        super().__post_init__()
 
     def split_of(self, task: Task) -> str:
         """Return the split of a task.

@@ -3,14 +3,14 @@
 import dataclasses
 import enum
 import functools
-from typing import Any
+from typing import Annotated, Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emu_jax.config import check_ranges
+from emu_jax.bounds import Between, Checked, CountOrZero
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.generation.decode import embed_tokens, make_step, next_embedding, next_logits, prefill
@@ -40,17 +40,14 @@ def parse_open_image(name: OpenImage | str) -> OpenImage:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageTokens:
+class ImageTokens(Checked):
     """Token ids of images, the maximum number of images, and the condition that starts one."""
 
-    boi_id: int
-    eoi_id: int
-    image_token_id: int
-    max_images: int
+    boi_id: CountOrZero
+    eoi_id: CountOrZero
+    image_token_id: CountOrZero
+    max_images: Annotated[int, Between(1, MAX_IMAGES)]
     open_image: OpenImage
-
-    def __post_init__(self) -> None:
-        check_ranges(self, {"max_images": (1, MAX_IMAGES)})
 
 
 @flax.struct.dataclass

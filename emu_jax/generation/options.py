@@ -1,9 +1,9 @@
 """Options of generation, as in `num_beams=5`: names and values are checked before any work."""
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
-from emu_jax.config import check_ranges
+from emu_jax.bounds import Between, Checked, Seed, Tokens
 from emu_jax.diffusion.options import ImageOptions
 from emu_jax.errors import UserError
 
@@ -15,7 +15,7 @@ _MIN_TEMPERATURE = 1e-5  # smaller values overflow float32 scores
 
 
 @dataclasses.dataclass(frozen=True)
-class TextOptions:
+class TextOptions(Checked):
     """Options of text generation.
 
     Lengths include the `<s>` that Hugging Face's `generate` prepends to its output ids when its input are embeddings,
@@ -38,34 +38,20 @@ class TextOptions:
       seed: of the sampling.
     """
 
-    max_new_tokens: int = 128
-    num_beams: int = 1
-    length_penalty: float = 0.0
+    max_new_tokens: Tokens = 128
+    num_beams: Annotated[int, Between(1, 64)] = 1
+    length_penalty: Annotated[float, Between(-10.0, 10.0)] = 0.0
     early_stopping: bool | str = False
-    min_length: int = 0
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
+    min_length: Annotated[int, Between(0, 2**20)] = 0
+    repetition_penalty: Annotated[float, Between(0.01, 100.0)] = 1.0
+    no_repeat_ngram_size: Annotated[int, Between(0, 64)] = 0
+    temperature: Annotated[float, Between(0.0, 100.0)] = 0.0
+    top_k: Annotated[int, Between(0, 10**6)] = 0
+    top_p: Annotated[float, Between(1e-6, 1.0)] = 1.0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            {
-                "max_new_tokens": (1, _MAX_LENGTH),
-                "num_beams": (1, 64),
-                "length_penalty": (-10.0, 10.0),
-                "min_length": (0, _MAX_LENGTH),
-                "repetition_penalty": (0.01, 100.0),
-                "no_repeat_ngram_size": (0, 64),
-                "temperature": (0.0, 100.0),
-                "top_k": (0, 10**6),
-                "top_p": (1e-6, 1.0),
-                "seed": (0, 2**32 - 1),
-            },
-        )
+        super().__post_init__()
         if self.early_stopping not in EARLY_STOPPING:
             raise UserError(f'early_stopping must be False, True or "never", not {self.early_stopping!r}.')
         if 0 < self.temperature < _MIN_TEMPERATURE:

@@ -69,7 +69,7 @@ def kernel_dims(run: Callable[[], Any]) -> dict[tuple[str, ...], KernelDims]:
         return call(*args, **kwargs)
 
     with nn.intercept_methods(record):
-        jax.eval_shape(run)
+        jax.eval_shape(lambda: run())  # a new function, or JAX would use an earlier trace of `run`
     return found
 
 

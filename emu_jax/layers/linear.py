@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
+from emu_jax.bounds import Checked, Fraction, NonNegative, Size
 from emu_jax.layers.contract import contract
 from emu_jax.layers.materialize import activation_matmul
 from emu_jax.sharding import axes
@@ -17,17 +19,34 @@ from emu_jax.sharding import axes
 lecun_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """Low-rank adaptation (Hu et al. 2021): `x W + (alpha / rank) dropout(x) A B`, where the stage freezes W."""
+DECODER_ATTENTION = (r"^decoder/blocks/attention/(query|key|value|out)$",)
 
-    rank: int = 16
-    alpha: float = 16.0
-    dropout: float = 0.05
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig(Checked):
+    """Low-rank adaptation (Hu et al. 2021): `x W + (alpha / rank) dropout(x) A B`, where the stage freezes W.
+
+    Attributes:
+      rank: columns of A, rows of B.
+      alpha: the product is scaled by `alpha / rank`.
+      dropout: rate on the adapter's input in training.
+      targets: regexes that are searched in the paths of the linear layers, such as `decoder/blocks/mlp/gate`,
+        `causal_former/blocks/cross_attention/value` or `vision_encoder/blocks/attention/qkv`; layers that one of them
+        matches get an adapter. The default is the release's: the attention of the decoder.
+    """
+
+    rank: Size = 16
+    alpha: NonNegative = 16.0
+    dropout: Fraction = 0.05
+    targets: tuple[str, ...] = DECODER_ATTENTION
 
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
+
+    def adapts(self, path: str) -> bool:
+        """Return True if the linear layer at `path` has an adapter."""
+        return any(re.search(pattern, path) for pattern in self.targets)
 
 
 class DenseGeneral(nn.Module):
@@ -51,9 +70,22 @@ class DenseGeneral(nn.Module):
         kernel = self._kernel("kernel", inputs, self.features, self.in_axes + self.out_axes, self.kernel_init)
         x = jnp.asarray(x, self.dtype)
         y = self._matmul(x, kernel, inputs)
-        if self.lora is not None:
-            y += self._low_rank(x, inputs, self.lora, deterministic)
+        if (lora := self._adapter()) is not None:
+            y += self._low_rank(x, inputs, lora, deterministic)
         return self._with_bias(y)
+
+    def _adapter(self) -> LoraConfig | None:
+        """Return the settings of this layer's adapter; None if it has none.
+
+        The patterns decide when parameters are initialized. Later their presence does: a decoder that runs its layers
+        one by one does not know their complete paths.
+        """
+        if self.lora is None:
+            return None
+        adapted = (
+            self.lora.adapts("/".join(self.path)) if self.is_initializing() else self.has_variable("params", "lora_a")
+        )
+        return self.lora if adapted else None
 
     def _matmul(self, x: jax.Array, kernel: jax.Array, inputs: tuple[int, ...]) -> jax.Array:
         return contract(x, kernel, dims=len(inputs))
@@ -87,10 +119,13 @@ class ActivationDense(DenseGeneral):
     activation: Callable[..., jax.Array] = nn.relu
 
     @nn.compact
-    def __call__(self, *inputs: jax.Array) -> jax.Array:
+    def __call__(self, *inputs: jax.Array, deterministic: bool = True) -> jax.Array:
         width = inputs[0].shape[-1:]
         kernel = self._kernel("kernel", width, self.features, self.in_axes + self.out_axes, self.kernel_init)
-        return self._with_bias(activation_matmul(self.activation, inputs, kernel))
+        y = activation_matmul(self.activation, inputs, kernel)
+        if (lora := self._adapter()) is not None:
+            y += self._low_rank(self.activation(*inputs), width, lora, deterministic)
+        return self._with_bias(y)
 
 
 class QKVProjection(DenseGeneral):
@@ -104,8 +139,12 @@ class QKVProjection(DenseGeneral):
     def __call__(self, x: jax.Array, *, deterministic: bool = True) -> tuple[jax.Array, ...]:
         kernel = self._kernel("kernel", x.shape[-1:], self.features, self.in_axes + self.out_axes, self.kernel_init)
         x = jnp.asarray(x, self.dtype)
-        outputs = (contract(x, kernel[:, i].reshape(x.shape[-1], -1)) for i in range(self.features[0]))
-        return tuple(y.reshape(*x.shape[:-1], *self.features[1:]) for y in outputs)
+        outputs = [contract(x, kernel[:, i].reshape(x.shape[-1], -1)) for i in range(self.features[0])]
+        outputs = [y.reshape(*x.shape[:-1], *self.features[1:]) for y in outputs]
+        if (lora := self._adapter()) is not None:
+            changes = self._low_rank(x, x.shape[-1:], lora, deterministic)
+            outputs = [y + jnp.take(changes, i, axis=x.ndim - 1) for i, y in enumerate(outputs)]
+        return tuple(outputs)
 
 
 class OutputProjection(DenseGeneral):

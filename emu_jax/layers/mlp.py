@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jax.ad_checkpoint import checkpoint_name
 
-from emu_jax.layers.linear import ActivationDense, DenseGeneral
+from emu_jax.layers.linear import ActivationDense, DenseGeneral, LoraConfig
 from emu_jax.layers.materialize import materialize
 from emu_jax.layers.saved import GATE, UP
 from emu_jax.sharding import axes
@@ -25,22 +25,25 @@ class Mlp(nn.Module):
     activation: Callable[[jax.Array], jax.Array]
     use_bias: bool = False
     dropout: float = 0.0
+    lora: LoraConfig | None = None
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        dtypes = {"use_bias": self.use_bias, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        up = DenseGeneral((self.mlp_dim,), (axes.EMBED,), (axes.MLP,), name="up", **dtypes)(x)
+        dtypes = {"use_bias": self.use_bias, "dtype": self.dtype, "param_dtype": self.param_dtype, "lora": self.lora}
+        project = DenseGeneral((self.mlp_dim,), (axes.EMBED,), (axes.MLP,), name="up", **dtypes)
+        up = project(x, deterministic=deterministic)
         up = checkpoint_name(up, UP)
         features, names = (x.shape[-1],), ((axes.MLP,), (axes.EMBED,))
         if self.dropout and not deterministic:
             hidden = logical_constraint(self.activation(up), _HIDDEN)
             hidden = nn.Dropout(self.dropout)(hidden, deterministic=False)
-            out = DenseGeneral(features, *names, name="down", **dtypes)(hidden)
+            out = DenseGeneral(features, *names, name="down", **dtypes)(hidden, deterministic=False)
         else:
             activation = lambda up: logical_constraint(self.activation(up), _HIDDEN)
-            out = ActivationDense(features, *names, activation=activation, name="down", **dtypes)(up)
+            project = ActivationDense(features, *names, activation=activation, name="down", **dtypes)
+            out = project(up, deterministic=deterministic)
         return materialize(logical_constraint(out, _RESIDUAL))
 
 
@@ -48,17 +51,21 @@ class GatedMlp(nn.Module):
     """Return `down(silu(gate(x)) * up(x))`, without biases (SwiGLU, Shazeer 2020)."""
 
     mlp_dim: int
+    lora: LoraConfig | None = None
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        gate = DenseGeneral((self.mlp_dim,), (axes.EMBED,), (axes.MLP,), name="gate", **dtypes)(x)
-        up = DenseGeneral((self.mlp_dim,), (axes.EMBED,), (axes.MLP,), name="up", **dtypes)(x)
+    def __call__(self, x: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype, "lora": self.lora}
+        gate, up = (
+            DenseGeneral((self.mlp_dim,), (axes.EMBED,), (axes.MLP,), name=name, **dtypes)(
+                x, deterministic=deterministic
+            )
+            for name in ("gate", "up")
+        )
         gate, up = checkpoint_name(gate, GATE), checkpoint_name(up, UP)
         activation = lambda gate, up: logical_constraint(nn.silu(gate) * up, _HIDDEN)
-        out = ActivationDense((x.shape[-1],), (axes.MLP,), (axes.EMBED,), activation=activation, name="down", **dtypes)(
-            gate, up
-        )
+        down = ActivationDense((x.shape[-1],), (axes.MLP,), (axes.EMBED,), activation=activation, name="down", **dtypes)
+        out = down(gate, up, deterministic=deterministic)
         return materialize(logical_constraint(out, _RESIDUAL))

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from emu_jax.layers.attention import Attention
-from emu_jax.layers.linear import DenseGeneral
+from emu_jax.layers.linear import DenseGeneral, LoraConfig
 from emu_jax.layers.mlp import Mlp
 from emu_jax.layers.norms import RMSNorm
 from emu_jax.layers.positions import relative_buckets
@@ -25,6 +25,7 @@ class CausalFormerBlock(nn.Module):
     """Causal self-attention with relative bias, cross-attention without bias, ReLU MLP. Pre-norm, logits not scaled."""
 
     config: CausalFormerConfig
+    lora: LoraConfig | None
     deterministic: bool
     dtype: str
     param_dtype: str
@@ -40,15 +41,16 @@ class CausalFormerBlock(nn.Module):
         config = self.config
         features, bias, mask = broadcast
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = {"eps": config.norm_eps, **dtypes}
-        heads = {"num_heads": config.num_heads, "head_dim": config.head_dim, "scale": 1.0, **dtypes}
+        norm, adapted = {"eps": config.norm_eps, **dtypes}, {"lora": self.lora, **dtypes}
+        heads = {"num_heads": config.num_heads, "head_dim": config.head_dim, "scale": 1.0, **adapted}
+        mode = {"deterministic": self.deterministic}
         drop = nn.Dropout(config.dropout, deterministic=self.deterministic)
         attend = Attention(name="self_attention", **heads)
-        x += drop(attend(RMSNorm(name="self_attention_norm", **norm)(x), bias=bias, mask=mask)[0])
+        x += drop(attend(RMSNorm(name="self_attention_norm", **norm)(x), bias=bias, mask=mask, **mode)[0])
         attend = Attention(name="cross_attention", **heads)
-        x += drop(attend(RMSNorm(name="cross_attention_norm", **norm)(x), features)[0])
-        mlp = Mlp(config.mlp_dim, nn.relu, dropout=config.dropout, name="mlp", **dtypes)
-        x += drop(mlp(RMSNorm(name="mlp_norm", **norm)(x), deterministic=self.deterministic))
+        x += drop(attend(RMSNorm(name="cross_attention_norm", **norm)(x), features, **mode)[0])
+        mlp = Mlp(config.mlp_dim, nn.relu, dropout=config.dropout, name="mlp", **adapted)
+        x += drop(mlp(RMSNorm(name="mlp_norm", **norm)(x), **mode))
         return logical_constraint(x, (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_EMBED)), None
 
 
@@ -57,6 +59,7 @@ class CausalFormer(nn.Module):
 
     config: CausalFormerConfig
     out_features: int
+    lora: LoraConfig | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -80,13 +83,14 @@ class CausalFormer(nn.Module):
             saved_activations=config.saved_activations,
             name="blocks",
             config=config,
+            lora=self.lora,
             deterministic=deterministic,
             **dtypes,
         )(x, None, (image_features, self._relative_bias(length), causal))
         x = drop(RMSNorm(eps=config.norm_eps, name="final_norm", **dtypes)(x))
-        return DenseGeneral(
-            (self.out_features,), (axes.EMBED_IN,), (axes.EMBED,), use_bias=True, name="projection", **dtypes
-        )(x)
+        names = ((axes.EMBED_IN,), (axes.EMBED,))
+        project = DenseGeneral((self.out_features,), *names, use_bias=True, lora=self.lora, name="projection", **dtypes)
+        return project(x, deterministic=deterministic)
 
     @typechecked
     def _relative_bias(self, length: int) -> Float[Array, "1 N Q Q"]:

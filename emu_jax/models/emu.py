@@ -36,9 +36,11 @@ class Emu(nn.Module):
     def setup(self) -> None:
         config = self.config
         dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
-        self.vision_encoder = EvaVisionTransformer(config.vision, **dtypes)
+        self.vision_encoder = EvaVisionTransformer(config.vision, lora=config.lora, **dtypes)
         self.visual_norm = LayerNorm(eps=config.vision.norm_eps, **dtypes)
-        self.causal_former = CausalFormer(config.causal_former, out_features=config.decoder.width, **dtypes)
+        self.causal_former = CausalFormer(
+            config.causal_former, out_features=config.decoder.width, lora=config.lora, **dtypes
+        )
         self.decoder = LlamaDecoder(config.decoder, lora=config.lora, **dtypes)
         self.lm_head = LanguageModelHead(config.decoder, **dtypes)
         self.regression_head = RegressionHead(**dtypes)
@@ -88,16 +90,18 @@ class Emu(nn.Module):
         )
 
     @typechecked
-    def image_features(self, images: Shaped[ArrayLike, "n H W C"]) -> Float[Array, "n P C2"]:
+    def image_features(
+        self, images: Shaped[ArrayLike, "n H W C"], *, deterministic: bool = True
+    ) -> Float[Array, "n P C2"]:
         """Return the vision encoder's tokens before any final norm, class token first."""
-        return self.vision_encoder(normalize_pixels(images))
+        return self.vision_encoder(normalize_pixels(images), deterministic=deterministic)
 
     @typechecked
     def embed_images(
         self, images: Shaped[ArrayLike, "n H W C"], *, deterministic: bool = True
     ) -> Float[Array, "n Q D"]:
         """Return the `visual_embeddings` of images that are flattened over rows."""
-        features = self.visual_norm(self.image_features(images))
+        features = self.visual_norm(self.image_features(images, deterministic=deterministic))
         return self.causal_former(features, deterministic=deterministic)
 
     @typechecked

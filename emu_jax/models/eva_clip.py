@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from emu_jax.layers.attention import attend
-from emu_jax.layers.linear import DenseGeneral, OutputProjection, QKVProjection
+from emu_jax.layers.linear import DenseGeneral, LoraConfig, OutputProjection, QKVProjection
 from emu_jax.layers.materialize import materialize
 from emu_jax.layers.mlp import Mlp
 from emu_jax.layers.norms import LayerNorm
@@ -39,6 +39,8 @@ class EvaAttention(nn.Module):
     """Self-attention with one kernel for q, k and v, and biases for q and v only."""
 
     num_heads: int
+    lora: LoraConfig | None
+    deterministic: bool
     dtype: str
     param_dtype: str
 
@@ -47,22 +49,25 @@ class EvaAttention(nn.Module):
     def __call__(self, x: Float[Array, "n P D"]) -> Float[Array, "n P D"]:
         width = x.shape[-1]
         heads = (self.num_heads, width // self.num_heads)
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype, "lora": self.lora}
         project = QKVProjection((3, *heads), (axes.EMBED,), (axes.QKV, axes.HEADS, axes.KV), name="qkv", **dtypes)
-        query, key, value = project(x)
+        query, key, value = project(x, deterministic=self.deterministic)
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axes.HEADS, axes.KV))
         query += jnp.asarray(self.param("query_bias", zeros, heads, self.param_dtype), self.dtype)
         value += jnp.asarray(self.param("value_bias", zeros, heads, self.param_dtype), self.dtype)
         query, key, value = (checkpoint_name(a, QKV) for a in (query, key, value))
         out = attend(query, key, value, scale=heads[1] ** -0.5)
         project = OutputProjection((width,), (axes.HEADS, axes.KV), (axes.EMBED,), use_bias=True, name="out", **dtypes)
-        return materialize(checkpoint_name(project(out), ATTENTION_OUT))
+        out = project(out, deterministic=self.deterministic)
+        return materialize(checkpoint_name(out, ATTENTION_OUT))
 
 
 class EvaBlock(nn.Module):
     """`x + attention(norm(x))`, then `x + mlp(norm(x))`."""
 
     config: VisionConfig
+    lora: LoraConfig | None
+    deterministic: bool
     dtype: str
     param_dtype: str
 
@@ -70,11 +75,11 @@ class EvaBlock(nn.Module):
     def __call__(self, x: jax.Array, _per_layer: None, _broadcast: None) -> tuple[jax.Array, None]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm = {"eps": self.config.norm_eps, **dtypes}
-        x += EvaAttention(self.config.num_heads, name="attention", **dtypes)(
-            LayerNorm(name="attention_norm", **norm)(x)
-        )
-        mlp = Mlp(self.config.mlp_dim, _exact_gelu, use_bias=True, name="mlp", **dtypes)
-        x += mlp(LayerNorm(name="mlp_norm", **norm)(x))
+        adapted = {"lora": self.lora, **dtypes}
+        attend = EvaAttention(self.config.num_heads, deterministic=self.deterministic, name="attention", **adapted)
+        x += attend(LayerNorm(name="attention_norm", **norm)(x))
+        mlp = Mlp(self.config.mlp_dim, _exact_gelu, use_bias=True, name="mlp", **adapted)
+        x += mlp(LayerNorm(name="mlp_norm", **norm)(x), deterministic=self.deterministic)
         return logical_constraint(x, _TOKENS), None
 
 
@@ -82,12 +87,13 @@ class EvaVisionTransformer(nn.Module):
     """Normalized images to `image_features`: the class token first, then the patches row by row."""
 
     config: VisionConfig
+    lora: LoraConfig | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
 
     @nn.compact
     @typechecked
-    def __call__(self, images: Float[Array, "n H W C"]) -> Float[Array, "n P D"]:
+    def __call__(self, images: Float[Array, "n H W C"], *, deterministic: bool = True) -> Float[Array, "n P D"]:
         config, width = self.config, self.config.width
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         embed = DenseGeneral((width,), (axes.PATCH,), (axes.EMBED,), use_bias=True, name="patch_embed", **dtypes)
@@ -106,6 +112,8 @@ class EvaVisionTransformer(nn.Module):
             saved_activations=config.saved_activations,
             name="blocks",
             config=config,
+            lora=self.lora,
+            deterministic=deterministic,
             **dtypes,
         )(x, None, None)
         return x

@@ -58,7 +58,8 @@ class LlamaBlock(nn.Module):
             deterministic=self.deterministic,
         )
         x += attended
-        x += GatedMlp(config.mlp_dim, name="mlp", **dtypes)(RMSNorm(name="mlp_norm", **norm)(x))
+        mlp = GatedMlp(config.mlp_dim, lora=self.lora, name="mlp", **dtypes)
+        x += mlp(RMSNorm(name="mlp_norm", **norm)(x), deterministic=self.deterministic)
         return logical_constraint(x, (axes.ACT_BATCH, axes.ACT_LENGTH, axes.ACT_EMBED)), cache
 
 

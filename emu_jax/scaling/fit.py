@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from emu_jax.bounds import Checked, CountOrZero, Fraction, NonNegative, Positive, Seed
 from emu_jax.errors import UserError
 from emu_jax.scaling.bootstrap import draw_counts, interval
 from emu_jax.scaling.huber import fit_huber, fit_huber_many
@@ -30,7 +31,7 @@ LEAST_TRAINED = 6  # points that a fit needs
 
 
 @dataclasses.dataclass(frozen=True)
-class FitOptions:
+class FitOptions(Checked):
     """Options of a fit.
 
     Attributes:
@@ -41,21 +42,16 @@ class FitOptions:
       budgets: C at which optima and losses are predicted; empty: the largest budget and ten times it.
     """
 
-    pinned: float | None = None
-    bootstraps: int = 100
-    level: float = 0.9
-    seed: int = 0
-    budgets: tuple[float, ...] = ()
+    pinned: NonNegative | None = None
+    bootstraps: CountOrZero = 100
+    level: Fraction = 0.9
+    seed: Seed = 0
+    budgets: tuple[Positive, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.pinned is not None and not (math.isfinite(self.pinned) and self.pinned >= 0):
-            raise UserError(f"E can be pinned to 0 or more, not to {self.pinned}.")
-        if self.bootstraps < 0:
-            raise UserError(f"The number of bootstraps must be 0 or more, not {self.bootstraps}.")
+        super().__post_init__()
         if not 0 < self.level < 1:
             raise UserError(f"The level of the intervals must lie between 0 and 1, not {self.level}.")
-        if any(not budget > 0 for budget in self.budgets):
-            raise UserError("A budget must be a positive number of FLOPs.")
 
 
 @dataclasses.dataclass(frozen=True)

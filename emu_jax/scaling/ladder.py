@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from emu_jax.bounds import Checked, Depth, Positive, Size
 from emu_jax.models.config import EmuConfig
 from emu_jax.models.emu import Emu
 from emu_jax.sharding.specs import unbox
@@ -18,7 +19,7 @@ Sizes = dict[str, int]  # a field of `model` -> its value, as in "decoder.width"
 
 
 @dataclasses.dataclass(frozen=True)
-class LadderConfig:
+class LadderConfig(Checked):
     """The rule by which all sizes follow from the decoder's width.
 
     Attributes:
@@ -32,14 +33,14 @@ class LadderConfig:
       min_layers: of each part.
     """
 
-    width_per_layer: float = 64.0
-    head_dim: int = 64
-    mlp_ratio: float = 8 / 3
-    vision_width: float = 0.7
-    vision_depth: float = 1.0
-    former_width: float = 0.7
-    former_depth: float = 0.4
-    min_layers: int = 1
+    width_per_layer: Positive = 64.0
+    head_dim: Size = 64
+    mlp_ratio: Positive = 8 / 3
+    vision_width: Positive = 0.7
+    vision_depth: Positive = 1.0
+    former_width: Positive = 0.7
+    former_depth: Positive = 0.4
+    min_layers: Depth = 1
 
     def sizes(self, width: int) -> Sizes:
         """Return the fields of `model` for a decoder of this width.

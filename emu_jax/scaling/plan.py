@@ -141,11 +141,12 @@ def make_plan(study: StudyConfig, base: EmuRunConfig, *, seconds_per_step: Secon
 
 
 def _resized(base: EmuRunConfig, sizes: Sizes) -> EmuRunConfig:
-    model = base.model
+    parts: dict[str, dict[str, int]] = {}
     for name, value in sizes.items():
         part, field = name.split(".")
-        model = dataclasses.replace(model, **{part: dataclasses.replace(getattr(model, part), **{field: value})})
-    return dataclasses.replace(base, model=model)
+        parts.setdefault(part, {})[field] = value
+    changed = {part: dataclasses.replace(getattr(base.model, part), **fields) for part, fields in parts.items()}
+    return dataclasses.replace(base, model=dataclasses.replace(base.model, **changed))
 
 
 def _lengths(study: StudyConfig, base: EmuRunConfig, counts: Counts) -> Iterable[_Length]:

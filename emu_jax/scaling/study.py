@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from typing import Annotated
 
+from emu_jax.bounds import (
+    Between,
+    Checked,
+    Count,
+    CountOrZero,
+    Fraction,
+    NonNegative,
+    Positive,
+    Rate,
+    Seed,
+    Size,
+    VocabSize,
+)
 from emu_jax.errors import UserError
 from emu_jax.scaling.ladder import LadderConfig
 
@@ -17,7 +31,7 @@ class Form(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class HardwareConfig:
+class HardwareConfig(Checked):
     """Hardware of the runs, for the hours of the plan.
 
     Attributes:
@@ -28,16 +42,12 @@ class HardwareConfig:
     """
 
     name: str
-    flops_per_second: float
-    chips: int = 1
-
-    def __post_init__(self) -> None:
-        if self.flops_per_second <= 0 or self.chips < 1:
-            raise UserError("hardware.flops_per_second and hardware.chips must be positive.")
+    flops_per_second: Positive
+    chips: Count = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class StudyConfig:
+class StudyConfig(Checked):
     """A study.
 
     Attributes:
@@ -65,34 +75,33 @@ class StudyConfig:
     """
 
     config: str
-    widths: tuple[int, ...]
+    widths: tuple[Size, ...]
     hardware: HardwareConfig
     form: Form = Form.ISOFLOP
     ladder: LadderConfig = dataclasses.field(default_factory=LadderConfig)
-    budgets: tuple[float, ...] = ()
-    tokens: tuple[float, ...] = ()
-    tokens_per_param: tuple[float, float] = (1.0, 1000.0)
+    budgets: tuple[Positive, ...] = ()
+    tokens: tuple[Positive, ...] = ()
+    tokens_per_param: tuple[NonNegative, NonNegative] = (1.0, 1000.0)
     held_out: bool = False
-    seeds: tuple[int, ...] = (0,)
-    repeated: float | None = None
-    learning_rate: float = 1e-3
-    base_width: int = 256
-    learning_rate_exponent: float = 1.0
-    warmup_steps: int = 100
-    cooldown_fraction: float = 0.2
-    min_steps: int = 200
-    fill: float = 1.0
-    images_per_token: float = 0.0
-    vocab_size: int = 0
+    seeds: tuple[Seed, ...] = (0,)
+    repeated: Positive | None = None
+    learning_rate: Rate = 1e-3
+    base_width: Size = 256
+    learning_rate_exponent: Annotated[float, Between(-10.0, 10.0)] = 1.0
+    warmup_steps: CountOrZero = 100
+    cooldown_fraction: Fraction = 0.2
+    min_steps: CountOrZero = 200
+    fill: Fraction = 1.0
+    images_per_token: Fraction = 0.0
+    vocab_size: VocabSize = 0
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         given = {Form.ISOFLOP: self.budgets, Form.FIXED_TOKENS: self.tokens}[self.form]
         name = {Form.ISOFLOP: "budgets", Form.FIXED_TOKENS: "tokens"}[self.form]
         if not given or not self.widths or not self.seeds:
             raise UserError(f"A study of the form {self.form.value} needs {name}, widths and seeds.")
-        if min(given) <= 0:
-            raise UserError(f"{name} must be positive numbers.")
         if not 0 < self.cooldown_fraction < 1:
             raise UserError(f"cooldown_fraction must lie between 0 and 1, not {self.cooldown_fraction}.")
         if not 0 < self.fill <= 1:

@@ -20,20 +20,18 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from emu_jax.serving import jobs
-from emu_jax.serving.answers import End, ImagePiece, Piece, TextPiece, pieces
+from emu_jax.serving.answers import End, ImagePiece, Piece, TextPiece, call_soon, pieces
 from emu_jax.serving.chat_request import ChatRequest, parse_chat, parse_messages
 from emu_jax.serving.engine import Engine, QueueFullError, Status, UnavailableError
-from emu_jax.serving.errors import ApiError, bad_field
+from emu_jax.serving.errors import CLIENT_CLOSED, ApiError, bad_field
 from emu_jax.serving.fields import Fields, json_object
 from emu_jax.serving.image_request import ImageRequest, parse_image_request
 from emu_jax.serving.prepare import Preparation
 from emu_jax.serving.responses import Reply, event, image_part, images_response
 from emu_jax.serving.transport import (
-    CLIENT_CLOSED,
     CountRequests,
     EventStream,
     Keys,
-    call_soon,
     error_response,
     read_form,
     read_json,

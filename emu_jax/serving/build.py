@@ -1,5 +1,6 @@
 """From a loaded model to an engine that serves it."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,18 @@ from emu_jax.serving.image_device import ImageDevice
 from emu_jax.serving.metrics import Metrics
 from emu_jax.serving.programs import Ids
 from emu_jax.serving.weights import split_layers
+
+
+def suggested_chunk(context: int) -> int:
+    """Return the tokens of a prefill step for a context: a power of two, at most 128 and a quarter of the context."""
+    return min(128, max(4, 2 ** int(math.log2(max(context // 4, 4)))))
+
+
+def trained_size(emu: EmuPipeline) -> tuple[int, int]:
+    """Return the `(height, width)` in pixels that the visual decoder was trained for."""
+    height, width = emu.visual_decoder.latent_size()
+    factor = emu.visual_decoder.vae.config.factor
+    return height * factor, width * factor
 
 
 def create_device(emu: EmuPipeline, config: EngineConfig, parameter_sets: Mapping[str, Any]) -> TextDevice:

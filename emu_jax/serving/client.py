@@ -3,18 +3,89 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.client
 import json
 import mimetypes
+import os
+import socket
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from emu_jax.errors import UserError
 
 _TIMEOUT_SECONDS = 600
+
+
+class Answer(Protocol):
+    """An answer, piece by piece: text, and PNG files in order. It begins when it is iterated."""
+
+    stopped: bool
+
+    def __iter__(self) -> Iterator[str | bytes]:
+        """Yield the pieces. Closing the iterator before its end aborts the request."""
+        ...
+
+    def stop(self) -> None:
+        """End the answer, from any thread."""
+        ...
+
+
+class Client(Protocol):
+    """Requests to a model: `ServerClient`, or `serving.local.LocalClient`."""
+
+    def models(self) -> list[str]:
+        """Return the names of the models; the first is the default."""
+        ...
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Answer:
+        """Return the answer to messages, with options as in /v1/chat/completions."""
+        ...
+
+    def images(self, prompt: str, files: Sequence[Path] = (), **options: Any) -> Answer:
+        """Return PNG files: of a text, or of image files and a text."""
+        ...
+
+    def close(self) -> None:
+        """End the model's work."""
+        ...
+
+
+class ServerAnswer:
+    """An answer of a server."""
+
+    def __init__(self, send: Callable[[], Any], read: Callable[[Any], Iterator[str | bytes]]) -> None:
+        """`send` makes the request and returns its response, `read` yields the pieces of a response."""
+        self._send, self._read = send, read
+        self._response: Any = None
+        self.stopped = False
+
+    def __iter__(self) -> Iterator[str | bytes]:
+        """Yield the pieces.
+
+        Raises:
+          UserError: the server cannot be reached, refuses the request or ends the connection.
+        """
+        try:
+            with self._send() as self._response:
+                for piece in self._read(self._response):
+                    if self.stopped:
+                        return
+                    yield piece
+        except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
+            if not self.stopped:
+                raise UserError(f"The connection to the server ended before the answer did ({error}).") from None
+
+    def stop(self) -> None:
+        """End the answer, from any thread: the connection is shut down, at which the server aborts the request."""
+        self.stopped = True
+        if self._response is not None:
+            with contextlib.suppress(OSError, ValueError), socket.socket(fileno=os.dup(self._response.fileno())) as end:
+                end.shutdown(socket.SHUT_RDWR)
 
 
 class ServerClient:
@@ -32,34 +103,24 @@ class ServerClient:
         with self._open("/models") as response:
             return [model["id"] for model in json.load(response)["data"]]
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Iterator[str | bytes]:
-        """Yield an answer piece by piece: text, and PNG files in order. Closing the iterator aborts the request.
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> ServerAnswer:
+        """Return the answer to messages, with options as in /v1/chat/completions."""
+        body = json.dumps({"messages": messages, "stream": True, **options}).encode()
+        return ServerAnswer(lambda: self._open("/chat/completions", body, "application/json"), _stream)
 
-        Raises:
-          UserError: the server cannot be reached or refuses the request.
-        """
-        body = {"messages": messages, "stream": True, **options}
-        with self._open("/chat/completions", json.dumps(body).encode(), "application/json") as response:
-            for line in response:
-                data = line.decode().removeprefix("data: ").strip()
-                if data in ("", "[DONE]"):
-                    continue
-                chunk = json.loads(data)
-                if "error" in chunk:
-                    raise UserError(f"The server ended the answer: {chunk['error']['message']}")
-                for choice in chunk["choices"]:
-                    yield from _pieces(choice["delta"].get("content"))
-
-    def images(self, prompt: str, files: Sequence[Path] = (), **options: Any) -> list[bytes]:
+    def images(self, prompt: str, files: Sequence[Path] = (), **options: Any) -> ServerAnswer:
         """Return PNG files: of a text, or edits of image files by a text.
 
         Raises:
-          UserError: a file cannot be read, or the server refuses the request.
+          UserError: a file cannot be read.
         """
         fields = {"prompt": prompt, **options}
         body, kind = _form(fields, files) if files else (json.dumps(fields).encode(), "application/json")
-        with self._open("/images/edits" if files else "/images/generations", body, kind) as response:
-            return [base64.b64decode(image["b64_json"]) for image in json.load(response)["data"]]
+        route = "/images/edits" if files else "/images/generations"
+        return ServerAnswer(lambda: self._open(route, body, kind), _files)
+
+    def close(self) -> None:
+        """Do nothing: the server continues for its other clients."""
 
     def _open(self, route: str, body: bytes | None = None, kind: str = "") -> Any:
         headers = self._headers | ({"Content-Type": kind} if body is not None else {})
@@ -72,6 +133,25 @@ class ServerClient:
             raise UserError(f"There is no server at {self._url} ({getattr(error, 'reason', error)}).") from None
 
 
+def _stream(response: Any) -> Iterator[str | bytes]:
+    """Yield the pieces of a streamed chat completion."""
+    for line in response:
+        data = line.decode().removeprefix("data: ").strip()
+        if data in ("", "[DONE]"):
+            continue
+        chunk = json.loads(data)
+        if "error" in chunk:
+            raise UserError(f"The server ended the answer: {chunk['error']['message']}")
+        for choice in chunk["choices"]:
+            yield from _pieces(choice["delta"].get("content"))
+
+
+def _files(response: Any) -> Iterator[str | bytes]:
+    """Yield the files of an answer of the image routes."""
+    for image in json.load(response)["data"]:
+        yield base64.b64decode(image["b64_json"])
+
+
 def media_part(path: Path) -> dict[str, Any]:
     """Return the content part of an image or video file.
 
@@ -82,7 +162,7 @@ def media_part(path: Path) -> dict[str, Any]:
     name = kind.partition("/")[0]
     if name not in ("image", "video"):
         raise UserError(f"{path} does not end like an image or a video.")
-    url = f"data:{kind};base64,{base64.b64encode(_read(path)).decode()}"
+    url = f"data:{kind};base64,{base64.b64encode(read_media(path)).decode()}"
     return {"type": f"{name}_url", f"{name}_url": {"url": url}}
 
 
@@ -99,7 +179,7 @@ def _form(fields: Mapping[str, Any], files: Sequence[Path]) -> tuple[bytes, str]
     """A multipart body and its content type."""
     boundary = uuid.uuid4().hex
     parts = [(f'name="{name}"', str(value).encode()) for name, value in fields.items()]
-    parts += [(f'name="image"; filename="{i}"', _read(path)) for i, path in enumerate(files)]
+    parts += [(f'name="image"; filename="{i}"', read_media(path)) for i, path in enumerate(files)]
     body = b"".join(
         f"--{boundary}\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode() + data + b"\r\n"
         for head, data in parts
@@ -107,7 +187,8 @@ def _form(fields: Mapping[str, Any], files: Sequence[Path]) -> tuple[bytes, str]
     return body + f"--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
 
 
-def _read(path: Path) -> bytes:
+def read_media(path: Path) -> bytes:
+    """Return the bytes of a file. Raise UserError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:

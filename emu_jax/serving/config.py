@@ -1,12 +1,14 @@
 """Sizes and limits of a server. The sizes fix every compiled shape; the limits bound what one client may use."""
 
 import dataclasses
+from typing import Annotated
 
+from emu_jax.bounds import Between, Checked, Count, CountOrZero, NumBytes, Pixels, Seconds, Tokens
 from emu_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class EngineConfig:
+class EngineConfig(Checked):
     """Sizes of the compiled programs.
 
     Attributes:
@@ -24,26 +26,21 @@ class EngineConfig:
       timeout: seconds that a request may take, waiting included.
     """
 
-    slots: int = 8
-    context: int = 2048
-    prefill_chunk: int = 128
-    decode_steps: int = 4
-    vision_batch: int = 4
-    max_beams: int = 5
-    sampler_rows: int = 2
-    sampler_calls: int = 2
-    max_sampler_steps: int = 100
-    image_sizes: tuple[tuple[int, int], ...] = ()
-    max_queue: int = 512
-    timeout: float = 600.0
+    slots: Annotated[int, Between(1, 4096)] = 8
+    context: Tokens = 2048
+    prefill_chunk: Tokens = 128
+    decode_steps: Annotated[int, Between(1, 4096)] = 4
+    vision_batch: Annotated[int, Between(1, 4096)] = 4
+    max_beams: Annotated[int, Between(1, 64)] = 5
+    sampler_rows: Annotated[int, Between(1, 4096)] = 2
+    sampler_calls: Annotated[int, Between(1, 4096)] = 2
+    max_sampler_steps: Annotated[int, Between(1, 1000)] = 100
+    image_sizes: tuple[tuple[Pixels, Pixels], ...] = ()
+    max_queue: CountOrZero = 512
+    timeout: Seconds = 600.0
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name not in ("image_sizes", "timeout") and value < (field.name != "max_queue"):
-                raise UserError(f"{field.name} must be at least 1, not {value}.")
-        if self.timeout <= 0:
-            raise UserError(f"timeout must be above 0 seconds, not {self.timeout}.")
+        super().__post_init__()
         if self.prefill_chunk % 4 or self.context % self.prefill_chunk:
             raise UserError(
                 f"prefill_chunk must be a multiple of 4 and divide the context, which {self.prefill_chunk} and "
@@ -57,7 +54,7 @@ class EngineConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class Limits(Checked):
     """Bounds on untrusted input.
 
     Attributes:
@@ -68,9 +65,9 @@ class Limits:
       fetch_seconds: for one fetched image.
     """
 
-    max_body_bytes: int = 64 * 2**20
-    max_image_bytes: int = 20 * 2**20
-    max_image_pixels: int = 40_000_000
-    max_media: int = 64
+    max_body_bytes: NumBytes = 64 * 2**20
+    max_image_bytes: NumBytes = 20 * 2**20
+    max_image_pixels: Count = 40_000_000
+    max_media: Count = 64
     url_hosts: tuple[str, ...] = ()
-    fetch_seconds: float = 10.0
+    fetch_seconds: Seconds = 10.0

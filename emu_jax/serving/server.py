@@ -17,6 +17,7 @@ from emu_jax.errors import UserError
 from emu_jax.serving.engine import Engine
 
 _KEEP_ALIVE_SECONDS = 75
+_BACKLOG = 2048  # connections that wait to be accepted; the default of uvicorn
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a bound socket; port 0 takes a free one.
+    """Return a socket that listens; port 0 takes a free one.
 
     Raises:
       UserError: the address cannot be used.
@@ -69,6 +70,7 @@ def listen(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(_BACKLOG)
     except OSError as error:
         raise UserError(f"The server cannot listen on {host}:{port} ({error.strerror}).") from None
     return bound

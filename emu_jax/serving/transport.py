@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hmac
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from emu_jax.serving.config import Limits
 from emu_jax.serving.errors import ApiError
 from emu_jax.serving.metrics import Metrics
 
-CLIENT_CLOSED = 499  # nginx's status for a client that left; nobody reads it
 _MAX_FIELD = 2**20  # bytes of a form's text
 _OPEN_PATHS = ("/health", "/metrics")  # for probes and scrapers, without a key
 
@@ -187,13 +184,3 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
     if not keys:
         raise UserError(f"The key file {path} holds no key; write one on each line.")
     return keys
-
-
-def call_soon(loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[Any]) -> Callable[[Any], None]:
-    """Return a function that puts a value into a queue from another thread."""
-
-    def put(value: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits for it
-            loop.call_soon_threadsafe(queue.put_nowait, value)
-
-    return put

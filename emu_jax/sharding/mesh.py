@@ -4,32 +4,37 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from emu_jax.bounds import Between, Checked
 from emu_jax.errors import UserError
 from emu_jax.sharding.rules import MESH_AXES
 
+AxisSize = Annotated[int, Between(-1, 2**20)]
+
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Checked):
     """Sizes of the mesh axes within one slice. One size may be -1, the remaining devices. Slices multiply `data`.
 
     If `data` is -1, then `tensor` and `fsdp` are reduced to the number of devices where there are fewer.
     """
 
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
+    data: AxisSize = 1
+    fsdp: AxisSize = -1
+    tensor: AxisSize = 1
 
     def __post_init__(self) -> None:
         for axis in MESH_AXES:
             size = getattr(self, axis)
             if size < 1 and size != -1:
                 raise UserError(f"The mesh size of {axis} must be at least 1, or -1 for the rest, not {size}.")
+        super().__post_init__()
 
 
 def parse_mesh(text: str) -> MeshConfig:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from emu_jax.bounds import Checked
 from emu_jax.models.config import check_saved_activations
 
 # Run all-reduces of gradients and one-dimensional all-gathers on the SparseCores, at the same time as matmuls. Without
@@ -25,7 +26,7 @@ GATHERED_KERNELS = ("xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000",)
 
 
 @dataclasses.dataclass(frozen=True)
-class ChipConfig:
+class ChipConfig(Checked):
     """Activations that layers save for the backward pass, and compiler options, on one TPU generation.
 
     Attributes:
@@ -43,5 +44,6 @@ class ChipConfig:
     compiler_options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for names in (self.vision, self.causal_former, self.decoder):
             check_saved_activations(names)

@@ -5,6 +5,7 @@ regression loss falls to zero, the model never learns captions, and the total lo
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 MIN_VARIANCE_RATIO = 0.02  # of the highest variance logged so far; a healthy run stays well above
 MIN_EFFECTIVE_RANK = 1.5
@@ -16,6 +17,14 @@ class CollapseMonitor:
     def __init__(self) -> None:
         self._best_variance = 0.0
         self._collapsed = False
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the best variance and the last finding, as a JSON value."""
+        return {"best_variance": self._best_variance, "collapsed": self._collapsed}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state of `get_state`."""
+        self._best_variance, self._collapsed = float(state["best_variance"]), bool(state["collapsed"])
 
     def check(self, metrics: Mapping[str, float]) -> str | None:
         """Return a warning on the first call that finds a collapse; None on later calls, or without a collapse."""

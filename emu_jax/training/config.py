@@ -3,8 +3,10 @@
 import dataclasses
 import enum
 
+from emu_jax.bounds import Checked, Count, CountOrZero, Epsilon, Fraction, NonNegative, Positive, Rate, Seed
 from emu_jax.errors import UserError
 from emu_jax.sharding.mesh import MeshConfig
+from emu_jax.waiting import WaitConfig
 
 
 class Schedule(enum.Enum):
@@ -17,7 +19,7 @@ class Schedule(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked):
     """AdamW with peak learning rates per part of the model, and Muon for selected kernels.
 
     Attributes:
@@ -38,24 +40,24 @@ class OptimizerConfig:
       ema_decay: decay of an exponential moving average of the trainable parameters; None computes no average.
     """
 
-    learning_rate: float = 1e-4
-    part_learning_rates: tuple[tuple[str, float], ...] = ()
+    learning_rate: Rate = 1e-4
+    part_learning_rates: tuple[tuple[str, Rate], ...] = ()
     schedule: Schedule = Schedule.COSINE
-    warmup_fraction: float = 0.02
-    warmup_steps: int | None = None
-    cooldown_fraction: float = 0.2
-    final_fraction: float = 0.0
-    boundaries: tuple[int, ...] = ()
-    values: tuple[float, ...] = ()
-    b1: float = 0.9
-    b2: float = 0.98
-    eps: float = 1e-6
+    warmup_fraction: Fraction = 0.02
+    warmup_steps: CountOrZero | None = None
+    cooldown_fraction: Fraction = 0.2
+    final_fraction: Fraction = 0.0
+    boundaries: tuple[CountOrZero, ...] = ()
+    values: tuple[NonNegative, ...] = ()
+    b1: Fraction = 0.9
+    b2: Fraction = 0.98
+    eps: Epsilon = 1e-6
     muon: tuple[str, ...] = ()
-    weight_decay: float = 0.05
+    weight_decay: Rate = 0.05
     no_decay: tuple[str, ...] = (r"norm[^/]*(/|$)", r"bias", r"embed[^/]*$", r"positions$", r"queries$")
-    clip_norm: float | None = 1.0
+    clip_norm: Positive | None = 1.0
     moment_dtype: str | None = None
-    ema_decay: float | None = None
+    ema_decay: Fraction | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_fraction < 1:
@@ -63,8 +65,7 @@ class OptimizerConfig:
                 f"optimizer.warmup_fraction must be at least 0 and below 1, not {self.warmup_fraction}; "
                 "set optimizer.warmup_steps to give a number of steps."
             )
-        if self.warmup_steps is not None and self.warmup_steps < 0:
-            raise UserError(f"optimizer.warmup_steps must be at least 0, not {self.warmup_steps}.")
+        super().__post_init__()
         if len(self.boundaries) != len(self.values):
             raise UserError(
                 f"optimizer.boundaries has {len(self.boundaries)} entries and optimizer.values has {len(self.values)}; "
@@ -76,8 +77,15 @@ class OptimizerConfig:
             raise UserError(f"optimizer.moment_dtype must be float32, bfloat16 or None, not {self.moment_dtype!r}.")
 
 
+class OnFailedSave(enum.Enum):
+    """The next action of a run after a checkpoint could not be saved, such as on a full disk."""
+
+    STOP = "stop"  # end with an error; the same command resumes from the last good checkpoint
+    CONTINUE = "continue"  # report it in one line, and train on until the next save
+
+
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Checked):
     """When a run saves checkpoints, and which ones it keeps.
 
     Attributes:
@@ -89,20 +97,22 @@ class CheckpointConfig:
       best_metric: name of a logged metric, such as "loss" or "eval/loss"; keep the steps with its best values.
       keep_best: number of best steps to keep.
       best_is_lowest: True if lower values of `best_metric` are better.
+      on_failed_save: action after a failed save. A failed save at the end of the run is always an error.
     """
 
-    every_steps: int = 1000
-    keep: int = 3
-    keep_every_steps: int | None = None
-    keep_steps: tuple[int, ...] = ()
-    keep_every_hours: float | None = None
+    every_steps: CountOrZero = 1000
+    keep: Count = 3
+    keep_every_steps: Count | None = None
+    keep_steps: tuple[CountOrZero, ...] = ()
+    keep_every_hours: Positive | None = None
     best_metric: str | None = None
-    keep_best: int = 1
+    keep_best: Count = 1
     best_is_lowest: bool = True
+    on_failed_save: OnFailedSave = OnFailedSave.STOP
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """One call of the training loop.
 
     Attributes:
@@ -112,6 +122,7 @@ class TrainConfig:
       mesh: sizes of the device mesh.
       optimizer: optimizer and learning rates.
       checkpoint: saving of checkpoints.
+      wait: time limits for waits on the other processes.
       warm_start: model directory, or one checkpoint step of another run, whose parameters initialize this run.
       log_every: steps between two log lines; the metrics of a line are means over these steps.
       evaluate_every: steps between two evaluations; 0 evaluates only at the end.
@@ -122,24 +133,23 @@ class TrainConfig:
       wandb: Weights & Biases project that also receives the metrics; None for no such copy.
     """
 
-    steps: int
-    accumulation: int = 1
-    seed: int = 0
+    steps: Count
+    accumulation: Count = 1
+    seed: Seed = 0
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    wait: WaitConfig = dataclasses.field(default_factory=WaitConfig)
     warm_start: str | None = None
-    log_every: int = 50
-    evaluate_every: int = 0
-    max_skipped_in_row: int = 10
+    log_every: Count = 50
+    evaluate_every: CountOrZero = 0
+    max_skipped_in_row: Count = 10
     profile: bool = False
     compiler_options: tuple[str, ...] = ()
     wandb: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "accumulation", "log_every", "max_skipped_in_row"):
-            if getattr(self, name) < 1:
-                raise UserError(f"train.{name} must be at least 1, not {getattr(self, name)}.")
+        super().__post_init__()
         for option in self.compiler_options:
             if not all(option.partition("=")):
                 raise UserError(

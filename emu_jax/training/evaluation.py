@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from emu_jax.bounds import Checked, Count, CountOrZero
 from emu_jax.errors import UserError
 from emu_jax.sharding.mesh import MeshConfig, make_mesh
 from emu_jax.training.prefetch import Data, batch_shardings
@@ -29,7 +30,7 @@ class HeldOutSet:
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskConfig:
+class TaskConfig(Checked):
     """A benchmark of `python -m emu_jax evaluate --list`.
 
     Attributes:
@@ -40,13 +41,13 @@ class TaskConfig:
     """
 
     name: str
-    limit: int | None = None
+    limit: Count | None = None
     split: str | None = None
-    shots: int = 0
+    shots: CountOrZero = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Checked):
     """Evaluations every `train.evaluate_every` steps and at the end; metrics are named eval/NAME/METRIC.
 
     Attributes:
@@ -58,14 +59,13 @@ class EvaluationConfig:
     """
 
     sets: tuple[HeldOutSet, ...] = ()
-    batches: int = 4
+    batches: Count = 4
     tasks: tuple[TaskConfig, ...] = ()
     data: str = ""
-    batch_size: int = 16
+    batch_size: Count = 16
 
     def __post_init__(self) -> None:
-        if self.batches < 1:
-            raise UserError(f"evaluation.batches must be at least 1, not {self.batches}.")
+        super().__post_init__()
         if self.tasks and not self.data:
             raise UserError("evaluation.tasks require evaluation.data, the folder that holds a folder per task.")
 
@@ -90,8 +90,9 @@ class HeldOutLosses:
         metrics: dict[str, float] = {}
         for name, batches in self._on_devices().items():
             keys = jax.random.split(jax.random.key(0), len(batches))  # the same noise in each evaluation
-            pairs = [self._sums(params, batch, key) for batch, key in zip(batches, keys, strict=True)]
-            sums, counts = jax.device_get(jax.tree.map(lambda *values: sum(values), *pairs))
+            # One program at a time: many with collectives in flight can deadlock between processes.
+            pairs = [jax.device_get(self._sums(params, batch, key)) for batch, key in zip(batches, keys, strict=True)]
+            sums, counts = jax.tree.map(lambda *values: sum(values), *pairs)
             means = {term: float(sums[term]) / float(counts[term]) for term in sums if counts[term]}
             weights = self._stage.loss_weights
             metrics |= {f"{name}/{term}": mean for term, mean in means.items()}

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from emu_jax.checkpoints.manager import Checkpoints
+from emu_jax.checkpoints.manager import Checkpoints, SaveError
 from emu_jax.checkpoints.params import copy_parameters, warm_start
 from emu_jax.config import to_dict
 from emu_jax.errors import UserError
@@ -21,7 +21,7 @@ from emu_jax.reporting.numbers import duration
 from emu_jax.sharding.mesh import make_mesh
 from emu_jax.training.collapse import CollapseMonitor
 from emu_jax.training.compilation import compile_train_step
-from emu_jax.training.config import TrainConfig
+from emu_jax.training.config import OnFailedSave, TrainConfig
 from emu_jax.training.log import Console, MetricsLog, Sink
 from emu_jax.training.metrics import Accumulator, Metrics
 from emu_jax.training.optimizer import make_optimizer
@@ -30,9 +30,10 @@ from emu_jax.training.prefetch import Data, Prefetcher
 from emu_jax.training.profile import Profiler
 from emu_jax.training.signals import StopSignal
 from emu_jax.training.stage import HasVocabulary, Stage
-from emu_jax.training.state import TrainState, abstract_state, create_state, describe, parameter_table
+from emu_jax.training.state import TrainState, abstract_state, check_memory, create_state, describe, parameter_table
 from emu_jax.training.throughput import Throughput
 from emu_jax.training.weights_and_biases import WandbRun
+from emu_jax.waiting import limit_waits, waiting
 
 CHECKPOINTS = "checkpoints"
 MAX_STEPS_IN_FLIGHT = 2  # steps dispatched to the device before the loop waits for the oldest
@@ -108,13 +109,14 @@ def train(
       UserError: invalid configuration, data or folder; gradients that stay non-finite; a checkpoint that cannot be
         saved.
     """
+    limit_waits(config.wait)
     mesh = make_mesh(config.mesh)
     is_main_process = jax.process_index() == 0
     manager = open_checkpoints(config, checkpoints or Path(workdir) / CHECKPOINTS)
     console = Console(title or stage.name, steps=config.steps, enabled=is_main_process and not quiet)
     try:
         with jax.set_mesh(mesh), console, StopSignal() as stop:
-            state, data = _initial_state(config, stage, data, manager, mesh, console, initialize)
+            state, data, log_state = _initial_state(config, stage, data, manager, mesh, console, initialize)
             step = int(state.step)
             if step >= config.steps:
                 console.message(f"nothing to do: checkpoint {step} is the last of {config.steps} steps")
@@ -129,7 +131,7 @@ def train(
             profiler = Profiler(workdir, enabled=config.profile and is_main_process)
             loop = _Loop(config, stage, manager, console, log, stop, saved_config, evaluations, mesh, profiler)
             try:
-                return loop.run(state, data)
+                return loop.run(state, data, log_state)
             finally:
                 if log is not None:
                     log.close()
@@ -140,8 +142,8 @@ def train(
 def open_checkpoints(config: TrainConfig, directory: str | Path) -> Checkpoints:
     """Open the checkpoints in `directory` with the settings of the run."""
     settings = dataclasses.asdict(config.checkpoint)
-    del settings["every_steps"]
-    return Checkpoints(directory, **settings)
+    del settings["every_steps"], settings["on_failed_save"]
+    return Checkpoints(directory, timeout=config.wait.seconds, **settings)
 
 
 def _initial_state(
@@ -152,19 +154,20 @@ def _initial_state(
     mesh: Mesh,
     console: Console,
     initialize: Initialize | None,
-) -> tuple[TrainState, Data]:
-    """Restore the newest checkpoint with its data state; without one, create a new state."""
+) -> tuple[TrainState, Data, Any]:
+    """Restore the newest checkpoint with its data state and its state of the log; without one, create a new state."""
     optimizer = make_optimizer(config.optimizer, steps=config.steps)
     abstract = abstract_state(stage, optimizer, config=config.optimizer, mesh=mesh)
     for line in describe(abstract, mesh=mesh):
         console.message(line)
+    check_memory(abstract, stage)
     params, rest = to_items(abstract)
     restored = checkpoints.restore_newest(params=params, optimizer=rest)
     if restored is not None:
         for warning in restored.warnings:
             console.message(f"WARNING: {warning}")
         console.message(f"resuming from checkpoint {restored.step}")
-        return from_items(restored.params, restored.optimizer), _data_at(data, restored.data)
+        return from_items(restored.params, restored.optimizer), _data_at(data, restored.data), restored.log
     console.message(f"parameters\n{parameter_table(abstract.params)}")
     initial: Tree = {}
     if initialize is not None:
@@ -172,12 +175,16 @@ def _initial_state(
         initial = copy_parameters(given.params, abstract.params)
         console.message(given.description)
     if config.warm_start is not None:
-        vocab_size = stage.vocab_size if isinstance(stage, HasVocabulary) else None
-        loaded, report = warm_start(config.warm_start, abstract.params, vocab_size=vocab_size)
+        vocabulary: dict[str, Any] = {}
+        if isinstance(stage, HasVocabulary):
+            vocabulary = {"vocab_size": stage.vocab_size, "token_sources": stage.token_sources}
+        loaded, report = warm_start(config.warm_start, abstract.params, **vocabulary)
         initial = merge(loaded, initial)
         console.message(f"parameters from {config.warm_start}\n{report.summary()}")
-    state = create_state(stage, optimizer, config=config.optimizer, mesh=mesh, seed=config.seed, initial=initial)
-    return state, _data_at(data, [])
+    with waiting("creation of the parameters"):
+        state = create_state(stage, optimizer, config=config.optimizer, mesh=mesh, seed=config.seed, initial=initial)
+        jax.block_until_ready(state)
+    return state, _data_at(data, []), None
 
 
 def _data_at(data: Data | DataFactory, states: list[Any]) -> Data:
@@ -221,15 +228,22 @@ class _Loop:
     mesh: Mesh
     profiler: Profiler
 
-    def run(self, state: TrainState, data: Data) -> TrainResult:
-        """Do all steps that are left, or those until a signal."""
+    def run(self, state: TrainState, data: Data, log_state: Any) -> TrainResult:
+        """Do all steps that are left, or those until a signal.
+
+        Args:
+          log_state: of `_log_state`, from the checkpoint that the run resumes from; None for none.
+        """
         config = self.config
         step, data_state = int(state.step), data.get_state()
         logged: dict[str, float] = {}  # metrics of the last log line
         evaluated: dict[str, float] = {}  # metrics of the evaluations after the last step
         train_step = self._compile(state)
-        monitor = CollapseMonitor()
-        accumulated, in_flight = Accumulator(), deque[Metrics]()
+        monitor, accumulated, in_flight = CollapseMonitor(), Accumulator(), deque[Metrics]()
+        if log_state is not None:
+            monitor.set_state(log_state["collapse"])
+            accumulated.set_state(log_state["accumulated"])
+            logged = log_state["logged"]
         # With two steps in flight, a run on eight simulated CPU devices on busy cores hung once and never again. XLA is
         # meant to support this: its CPU client runs one program with collectives at a time, one thread per device. But
         # such devices are only for tests, which gain nothing from steps in flight.
@@ -243,30 +257,34 @@ class _Loop:
                     prefetched = next(prefetcher)
                 data_state = prefetched.state
                 self.profiler.before_step()
-                state, metrics = train_step(state, prefetched.batch)
-                self.profiler.after_step(metrics)
-                del prefetched
-                step += 1
                 evaluated = {}
-                accumulated.add(metrics)
-                in_flight.append(metrics)
-                if len(in_flight) > max_in_flight:
-                    self._check_finite(in_flight.popleft(), step - max_in_flight)
-                throughput.step_done(step, first_metrics=metrics)
-                if step % config.log_every == 0 or step == config.steps:
-                    logged = accumulated.result()
+                with waiting(f"step {step + 1}"):
+                    state, metrics = train_step(state, prefetched.batch)
+                    self.profiler.after_step(metrics)
+                    del prefetched
+                    step += 1
+                    accumulated.add(metrics)
+                    in_flight.append(metrics)
+                    if len(in_flight) > max_in_flight:
+                        self._check_finite(in_flight.popleft(), step - max_in_flight)
+                    throughput.step_done(step, first_metrics=metrics)
+                    reports = step % config.log_every == 0 or step == config.steps
+                    if reports:
+                        logged = accumulated.result()
+                if reports:
                     logged |= throughput.result(step, logged)
                     self._report(step, logged, monitor)
                 if config.evaluate_every and step % config.evaluate_every == 0 and step < config.steps:
                     evaluated = self._evaluate(step, state, throughput)
                 if self._saves_at(step):
-                    self._save(state, data_state, logged | evaluated)
-            while in_flight:
-                self._check_finite(in_flight.popleft(), step - len(in_flight))
+                    log_state = _log_state(accumulated, monitor, logged)
+                    self._save_if_possible(state, data_state, logged | evaluated, log_state)
+            with waiting(f"step {step}"):
+                while in_flight:
+                    self._check_finite(in_flight.popleft(), step - len(in_flight))
             if self.evaluations and step == config.steps:
                 evaluated = self._evaluate(step, state, throughput)
-            self._save(state, data_state, logged | evaluated)
-            self.checkpoints.wait()
+            self._save_at_end(state, data_state, logged | evaluated, _log_state(accumulated, monitor, logged))
         finally:
             self.profiler.close()
             prefetcher.close()
@@ -321,13 +339,50 @@ class _Loop:
         metrics: dict[str, float] = {}
         with throughput.pause():
             for evaluation in self.evaluations:
-                metrics |= {f"eval/{name}": value for name, value in evaluation(step, state.params).items()}
+                with waiting(f"evaluation after step {step}"):
+                    metrics |= {f"eval/{name}": value for name, value in evaluation(step, state.params).items()}
         if self.log is not None and metrics:
             self.log.write(step, metrics)
         return metrics
 
-    def _save(self, state: TrainState, data_state: Any, metrics: dict[str, float]) -> None:
+    def _save_if_possible(self, state: TrainState, data_state: Any, metrics: dict[str, float], log_state: Any) -> None:
+        """Save. Report an error of this or the previous save in one line if the config says to continue."""
+        try:
+            self._save(state, data_state, metrics, log_state)
+        except SaveError as error:
+            if self.config.checkpoint.on_failed_save is OnFailedSave.STOP:
+                raise
+            self._warn(int(state.step), error)
+
+    def _save_at_end(self, state: TrainState, data_state: Any, metrics: dict[str, float], log_state: Any) -> None:
+        """Save and wait. If the config says to continue after a failed save, an earlier failure is reported only."""
+        try:
+            self._save(state, data_state, metrics, log_state)
+        except SaveError as error:
+            if self.config.checkpoint.on_failed_save is OnFailedSave.STOP:
+                raise
+            self._warn(int(state.step), error)
+            self._save(state, data_state, metrics, log_state)
+        self.checkpoints.wait()
+
+    def _warn(self, step: int, error: SaveError) -> None:
+        self.console.message(f"WARNING: {error} The run continues (train.checkpoint.on_failed_save).")
+        if self.log is not None:
+            self.log.warn(step, str(error))
+
+    def _save(self, state: TrainState, data_state: Any, metrics: dict[str, float], log_state: Any) -> None:
         params, rest = to_items(state)
         self.checkpoints.save(
-            int(state.step), params=params, optimizer=rest, data=data_state, config=self.run_config, metrics=metrics
+            int(state.step),
+            params=params,
+            optimizer=rest,
+            data=data_state,
+            config=self.run_config,
+            metrics=metrics,
+            log=log_state,
         )
+
+
+def _log_state(accumulated: Accumulator, monitor: CollapseMonitor, logged: dict[str, float]) -> dict[str, Any]:
+    """Return what a resumed run needs to write the same log: sums since the last log line, and its metrics."""
+    return {"accumulated": accumulated.get_state(), "collapse": monitor.get_state(), "logged": logged}

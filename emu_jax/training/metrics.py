@@ -1,6 +1,8 @@
 """Move metrics from the device to the log: one small array per step, fetched only when a log line is written."""
 
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 import flax.struct
 import jax
@@ -37,6 +39,8 @@ class Accumulator:
     """Sum the metrics of the steps since the last log line, without waiting for the device."""
 
     def __init__(self) -> None:
+        self._names: tuple[str, ...] = ()
+        self._sum: np.ndarray | None = None  # float64 [2, K], of steps that are not pending
         self._pending: deque[Metrics] = deque()
 
     def add(self, metrics: Metrics) -> None:
@@ -45,12 +49,29 @@ class Accumulator:
 
     def result(self) -> dict[str, float]:
         """Return weighted means over the added steps and reset. Waits for the device."""
-        if not self._pending:
-            return {}
-        names = self._pending[-1].names
-        total = np.sum([np.asarray(metrics.values, np.float64) for metrics in self._pending], axis=0)
+        self._add_pending()
+        total, self._sum = self._sum, None
+        return {} if total is None else _divide(total, self._names)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the sums since the last `result`, as a JSON value. Waits for the device."""
+        self._add_pending()
+        return {"names": list(self._names), "sum": None if self._sum is None else self._sum.tolist()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state of `get_state`."""
         self._pending.clear()
-        return _divide(total, names)
+        self._names = tuple(state["names"])
+        self._sum = None if state["sum"] is None else np.asarray(state["sum"], np.float64)
+
+    def _add_pending(self) -> None:
+        for metrics in self._pending:
+            values = np.asarray(metrics.values, np.float64)
+            # A resumed run may compute other metrics, such as those of another set of monitors.
+            if self._sum is not None and metrics.names == self._names:
+                values = self._sum + values
+            self._sum, self._names = values, metrics.names
+        self._pending.clear()
 
 
 def _divide(values: np.ndarray, names: tuple[str, ...]) -> dict[str, float]:

@@ -9,6 +9,7 @@ import jax
 
 from emu_jax.errors import UserError
 from emu_jax.hardware import tpu_attached
+from emu_jax.waiting import watch_waits
 
 
 def start_processes(*, timeout: int = 300) -> None:
@@ -38,6 +39,7 @@ def start_processes(*, timeout: int = 300) -> None:
         raise UserError(f"The processes of the run cannot connect: {error}") from error
     finally:
         timer.cancel()
+    watch_waits()
 
 
 def _exit(timeout: float) -> None:

@@ -19,7 +19,7 @@ MAY_CHANGE = re.compile(
         (
             r"train\.(steps|accumulation|log_every|evaluate_every|max_skipped_in_row|profile|compiler_options|wandb)",
             r"train\.warm_start",  # read only at the start of a run
-            r"train\.(mesh|checkpoint)\..*",
+            r"train\.(mesh|checkpoint|wait)\..*",
             r"train\.optimizer\.(learning_rate|part_learning_rates.*|schedule|boundaries.*|values.*)",
             r"train\.optimizer\.(warmup_fraction|warmup_steps|cooldown_fraction|final_fraction)",
             r"train\.optimizer\.(weight_decay|clip_norm)",

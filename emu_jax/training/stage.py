@@ -46,6 +46,10 @@ class HasVocabulary(Protocol):
     def vocab_size(self) -> int:
         """Number of token ids, including special tokens."""
 
+    @property
+    def token_sources(self) -> Mapping[int, tuple[int, ...]]:
+        """New token -> the tokens whose mean it starts from; others start as the mean of all."""
+
 
 @flax.struct.dataclass
 class LossOutput:

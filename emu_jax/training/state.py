@@ -13,6 +13,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from emu_jax.errors import UserError
+from emu_jax.hardware import device_memory
 from emu_jax.sharding.rules import DATA
 from emu_jax.sharding.specs import bytes_per_device, shardings, unbox
 from emu_jax.training.config import OptimizerConfig
@@ -119,6 +120,33 @@ def create_state(
         donate_argnums=0,
     )
     return create(initial or {})
+
+
+def check_memory(state: TrainState, stage: Stage) -> None:
+    """Check that the state and a global batch fit into the memory of the devices, before they are made.
+
+    Args:
+      state: shapes with shardings.
+      stage: stage with the shape of a batch.
+
+    Raises:
+      UserError: one of them does not fit.
+    """
+    memory = device_memory()
+    if memory is None:
+        return
+    needed = bytes_per_device(state)
+    if needed > memory:
+        raise UserError(
+            f"Parameters and optimizer state need {needed / 1e9:.3g} GB per device, which has {memory / 1e9:.3g} GB. "
+            "Use a smaller model, or more devices with a larger train.mesh.fsdp or train.mesh.tensor."
+        )
+    batch = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in stage.batch_spec().values())
+    if batch / jax.process_count() > memory * jax.local_device_count():
+        raise UserError(
+            f"A batch needs {batch / 1e9:.3g} GB, and the devices of all {jax.process_count()} processes have "
+            f"{memory * jax.device_count() / 1e9:.3g} GB. Use a smaller batch_size, length, max_images or image_size."
+        )
 
 
 def parameter_table(params: Any) -> str:

@@ -5,7 +5,8 @@
 
 A model with random weights is served by `python -m emu_jax serve` on 127.0.0.1; threads with the official openai client
 send 200 requests, a fifth of which ask for an image. Prints tables in Markdown. "Alone" is one request at a time to the
-same server; "transformers" is `generate`, one request at a time, on the text requests (it makes no images). The clients
+same server; "one slot" is one request at a time to a server of one slot, which computes nothing for absent requests;
+"transformers" is `generate`, one request at a time, on the text requests (it makes no images). The clients
 share the machine with the server.
 """
 
@@ -51,6 +52,7 @@ from emu_jax.sharding.specs import unbox
 WORDS = ("a", "red", "circle", "on", "blue", "ground", "what", "is", "this", "small", "green", "square", "of", "the")
 IMAGE_STEPS = 20
 SLOTS = 16
+SAMPLER_ROWS = 4
 LOAD = 0.6  # of the measured throughput, in the soak
 VANISH, GARBAGE, KILLED = 0.10, 0.05, 0.02  # fractions of the soak's requests
 
@@ -93,9 +95,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             folder = Path(work) / size
             make_model(SIZES[size], folder)
+            with serving(folder, slots=1, sampler_rows=1) as (_, url):
+                one_slot = run_requests("one slot", url, range(arguments.requests), 1)
             with serving(folder) as (process, url):
                 print(f"## {size}\n")
-                rate = load(url, arguments.requests, arguments.clients, folder, arguments.torch)
+                rate = load(url, arguments.requests, arguments.clients, one_slot, folder, arguments.torch)
                 if arguments.soak_minutes:
                     soak(url, process, minutes=arguments.soak_minutes, rate=LOAD * rate)
 
@@ -133,9 +137,14 @@ def make_model(size: Size, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[tuple[subprocess.Popen, str]]:
+def serving(
+    folder: Path, *, slots: int = SLOTS, sampler_rows: int = SAMPLER_ROWS
+) -> Iterator[tuple[subprocess.Popen, str]]:
     """The server in its own process, once it is ready."""
-    line = [sys.executable, "-m", "emu_jax", "serve", "--checkpoint", str(folder), "--port", "0", "--slots", str(SLOTS)]
+    line = [
+        sys.executable, "-m", "emu_jax", "serve", "--checkpoint", str(folder), "--port", "0",
+        "--slots", str(slots), "--sampler-rows", str(sampler_rows),
+    ]  # fmt: skip
     process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -194,41 +203,57 @@ def ask(client: openai.OpenAI, model: str, number: int) -> Outcome:
     return Outcome(joined, tokens, (first or ended) - started, ended - started)
 
 
-def load(url: str, count: int, clients: int, folder: Path, torch: Path | None) -> float:
-    """Print the load table; return requests per second of all clients together."""
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The answers to some requests, and how long all of them took together."""
+
+    name: str
+    outcomes: list[Outcome]
+    seconds: float
+
+    def row(self) -> str:
+        """The row of the table."""
+        firsts = sorted(1000 * outcome.first for outcome in self.outcomes)
+        tokens = sum(outcome.tokens for outcome in self.outcomes)
+        return (
+            f"| {self.name} | {self.seconds:.1f} | {len(self.outcomes) / self.seconds:.1f} | "
+            f"{tokens / self.seconds:.0f} | {quantile(firsts, 0.5):.0f} | {quantile(firsts, 0.99):.0f} |"
+        )
+
+
+def run_requests(name: str, url: str, numbers: Sequence[int], workers: int) -> Run:
+    """Send requests from that many clients."""
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600)
     model = client.models.list().data[0].id
-    texts = [number for number in range(count) if number % 5]
-    rows = []
-
-    def run(name: str, numbers: Sequence[int], workers: int) -> tuple[list[Outcome], float]:
-        started = time.perf_counter()
-        with ThreadPoolExecutor(workers) as pool:
-            outcomes = list(pool.map(lambda number: ask(client, model, number), numbers))
-        seconds = time.perf_counter() - started
-        tokens = sum(outcome.tokens for outcome in outcomes)
-        firsts = sorted(outcome.first for outcome in outcomes)
-        rows.append((name, seconds, len(numbers) / seconds, tokens / seconds, quantile(firsts, 0.5),
-                     quantile(firsts, 0.99)))  # fmt: skip
-        return outcomes, seconds
-
     ask(client, model, 0)
-    alone, alone_seconds = run("alone", range(count), 1)
-    together, seconds = run(f"{clients} clients", range(count), clients)
-    _, texts_seconds = run(f"{clients} clients, text only", texts, clients)
+    started = time.perf_counter()
+    with ThreadPoolExecutor(workers) as pool:
+        outcomes = list(pool.map(lambda number: ask(client, model, number), numbers))
+    return Run(name, outcomes, time.perf_counter() - started)
+
+
+def load(url: str, count: int, clients: int, one_slot: Run, folder: Path, torch: Path | None) -> float:
+    """Print the load table; return requests per second of all clients together."""
+    texts = [number for number in range(count) if number % 5]
+    alone = run_requests("alone", url, range(count), 1)
+    together = run_requests(f"{clients} clients", url, range(count), clients)
+    only_text = run_requests(f"{clients} clients, text only", url, texts, clients)
     print("| | seconds | requests/s | tokens/s | first p50 ms | first p99 ms |\n|---|---:|---:|---:|---:|---:|")
-    for name, total, requests, tokens, p50, p99 in rows:
-        print(f"| {name} | {total:.1f} | {requests:.1f} | {tokens:.0f} | {1000 * p50:.0f} | {1000 * p99:.0f} |")
+    for run in (one_slot, alone, together, only_text):
+        print(run.row())
     if torch is not None:
         baseline = transformers_seconds(folder, texts, torch)
         print(f"| transformers, text only | {baseline:.1f} | {len(texts) / baseline:.1f} | | | |")
-        print(f"\nthroughput: {baseline / texts_seconds:.1f} x transformers behind a queue")
-    same = sum(one.content == other.content for one, other in zip(alone, together, strict=True))
+        print(f"\nthroughput: {baseline / only_text.seconds:.1f} x transformers behind a queue")
+    pairs = zip(alone.outcomes, together.outcomes, strict=True)
+    same = sum(one.content == other.content for one, other in pairs)
     print(
-        f"\nthroughput: {alone_seconds / seconds:.1f} x one at a time; {same} of {count} answers equal to those alone\n"
+        f"\nthroughput: {alone.seconds / together.seconds:.1f} x one at a time, "
+        f"{one_slot.seconds / together.seconds:.1f} x one at a time with one slot; "
+        f"{same} of {count} answers equal to those alone\n"
     )
     assert same == count
-    return count / seconds
+    return count / together.seconds
 
 
 def quantile(ordered: Sequence[float], fraction: float) -> float:

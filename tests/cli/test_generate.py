@@ -15,6 +15,7 @@ import pytest
 
 import emu_jax
 from emu_jax.__main__ import main
+from emu_jax.chat.terminal import printable
 from emu_jax.checkpoints.model_directory import save_model
 from emu_jax.cli import generate
 from emu_jax.cli.prompts import parse_prompt
@@ -255,17 +256,18 @@ def test_a_conversation_includes_earlier_turns(
     """A missing file is an error that leaves the conversation as it was; /reset starts a new one."""
     type_lines(monkeypatch, "<cat.png> what is this?", "<dog.png>", "", "and now?", "/reset", "and now?")
     assert main(["chat", "--checkpoint", str(directories["chat"]), *FEW]) == 0
-    _, first, error, second, third, _ = capsys.readouterr().out.split("\n", 5)
-    assert first == ask(emu, Path("cat.png"), " what is this?")
-    assert error == "error: There is no file dog.png."
+    _, _, first, error, second, third, _ = capsys.readouterr().out.split("\n", 6)
+    answer = ask(emu, Path("cat.png"), "what is this?")
+    assert first == printable(answer)
+    assert error == "error: dog.png cannot be read (No such file or directory)."
     turns = [
-        Turn(Role.USER, (Path("cat.png"), " what is this?")),
-        Turn(Role.ASSISTANT, (first,)),
+        Turn(Role.USER, (Path("cat.png"), "what is this?")),
+        Turn(Role.ASSISTANT, (answer,)),
         Turn(Role.USER, ("and now?",)),
     ]
     prompt = chat_prompt(turns, tokenizer=emu.tokenizer)
-    assert second == str(emu.generate_text(prompt, max_new_tokens=4)).strip()
-    assert third == ask(emu, "and now?")
+    assert second == printable(str(emu.generate_text(prompt, max_new_tokens=4)).strip())
+    assert third == printable(ask(emu, "and now?"))
 
 
 def test_chat_without_chat_tokens_says_so(

@@ -117,12 +117,14 @@ def test_pretraining_has_the_papers_numbers():
     assert [one.weight for one in run.data.sets] == [128, 128, 64, 16, 16]
 
 
-def test_instruction_tuning_trains_only_lora():
+def test_instruction_tuning_trains_lora_and_two_token_rows_and_stores_the_rest_in_bfloat16():
     run = read_emu_config(load("instruct_14b"))
     stage = make_stage(run, image_token_id=32003)
-    trainable, _ = split(unbox(jax.eval_shape(stage.init, jax.random.key(0))), stage.trainable)
+    trainable, frozen = split(unbox(jax.eval_shape(stage.init, jax.random.key(0))), stage.trainable)
     leaves = flatten(trainable)
+    assert leaves.pop("decoder/token_embedding").dtype == leaves.pop("lm_head/projection/kernel").dtype == "float32"
     assert {path.rsplit("/", 1)[-1] for path in leaves} == {"lora_a", "lora_b"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(frozen)} == {"bfloat16"}
     # q, k, v and o in 40 layers: two matrices of 5120 x 16 each.
     assert sum(math.prod(leaf.shape) for leaf in leaves.values()) == 40 * 4 * 2 * 5120 * 16
 

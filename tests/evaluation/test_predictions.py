@@ -47,6 +47,16 @@ def test_bad_predictions_are_one_line(root, tmp_path, rows, line):
     assert "\n" not in str(caught.value)
 
 
+def test_an_id_may_be_a_string_of_digits(root, tmp_path):
+    strings = [{**row, "question_id": str(row["question_id"])} for row in GOOD]
+    assert (
+        score(root, write(tmp_path / "p.jsonl", strings)).summary()["official"]
+        == score(root, write(tmp_path / "q.jsonl", GOOD)).summary()["official"]
+    )
+    with pytest.raises(UserError, match="line 4: question_id 10 has two predictions"):
+        score(root, write(tmp_path / "p.jsonl", [*GOOD, strings[0]]))
+
+
 def test_lines_that_are_no_json(root, tmp_path):
     (tmp_path / "p.jsonl").write_text('{"question_id": 10, "answer": "red"}\n{"question')
     with pytest.raises(UserError, match="line 2 is not JSON"):

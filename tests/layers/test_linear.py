@@ -10,7 +10,7 @@ from emu_jax.layers.linear import DenseGeneral, LoraConfig, OutputProjection, QK
 from emu_jax.sharding import axes
 from emu_jax.sharding.specs import unbox
 
-LORA = LoraConfig(rank=3, alpha=6.0, dropout=0.5)
+LORA = LoraConfig(rank=3, alpha=6.0, dropout=0.5, targets=("",))
 HEADS = {"features": (2, 5), "in_axes": (axes.EMBED,), "out_axes": (axes.HEADS, axes.KV)}
 
 

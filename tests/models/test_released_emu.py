@@ -100,5 +100,5 @@ def test_released_text_loss(shared_dir):
     labels = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)), constant_values=PAD)
     counted = ~jnp.isin(labels, jnp.asarray([PAD, BOI, EOI, IMAGE_TOKEN]))
     losses = text_losses(output.logits, tokens=tokens, vocab_size=case.config.decoder.vocab_size)
-    loss = masked_mean(losses, counted.astype(jnp.float32)).value
+    loss = masked_mean(losses, counted.astype(jnp.float32)).compute()
     np.testing.assert_allclose(loss, case.expected["text_loss"], rtol=1e-5)

@@ -110,7 +110,7 @@ def test_split_and_merge_keep_every_parameter_once():
             {"warmup_fraction": 10.0},
             r"warmup_fraction must be at least 0 and below 1, not 10.0; set optimizer.warmup_s",
         ),
-        ({"warmup_steps": -1}, "warmup_steps must be at least 0"),
+        ({"warmup_steps": -1}, "warmup_steps must be an integer from 0 to"),
     ],
 )
 def test_invalid_configs(fields, message):

@@ -3,10 +3,10 @@
 import dataclasses
 import enum
 
+from emu_jax.bounds import Checked, Count, Fraction, NonNegative, NumFrames, NumProcesses, Tokens
 from emu_jax.data.batch import BatchConfig
 from emu_jax.data.limits import DEFAULT_LIMITS, Limits
 from emu_jax.data.sequence_config import Regress, SystemMessage
-from emu_jax.errors import UserError
 
 
 class Mixing(enum.Enum):
@@ -24,7 +24,7 @@ class Frames(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class SetConfig:
+class SetConfig(Checked):
     """One prepared set of the mixture.
 
     Attributes:
@@ -39,22 +39,16 @@ class SetConfig:
 
     path: str
     name: str = ""
-    weight: float = 1.0
-    epochs: int | None = None
+    weight: NonNegative = 1.0
+    epochs: Count | None = None
     split: str = "train"
-    page_image_first: float = 1.0
-    max_images: int | None = None
-    max_length: int | None = None
-
-    def __post_init__(self):
-        for name in ("max_images", "max_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} of the set {self.path} must be at least 1, or None, not {value}.")
+    page_image_first: Fraction = 1.0
+    max_images: Count | None = None
+    max_length: Count | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked):
     """Data sets, and options for converting their documents to batches.
 
     Attributes:
@@ -76,30 +70,19 @@ class DataConfig:
 
     sets: tuple[SetConfig, ...]
     batch: BatchConfig
-    num_image_tokens: int = 32
-    max_images_per_document: int | None = None
-    image_first: float = 0.5
+    num_image_tokens: Tokens = 32
+    max_images_per_document: Count | None = None
+    image_first: Fraction = 0.5
     predict_boi: bool = False
     regress: Regress = Regress.ALL
     system_message: SystemMessage = SystemMessage.NONE
-    frames: int = 8
+    frames: NumFrames = 8
     frame_choice: Frames = Frames.UNIFORM
     mixing: Mixing = Mixing.MIXED
-    pool: int = 256
-    workers: int = 0
-    prefetch: int = 2
+    pool: Count = 256
+    workers: NumProcesses = 0
+    prefetch: NumProcesses = 2
     shuffle: bool = True
-    max_rejected: float = 0.01
+    max_rejected: Fraction = 0.01
     rejects: str = ""
     limits: Limits = DEFAULT_LIMITS
-
-    def __post_init__(self):
-        for name, minimum in (("pool", 1), ("workers", 0), ("prefetch", 0)):
-            if getattr(self, name) < minimum:
-                raise UserError(f"data.{name} must be at least {minimum}, not {getattr(self, name)}.")
-        if self.max_images_per_document is not None and self.max_images_per_document < 1:
-            raise UserError(
-                f"data.max_images_per_document must be at least 1, or None, not {self.max_images_per_document}."
-            )
-        if not 0 <= self.max_rejected <= 1:
-            raise UserError(f"data.max_rejected must be a fraction from 0 to 1, not {self.max_rejected}.")

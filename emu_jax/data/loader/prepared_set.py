@@ -7,10 +7,11 @@ from pathlib import Path
 from array_record.python import array_record_data_source
 
 from emu_jax.data.document import Document
-from emu_jax.data.images import DecodeError
+from emu_jax.data.loader.reading import damaged_record, open_records, retry_reads
 from emu_jax.data.records import from_record
 from emu_jax.errors import UserError
 from emu_jax.io.files import read_json
+from emu_jax.io.local_copy import local_copy
 
 _SHARD = re.compile(r"-(?P<split>\w+)\.array_record-(?P<index>\d{5})-of-(?P<count>\d{5})$")
 
@@ -18,12 +19,14 @@ _SHARD = re.compile(r"-(?P<split>\w+)\.array_record-(?P<index>\d{5})-of-(?P<coun
 class PreparedSet:
     """Documents of one split, by index. Pickling is cheap: each process opens the files itself.
 
+    The files of a URL such as gs://BUCKET/FOLDER are copied to this machine first (`local_copy`).
+
     Raises:
       UserError: the folder is not a prepared set, has no such split, lacks shards, or holds no document.
     """
 
     def __init__(self, path: str | Path, *, split: str = "train"):
-        self.path = Path(path)
+        self.path = local_copy(path)
         self.split = split
         self.shards = _shards(self.path, split)
         self._lengths = _shard_lengths(self.path, split)
@@ -39,32 +42,25 @@ class PreparedSet:
         return sum(self._lengths) if self._lengths is not None else len(self._source)
 
     def __getitem__(self, index: int) -> Document:
-        """Return a document. Raises DecodeError for a damaged record, and UserError for a damaged shard."""
-        source = self._source
+        """Return a document. Raises DecodeError for a damaged record, and UserError for a shard that cannot be read."""
+        record = retry_reads(lambda: self._source[index], before_retry=self._close)
         try:
-            return from_record(source[index])
-        except Exception as error:  # ArrayRecord and protobuf have their own types, and data may end anywhere
-            raise DecodeError(f"the record is damaged ({type(error).__name__}: {error})") from None
+            return from_record(record)
+        except Exception as error:  # protobuf has its own types, and data may end anywhere
+            raise damaged_record(error) from None
 
     @functools.cached_property
     def _source(self) -> array_record_data_source.ArrayRecordDataSource:
-        # One record at a time: dispatching to a thread pool costs more than reading the record.
-        options = {"max_parallelism": "0"}
-        try:
-            source = array_record_data_source.ArrayRecordDataSource(
-                [str(shard) for shard in self.shards], reader_options=options
-            )
-            count = len(source)
-        except Exception as error:
-            raise UserError(
-                f"A shard of {self.path} is damaged or truncated ({error}); copy it again or prepare the set again."
-            ) from None
+        source, count = open_records(self.shards)
         if self._lengths is not None and count != sum(self._lengths):
             raise UserError(
                 f"The shards of {self.path} hold {count} documents, but its dataset_info.json lists "
                 f"{sum(self._lengths)}; copy it again or prepare the set again."
             )
         return source
+
+    def _close(self) -> None:
+        self.__dict__.pop("_source", None)
 
     def __getstate__(self):
         return {name: value for name, value in self.__dict__.items() if name != "_source"}

@@ -5,6 +5,7 @@ import dataclasses
 import grain
 import numpy as np
 
+from emu_jax.bounds import Checked, Pixels
 from emu_jax.data.document import Document, Image, Video
 from emu_jax.data.images import decoder_pixels
 from emu_jax.data.loader.prepared_set import PreparedSet
@@ -13,7 +14,7 @@ from emu_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageDataConfig:
+class ImageDataConfig(Checked):
     """Options for loading images.
 
     Attributes:
@@ -23,7 +24,7 @@ class ImageDataConfig:
     """
 
     sets: tuple[str, ...]
-    image_size: int
+    image_size: Pixels
     allow_upscale: bool = False
 
 

@@ -20,8 +20,10 @@ import ml_dtypes
 import numpy as np
 from array_record.python import array_record_data_source
 
+from emu_jax.bounds import Checked, Positive
 from emu_jax.errors import UserError
 from emu_jax.io.files import read_json
+from emu_jax.io.local_copy import local_copy
 
 SETTINGS, UNCONDITIONAL, RECORDS = "examples.json", "unconditional.npy", "examples.array_record"
 DTYPES: dict[str, Any] = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
@@ -38,11 +40,11 @@ class Condition(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class WeightedSet:
+class WeightedSet(Checked):
     """A folder, and the relative number of examples drawn from it."""
 
     path: str
-    weight: float = 1.0
+    weight: Positive = 1.0
 
 
 def endless(
@@ -89,7 +91,7 @@ class DecoderExamples:
     @classmethod
     def open(cls, directory: str | os.PathLike) -> "DecoderExamples":
         """Open a folder. Raises UserError if it holds no examples."""
-        directory = Path(directory)
+        directory = local_copy(directory)
         if not (directory / SETTINGS).is_file():
             raise UserError(f"{directory} holds no decoder examples; make them with prepare-decoder-data.")
         settings = read_json(directory / SETTINGS)

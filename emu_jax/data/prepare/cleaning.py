@@ -2,11 +2,12 @@
 
 import dataclasses
 import enum
-import math
 import time
+from typing import Annotated
 
 import numpy as np
 
+from emu_jax.bounds import Between, Checked, CountOrZero, Fraction, NumFrames, Pixels
 from emu_jax.data.document import Document, Image, Segment, Text, Video
 from emu_jax.data.images import DecodeError, decode, encode_jpeg, encode_png, resize, resize_and_crop
 from emu_jax.data.sources import SOURCES, ReadOptions
@@ -23,7 +24,7 @@ class Store(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareConfig:
+class PrepareConfig(Checked):
     """Options for preparing a data set.
 
     Attributes:
@@ -46,18 +47,19 @@ class PrepareConfig:
 
     source: str
     name: str = ""
-    image_size: int | None = 224
+    image_size: Pixels | None = 224
     crop: bool = False
     allow_upscale: bool = False
     exact: bool = False
     store: Store = Store.PNG
-    frames: int = 8
-    min_side: int = 16
-    max_aspect: float = 8.0
-    max_rejected: float = 0.01
+    frames: NumFrames = 8
+    min_side: CountOrZero = 16
+    max_aspect: Annotated[float, Between(1.0, 1e6)] = 8.0
+    max_rejected: Fraction = 0.01
     options: ReadOptions = dataclasses.field(default_factory=ReadOptions)
 
     def __post_init__(self):
+        super().__post_init__()
         if self.source not in SOURCES:
             raise UserError(f"There is no source {self.source!r}; the sources are {', '.join(SOURCES)}.")
         if self.store is Store.RAW and self.image_size is None:
@@ -69,14 +71,6 @@ class PrepareConfig:
             )
         if self.crop and self.image_size is None:
             raise UserError("crop requires an image_size.")
-        if self.frames < 1:
-            raise UserError(f"frames must be at least 1, not {self.frames}.")
-        if self.min_side < 0:
-            raise UserError(f"min_side must be at least 0, not {self.min_side}.")
-        if not (math.isfinite(self.max_aspect) and self.max_aspect >= 1):
-            raise UserError(f"max_aspect must be a number of at least 1, not {self.max_aspect}.")
-        if not 0 <= self.max_rejected <= 1:
-            raise UserError(f"max_rejected must be a fraction from 0 to 1, not {self.max_rejected}.")
 
 
 class Dropped(Exception):

@@ -4,8 +4,9 @@ import dataclasses
 import enum
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from emu_jax.bounds import Between, Checked
 from emu_jax.data.bad_data import BadData, NotDownloaded, RecordError
 from emu_jax.data.document import Document, Text
 from emu_jax.data.limits import DEFAULT_LIMITS, Limits
@@ -40,7 +41,7 @@ class Rejected:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReadOptions:
+class ReadOptions(Checked):
     """Options for reading the input files.
 
     Attributes:
@@ -52,13 +53,9 @@ class ReadOptions:
     """
 
     media: Path | None = None
-    min_similarity: float = 0.32
+    min_similarity: Annotated[float, Between(-1.0, 1.0)] = 0.32
     split: str = "train"
     limits: Limits = DEFAULT_LIMITS
-
-    def __post_init__(self):
-        if not -1 <= self.min_similarity <= 1:  # False for NaN, too
-            raise UserError(f"min_similarity must be a number from -1 to 1, not {self.min_similarity}.")
 
 
 Found = Iterator[Document | Rejected]

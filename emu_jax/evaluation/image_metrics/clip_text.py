@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from emu_jax.bounds import Checked, Depth, Epsilon, Size, Tokens, VocabSize
 from emu_jax.convert.table import MATRIX, VECTOR, Row, Table
 from emu_jax.diffusion.clip_vision import ClipBlock
 from emu_jax.layers.linear import DenseGeneral
@@ -20,18 +21,18 @@ _KEEP = (0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipTextConfig:
+class ClipTextConfig(Checked):
     """CLIPTextConfig and the width of the projection; the defaults are those that transformers leaves out."""
 
-    vocab_size: int = 49408
-    max_position_embeddings: int = 77
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8
+    vocab_size: VocabSize = 49408
+    max_position_embeddings: Tokens = 77
+    hidden_size: Size = 512
+    intermediate_size: Size = 2048
+    num_hidden_layers: Depth = 12
+    num_attention_heads: Depth = 8
     hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    projection_dim: int = 512
+    layer_norm_eps: Epsilon = 1e-5
+    projection_dim: Size = 512
 
     @classmethod
     def from_transformers(cls, config: Mapping[str, Any]) -> "ClipTextConfig":

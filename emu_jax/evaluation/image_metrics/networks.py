@@ -4,13 +4,14 @@ import dataclasses
 import functools
 from pathlib import Path
 
+from emu_jax.bounds import Checked, Count
 from emu_jax.evaluation.image_metrics.clip import Clip
 from emu_jax.evaluation.image_metrics.fid import Fid
 from emu_jax.evaluation.image_metrics.resize import Resize
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageNetworks:
+class ImageNetworks(Checked):
     """Paths of weights, and how images are resized.
 
     Attributes:
@@ -25,7 +26,7 @@ class ImageNetworks:
     clip: Path | None = None
     resize: Resize = Resize.CLEAN
     reference: Path | None = None
-    rows: int = 32
+    rows: Count = 32
 
     def load_fid(self) -> Fid | None:
         """Return the FID network; None without one."""

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 PTB = "PTB (Stanford CoreNLP 3.4.1)"
 FALLBACK = "regular expression (Java is missing: not comparable with published numbers)"
 _WORD = re.compile(r"\w+(?:['’]\w+)?")
+_LINE_END = re.compile("[\n\r\v\f\u2028\u2029]")  # of Java's tokenizer; one in a caption would shift all later ones
 _TINY, _SMALL = 1e-15, 1e-9  # as in BLEU's official code
 
 
@@ -106,11 +107,11 @@ def ptb_tokenize(texts: Sequence[str]) -> list[str]:
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "captions.txt"
-        file.write_text("\n".join(" ".join(text.split("\n")) for text in texts), encoding="utf-8")
+        file.write_text("\n".join(_LINE_END.sub(" ", text) for text in texts), encoding="utf-8", newline="\n")
         command = ["java", "-cp", jar, "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", file]
         done = subprocess.run(list(map(str, command)), capture_output=True)
     lines = done.stdout.decode("utf-8").split("\n")
-    if done.returncode or len(lines) < len(texts):
+    if done.returncode or len(lines) not in (len(texts), len(texts) + 1):  # with or without a final line end
         reason = done.stderr.decode(errors="replace").strip().splitlines()[:1]
         raise UserError(f"The PTB tokenizer failed in Java ({' '.join(reason) or 'no message'}); see `java -version`.")
     dropped = set(ptbtokenizer.PUNCTUATIONS)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from emu_jax.bounds import Checked, CountOrZero
 from emu_jax.config import from_config_dict
 from emu_jax.data.loader.config import DataConfig, Frames, SetConfig
 from emu_jax.data.loader.pipeline import Loader, make_loader
@@ -15,19 +16,20 @@ from emu_jax.data.loader.read_plan import plans_from_states
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.hardware import generation
+from emu_jax.io.local_copy import local_copy
 from emu_jax.models.config import EmuConfig
 from emu_jax.training.chips import ChipConfig
 from emu_jax.training.config import TrainConfig
 from emu_jax.training.evaluation import EvaluationConfig, HeldOutSet, held_out_losses
 from emu_jax.training.loop import DataFactory
 from emu_jax.training.runs.run import Run
-from emu_jax.training.stages.pretrain import PretrainConfig, PretrainStage
+from emu_jax.training.stages.pretrain import NEW_TOKEN_TABLES, PretrainConfig, PretrainStage
 
 PRETRAIN, CAPTION_WARMUP, INSTRUCT = EMU_STAGES = ("pretrain", "caption_warmup", "instruct")
 
 
 @dataclasses.dataclass(frozen=True)
-class EmuRunConfig:
+class EmuRunConfig(Checked):
     """Complete configuration of a run.
 
     Attributes:
@@ -53,7 +55,7 @@ class EmuRunConfig:
     instruct: bool = False
     chips: tuple[ChipConfig, ...] = ()
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
-    samples_per_step: int = 0
+    samples_per_step: CountOrZero = 0
 
 
 def open_emu_run(config: Mapping[str, Any] | Any) -> Run:
@@ -66,14 +68,14 @@ def open_emu_run(config: Mapping[str, Any] | Any) -> Run:
     tokenizer = Tokenizer.load(run.tokenizer, instruct=run.instruct)
     run = with_vocabulary(run, vocab_size=tokenizer.vocab_size)
     run = for_chip(run, device_kind=jax.devices()[0].device_kind)
-    stage = make_stage(run, image_token_id=tokenizer.image_token_id)
+    stage = make_stage(run, image_token_id=tokenizer.image_token_id, token_sources=tokenizer.role_sources)
     load = functools.partial(_held_out_data, run, tokenizer)
     return Run(
         config=run,
-        train=run.train,
+        train=without_decay(run),
         stage=stage,
         data=emu_data(run, tokenizer=tokenizer),
-        tokenizer=Path(run.tokenizer),
+        tokenizer=local_copy(run.tokenizer),
         evaluations=held_out_losses(run.evaluation, stage, load, mesh=run.train.mesh),
     )
 
@@ -120,6 +122,15 @@ def with_vocabulary(run: EmuRunConfig, *, vocab_size: int) -> EmuRunConfig:
     return dataclasses.replace(run, model=model)
 
 
+def without_decay(run: EmuRunConfig) -> TrainConfig:
+    """Return the settings of the loop without weight decay on tables of which only the new tokens are trained."""
+    if not run.pretrain.new_tokens:
+        return run.train
+    optimizer = run.train.optimizer
+    exempt = (*optimizer.no_decay, *NEW_TOKEN_TABLES)
+    return dataclasses.replace(run.train, optimizer=dataclasses.replace(optimizer, no_decay=exempt))
+
+
 def for_chip(run: EmuRunConfig, *, device_kind: str) -> EmuRunConfig:
     """Return `run` with the settings in `chips` for devices of this kind."""
     chip = next((chip for chip in run.chips if chip.name == generation(device_kind)), None)
@@ -132,7 +143,9 @@ def for_chip(run: EmuRunConfig, *, device_kind: str) -> EmuRunConfig:
     return dataclasses.replace(run, model=dataclasses.replace(run.model, **parts), train=train)
 
 
-def make_stage(run: EmuRunConfig, *, image_token_id: int) -> PretrainStage:
+def make_stage(
+    run: EmuRunConfig, *, image_token_id: int, token_sources: Mapping[int, tuple[int, ...]] | None = None
+) -> PretrainStage:
     """Return the stage that `run.stage` names; the vocabulary size of `run` must be set.
 
     Raises:
@@ -152,6 +165,7 @@ def make_stage(run: EmuRunConfig, *, image_token_id: int) -> PretrainStage:
         sources=tuple(one.name or one.path for one in run.data.sets),
         config=config,
         name=run.stage,
+        token_sources=token_sources or {},
     )
 
 

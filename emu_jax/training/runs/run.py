@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from emu_jax.checkpoints.model_directory import carry_unused
 from emu_jax.config import to_dict
@@ -16,6 +17,7 @@ from emu_jax.training.config import TrainConfig
 from emu_jax.training.loop import DataFactory, Evaluation, Initialize, TrainResult
 from emu_jax.training.prefetch import Data
 from emu_jax.training.stage import Stage
+from emu_jax.waiting import waiting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Run:
                 with atomic_file(target) as temporary:
                     shutil.copyfile(self.tokenizer, temporary)
             if self.train.warm_start is not None:
-                carry_unused(Path(self.train.warm_start), workdir)
+                carry_unused(self.train.warm_start, workdir)
 
 
 def data_factory(load: Callable[..., Data]) -> DataFactory:
@@ -80,5 +82,14 @@ def data_factory(load: Callable[..., Data]) -> DataFactory:
 
 
 def trained_part(result: TrainResult, part: str) -> Any:
-    """Return the trained parameters of a part as host arrays: their moving average if there is one."""
-    return jax.device_get((result.params if result.ema is None else result.ema)[part])
+    """Return the trained parameters of a part as host arrays: their moving average if there is one.
+
+    On several processes, one program replicates the shards; all processes must call it.
+    """
+    params = (result.params if result.ema is None else result.ema)[part]
+    if jax.process_count() > 1:
+        mesh = jax.tree.leaves(params)[0].sharding.mesh
+        with waiting("collection of the parameters"):
+            params = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(params)
+            jax.block_until_ready(params)
+    return jax.device_get(params)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from emu_jax.bounds import Checked, Count
 from emu_jax.config import from_config_dict
 from emu_jax.convert.visual_decoder import save_visual_decoder
 from emu_jax.data.loader.vae_images import ImageDataConfig, make_image_loader
@@ -27,7 +28,7 @@ VAE = "vae"
 
 
 @dataclasses.dataclass(frozen=True)
-class VAERunConfig:
+class VAERunConfig(Checked):
     """Complete configuration of a run. It leaves the autoencoder and a new U-Net in WORKDIR/visual_decoder.
 
     The `scaling_factor` is measured at the end on one batch, so that scaled latents have a standard deviation of 1.
@@ -49,13 +50,14 @@ class VAERunConfig:
     vae: VAEConfig
     unet: UNetConfig
     images: ImageDataConfig
-    batch_size: int
+    batch_size: Count
     train: TrainConfig
     schedule: NoiseSchedule = dataclasses.field(default_factory=NoiseSchedule)
     training: VAETrainingConfig = dataclasses.field(default_factory=VAETrainingConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.evaluation.check_no_tasks(self.stage)
 
 

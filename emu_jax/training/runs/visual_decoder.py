@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from emu_jax.bounds import Checked, Count, Tokens
 from emu_jax.config import from_config_dict
 from emu_jax.convert.visual_decoder import load_visual_decoder, save_visual_decoder
 from emu_jax.data.loader.visual_decoder_examples import Condition, DecoderExamples, WeightedSet, load_examples
@@ -33,7 +34,7 @@ VISUAL_DECODER = "visual_decoder"
 
 
 @dataclasses.dataclass(frozen=True)
-class ComputedExamples:
+class ComputedExamples(Checked):
     """Captioned images whose conditioning and latents are computed in each step.
 
     Attributes:
@@ -49,13 +50,13 @@ class ComputedExamples:
     emu: str
     sets: tuple[WeightedSet, ...]
     condition: Condition = Condition.PREDICTED
-    max_caption_length: int = 150
-    prompt_length: int = 64
+    max_caption_length: Count = 150
+    prompt_length: Tokens = 64
     allow_upscale: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class VisualDecoderRunConfig:
+class VisualDecoderRunConfig(Checked):
     """Complete configuration of a run, which leaves the trained U-Net in WORKDIR/visual_decoder.
 
     Set either `examples` or `computed`.
@@ -75,7 +76,7 @@ class VisualDecoderRunConfig:
 
     stage: str
     decoder: str
-    batch_size: int
+    batch_size: Count
     train: TrainConfig
     examples: str | tuple[WeightedSet, ...] = ()
     computed: ComputedExamples | None = None
@@ -83,6 +84,7 @@ class VisualDecoderRunConfig:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if bool(self.examples) == (self.computed is not None):
             raise UserError("The stage visual_decoder requires either config.examples or config.computed, not both.")
         self.evaluation.check_no_tasks(self.stage)

@@ -6,6 +6,7 @@ of which the batch's mask counts only the answers (stage `instruct`).
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -13,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from clu.metrics import Average
 
+from emu_jax.bounds import Checked, CountOrZero, Dtype, NonNegative
+from emu_jax.checkpoints.vocabulary import TABLES
 from emu_jax.data.batch import BatchConfig, batch_spec
 from emu_jax.losses import (
     collapse_monitors,
@@ -26,12 +29,13 @@ from emu_jax.models.config import EmuConfig
 from emu_jax.models.emu import Emu
 from emu_jax.models.outputs import EmuOutput
 from emu_jax.training.flops import forward_flops
-from emu_jax.training.partition import matcher
+from emu_jax.training.partition import flatten, matcher, merge, split, unflatten
 from emu_jax.training.stage import Batch, LossOutput
 
 EVERYTHING = (r".*",)
 VISION_PARTS = ("vision_encoder", "visual_norm", "causal_former")
 LANGUAGE_SIDE = (r"^decoder/", r"^lm_head/", r"^regression_head/")
+NEW_TOKEN_TABLES = (r"^decoder/token_embedding$", r"^lm_head/projection/kernel$")
 
 
 @flax.struct.dataclass
@@ -50,13 +54,16 @@ class EmbeddingStatistics:
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(Checked):
     """Weight of the regression loss, trainable parameters, and mitigations of collapse.
 
     Attributes:
       regression_weight: weight of the mean squared error; the mean cross-entropy has weight 1. The paper gives no
         value; third-party trainers use 1.
       trainable: regexes on parameter paths.
+      new_tokens: also train the last `new_tokens` tokens of the vocabulary, in the embedding and in the head; the rows
+        of the other tokens stay as they are.
+      frozen_dtype: frozen parameters are stored in it, such as bfloat16. None: in `model.param_dtype`.
       normalize_targets: divide the squared error by the variance of the visual embeddings over the batch, so that
         smaller embeddings do not lower the loss. With accumulation, this costs one more forward pass of the vision
         side.
@@ -65,8 +72,10 @@ class PretrainConfig:
       monitors: log the variance, cosine and effective rank of the visual embeddings at every step.
     """
 
-    regression_weight: float = 1.0
+    regression_weight: NonNegative = 1.0
     trainable: tuple[str, ...] = EVERYTHING
+    new_tokens: CountOrZero = 0
+    frozen_dtype: Dtype | None = None
     normalize_targets: bool = False
     detach_regression: bool = False
     monitors: bool = True
@@ -82,6 +91,7 @@ class PretrainStage:
       image_token_id: id of `<image>`.
       sources: names of the data sets, in the order of `source_ids`.
       config: loss weight, trainable parameters and mitigations.
+      token_sources: see `HasVocabulary`.
     """
 
     model: EmuConfig
@@ -90,11 +100,12 @@ class PretrainStage:
     sources: tuple[str, ...] = ()
     config: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
     name: str = "pretrain"
+    token_sources: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def trainable(self) -> tuple[str, ...]:
         """Regexes of the trainable parameters."""
-        return self.config.trainable
+        return self.config.trainable + (NEW_TOKEN_TABLES if self.config.new_tokens else ())
 
     @property
     def loss_weights(self) -> dict[str, float]:
@@ -119,7 +130,11 @@ class PretrainStage:
         """Return boxed parameters. One row is enough: their shapes do not depend on the batch."""
         spec = batch_spec(dataclasses.replace(self.batch, batch_size=1, max_images=1))
         row = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in spec.items()}
-        return self.emu.init(rng, row["tokens"], row["images"])["params"]
+        params = self.emu.init(rng, row["tokens"], row["images"])["params"]
+        if self.config.frozen_dtype is None:
+            return params
+        trainable, frozen = split(params, self.trainable)
+        return merge(trainable, jax.tree.map(lambda x: x.astype(self.config.frozen_dtype), frozen))
 
     def loss_denominators(self, batch: Batch) -> dict[str, jax.Array]:
         """Return the number of predictions that each loss counts."""
@@ -198,7 +213,7 @@ class PretrainStage:
 
     def _forward(self, params: Any, batch: Batch, rng: jax.Array, *, deterministic: bool) -> EmuOutput:
         return self.emu.apply(
-            {"params": params},
+            {"params": self._with_frozen_tokens(params)},
             batch["tokens"],
             batch["images"],
             positions=batch["positions"],
@@ -206,6 +221,19 @@ class PretrainStage:
             deterministic=deterministic,
             rngs={"dropout": rng},
         )
+
+    def _with_frozen_tokens(self, params: Any) -> Any:
+        """Return `params` without gradients to the known tokens, if only the new ones are trained."""
+        if not self.config.new_tokens:
+            return params
+        first, is_table = self.vocab_size - self.config.new_tokens, matcher(NEW_TOKEN_TABLES)
+
+        def freeze(path: str, table: jax.Array) -> jax.Array:
+            axis = TABLES[path]
+            is_new = jnp.expand_dims(jnp.arange(table.shape[axis]) >= first, 1 - axis)
+            return jnp.where(is_new, table, jax.lax.stop_gradient(table))
+
+        return unflatten({path: freeze(path, x) if is_table(path) else x for path, x in flatten(params).items()})
 
     def _metrics(self, text: jax.Array, regression: jax.Array, batch: Batch) -> dict[str, Average]:
         segment_ids, (B, I) = batch["segment_ids"], batch["images"].shape[:2]

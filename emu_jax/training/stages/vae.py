@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from clu.metrics import Average
 
+from emu_jax.bounds import Checked, Dtype, NonNegative
 from emu_jax.diffusion.config import VAEConfig
 from emu_jax.diffusion.losses import absolute_errors, gaussian_divergences, squared_errors
 from emu_jax.diffusion.vae import VAE
@@ -16,7 +17,7 @@ from emu_jax.typing import ArrayLike
 
 
 @dataclasses.dataclass(frozen=True)
-class VAETrainingConfig:
+class VAETrainingConfig(Checked):
     """Training of the autoencoder.
 
     Rombach et al. (2022) also use a perceptual and an adversarial term, which the synthetic shapes world does not need.
@@ -28,8 +29,8 @@ class VAETrainingConfig:
       remat: activations to recompute in the backward pass.
     """
 
-    divergence_weight: float = 1e-4
-    dtype: str = "float32"
+    divergence_weight: NonNegative = 1e-4
+    dtype: Dtype = "float32"
     remat: Remat = Remat.NONE
 
 

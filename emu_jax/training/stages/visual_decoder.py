@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from clu.metrics import Average
 
+from emu_jax.bounds import Checked, Dtype, Fraction, Positive
 from emu_jax.diffusion.config import UNetConfig
 from emu_jax.diffusion.losses import min_snr_weights, squared_errors
 from emu_jax.diffusion.schedule import NoiseSchedule, add_noise, prediction_target, standard_noise
@@ -23,7 +24,7 @@ from emu_jax.training.stages.frozen import FrozenModels
 
 
 @dataclasses.dataclass(frozen=True)
-class VisualDecoderTrainingConfig:
+class VisualDecoderTrainingConfig(Checked):
     """Training of the U-Net.
 
     Attributes:
@@ -33,14 +34,10 @@ class VisualDecoderTrainingConfig:
       remat: activations to recompute in the backward pass.
     """
 
-    condition_dropout: float = 0.1
-    min_snr_gamma: float | None = None
-    dtype: str = "float32"
+    condition_dropout: Fraction = 0.1
+    min_snr_gamma: Positive | None = None
+    dtype: Dtype = "float32"
     remat: Remat = Remat.NONE
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.condition_dropout <= 1:
-            raise UserError(f"training.condition_dropout must be between 0 and 1, not {self.condition_dropout}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,5 +158,5 @@ def test_limits_of_the_loader(tmp_path, small_tokenizer, limit):
     ],
 )  # fmt: skip
 def test_options_out_of_range(tmp_path, change):
-    with pytest.raises(UserError, match=f"data.{next(iter(change))} must be"):
+    with pytest.raises(UserError, match=f"^{next(iter(change))} must be"):
         config_of(tmp_path, tmp_path, **change)

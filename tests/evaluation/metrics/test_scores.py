@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import stat
 
 import numpy as np
@@ -71,6 +72,13 @@ def test_captions_without_java_say_that_they_are_not_comparable(monkeypatch, cap
     assert "METEOR" not in scored.scores
     assert "Java is not installed" in caplog.text
     assert tokens.captions == ["a man's dog"]
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="the PTB tokenizer requires Java")
+def test_a_line_end_in_a_caption_shifts_no_other():
+    texts = [f"a{end}b" for end in "\n\r\v\f\x85\u2028\u2029\0"] + ["", "A man's dog .", ""]
+    assert captions.ptb_tokenize(texts) == ["a b"] * 8 + ["", "a man 's dog", ""]
+    assert captions.ptb_tokenize([""]) == [""]
 
 
 def test_a_broken_java_is_one_line(monkeypatch, tmp_path):

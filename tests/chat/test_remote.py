@@ -11,8 +11,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from emu_jax.chat.session import Session
+from emu_jax.chat.terminal import Terminal, printable
 from emu_jax.cli import chat
-from emu_jax.cli.remote_chat import Conversation, printable
 from emu_jax.errors import UserError
 from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.serving.client import ServerClient
@@ -28,8 +29,8 @@ def server(emu: EmuPipeline) -> Iterator[Running]:  # noqa: F811
 
 
 @pytest.fixture
-def talk(server: Running, tmp_path: Path) -> Conversation:
-    return Conversation(ServerClient(server.url), dict(OPTIONS), tmp_path)
+def talk(server: Running, tmp_path: Path) -> Terminal:
+    return Terminal(Session(ServerClient(server.url), tmp_path, dict(OPTIONS)))
 
 
 def test_a_conversation(
@@ -56,7 +57,7 @@ def test_a_conversation(
     assert printable("a\x1b[2Jb\r\n\u009bc") == "a[2Jb\nc"
 
 
-def test_images(talk: Conversation, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images(talk: Terminal, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """/draw and /edit write files and print their paths; a seed gives the same image again; /save keeps them."""
     (tmp_path / "a.png").write_bytes(png(solid_image(0, 0, 200)))
     talk.take("/seed 5")
@@ -70,22 +71,22 @@ def test_images(talk: Conversation, tmp_path: Path, capsys: pytest.CaptureFixtur
     talk.take("what is this?")
     talk.take(f"/save {tmp_path}/story.md")
     page = (tmp_path / "story.md").read_text()
-    assert page.count("![](") == 2
+    assert page.count("![](") == 4
     saved = np.asarray(PIL.Image.open(io.BytesIO((tmp_path / "story-1.png").read_bytes())))
     np.testing.assert_array_equal(saved, np.asarray(PIL.Image.open(tmp_path / "emu-2.png")))
 
 
 @pytest.mark.parametrize("line", ["/seed x", "/image none.png", "/image none.txt", "/edit none.png make it red"])
-def test_bad_lines(talk: Conversation, line: str) -> None:
+def test_bad_lines(talk: Terminal, line: str) -> None:
     with pytest.raises(UserError):
         talk.take(line)
 
 
 def test_a_stopped_answer_is_forgotten_and_its_request_aborted(
-    talk: Conversation, server: Running, monkeypatch: pytest.MonkeyPatch
+    talk: Terminal, server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    talk.options["max_tokens"] = 80
-    talk.options["temperature"] = 2.0
+    talk.session.options["max_tokens"] = 80
+    talk.session.options["temperature"] = 2.0
     printed = builtins.print
 
     def interrupted(*words: object, **options: object) -> None:
@@ -94,13 +95,14 @@ def test_a_stopped_answer_is_forgotten_and_its_request_aborted(
         printed(*words, **options)
 
     monkeypatch.setattr(builtins, "print", interrupted)
-    talk.take("a red circle")
-    assert talk.messages == []
+    with pytest.raises(KeyboardInterrupt):
+        talk.take("a red circle")
+    assert talk.session.messages == []
 
 
 def test_no_server(tmp_path: Path) -> None:
     for url, message in (("http://127.0.0.1:1", "no server"), ("127.0.0.1", "must begin with")):
         with pytest.raises(UserError, match=message):
             chat.main(["--base-url", url])
-    with pytest.raises(UserError, match="key file"):
+    with pytest.raises(UserError, match="none"):
         chat.main(["--base-url", "http://127.0.0.1:1", "--api-key-file", str(tmp_path / "none")])

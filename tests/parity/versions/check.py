@@ -1,0 +1,143 @@
+"""Open exports with the installed transformers and diffusers, and print one JSON object: what differs, by check.
+
+python check.py EXPORTS REFERENCE, where EXPORTS has the folders transformers/, huggingface/ and decoder/, and REFERENCE
+is ../shared/reference. It imports nothing of emu_jax, because it runs with versions that emu_jax does not install.
+"""
+
+import json
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+import numpy as np
+import torch
+
+TOLERANCE = 1e-4  # of the largest value
+IMAGES_OF_PROMPT = ([0], [1, 2])
+BEAMS = {"num_beams": 5}
+CASES = {
+    "greedy": {},
+    "beam5": BEAMS,
+    "beam5_len1": BEAMS | {"length_penalty": 1.0},
+    "beam5_rep": BEAMS | {"repetition_penalty": 1.5, "no_repeat_ngram_size": 3},
+}
+
+
+def main(exports: Path, reference: Path) -> None:
+    """Run the checks."""
+    torch.set_grad_enabled(False)
+    found = {}
+    for check in (tokenizer, transformers_format, device_map, save_pretrained, huggingface_format, visual_decoder):
+        try:
+            found[check.__name__] = check(exports, reference)
+        except Exception as error:  # a version may fail in any way
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            found[check.__name__] = f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
+    print(json.dumps(found))
+
+
+def tokenizer(exports: Path, reference: Path) -> str:
+    """Compare the ids of the reference's texts, and their number of inputs."""
+    from transformers import AutoTokenizer
+
+    cases = json.loads((reference / "tokenization.json").read_text())
+    for folder in ("transformers", "huggingface"):
+        theirs = AutoTokenizer.from_pretrained(exports / folder, trust_remote_code=True)
+        if list(theirs("a")) != ["input_ids", "attention_mask"]:
+            return f"{folder}: inputs {list(theirs('a'))}"
+        different = [case["text"] for case in cases if theirs.encode(case["text"]) != case["ids"]]
+        if different:
+            return f"{folder}: {len(different)} of {len(cases)} texts differ, such as {different[0]!r}"
+    return ""
+
+
+def transformers_format(exports: Path, reference: Path) -> str:
+    """Compare states, logits, embeddings and generated ids with those of the release."""
+    from transformers import AutoProcessor
+
+    model = open_model(exports)
+    expected = np.load(reference / "emu_tiny_instruct" / "expected.npz")
+    images = torch.from_numpy(expected["images"])
+    differences = []
+
+    def compare(name, actual):
+        error = np.abs(actual.numpy() - expected[name]).max() / np.abs(expected[name]).max()
+        if not error < TOLERANCE:
+            differences.append(f"{name} by {error:.1e}")
+
+    compare("vision_features", model.visual(images))
+    compare("visual_embeddings", model.encode_images(images))
+    for number, chosen in enumerate(IMAGES_OF_PROMPT):
+        ids, pixels = torch.from_numpy(expected[f"prompt{number}_ids"]), images[chosen]
+        output = model(ids, pixel_values=pixels)
+        compare(f"prompt{number}_hidden", output.last_hidden_state)
+        compare(f"prompt{number}_regressed", output.visual_predictions)
+        compare(f"prompt{number}_logits_last4", output.logits[:, -4:])
+        for case, options in CASES.items():
+            name = f"gen_{case}_prompt{number}"
+            new = model.generate(ids, pixel_values=pixels, max_new_tokens=12, **options)[0, ids.shape[1] :]
+            if new.tolist() != expected[name][0, 1:].tolist():
+                differences.append(name)
+    processor = AutoProcessor.from_pretrained(exports / "transformers", trust_remote_code=True)
+    inputs = processor("a photo of a cat.", open_image=True)
+    if model.generate_embeddings(**inputs).shape != expected["t2i_embeddings"][:1].shape:
+        differences.append("generate_embeddings")
+    return ", ".join(differences)
+
+
+def device_map(exports: Path, reference: Path) -> str:
+    """Load with device_map="auto" (accelerate) and compare with the model without it."""
+    ids = torch.tensor([[1, 319, 15373, 310]])
+    plain, mapped = (open_model(exports, **options).generate(ids, max_new_tokens=4) for options in MAPS)
+    return "" if torch.equal(plain, mapped) else "other ids"
+
+
+MAPS = ({}, {"device_map": "auto"})
+
+
+def save_pretrained(exports: Path, reference: Path) -> str:
+    """Save and load again: the same bits."""
+    model = open_model(exports)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        again = open_model(Path(folder), name="")
+    before, after = model.state_dict(), again.state_dict()
+    same = before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    return "" if same else "other parameters"
+
+
+def huggingface_format(exports: Path, reference: Path) -> str:
+    """Load the LLaMA folder, and generate with the tokenizer's own inputs."""
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    llama = LlamaForCausalLM.from_pretrained(exports / "huggingface").eval()
+    inputs = AutoTokenizer.from_pretrained(exports / "huggingface")("a photo of", return_tensors="pt")
+    llama.generate(**inputs, max_new_tokens=2, do_sample=False)
+    expected = open_model(exports)(inputs["input_ids"]).logits
+    error = (llama(**inputs).logits - expected).abs().max() / expected.abs().max()
+    return "" if error < TOLERANCE else f"logits by {error:.1e}"
+
+
+def visual_decoder(exports: Path, reference: Path) -> str:
+    """Load U-Net and VAE with diffusers, and compare with the reference."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    original = reference / "visual_decoder_tiny"
+    differences = []
+    for name, cls in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
+        ours, theirs = (cls.from_pretrained(folder / name).state_dict() for folder in (exports / "decoder", original))
+        if ours.keys() != theirs.keys() or any(not torch.equal(ours[key], theirs[key]) for key in ours):
+            differences.append(name)
+    return ", ".join(differences)
+
+
+def open_model(exports: Path, name: str = "transformers", **options):
+    """Load the model of the format transformers."""
+    from transformers import AutoModel
+
+    return AutoModel.from_pretrained(exports / name, trust_remote_code=True, **options).eval()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
