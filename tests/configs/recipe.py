@@ -137,7 +137,7 @@ def pretraining() -> list[Row]:
             "image slots of a row",
             UNKNOWN,
             batch.max_images,
-            "With documents of `SIZES`, 97% of the tokens and 85% of the slots are used (experiments/records/packing.md).",
+            "97% of the tokens and 85% of the slots are used with `SIZES` (experiments/records/packing.md).",
         ),
         Row(
             "text loss",
