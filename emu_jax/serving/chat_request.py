@@ -109,7 +109,7 @@ def parse_messages(value: Any) -> tuple[Message, ...]:
 def _message(value: Any, name: str) -> Message:
     message = json_object(value, name)
     role = message.get("role")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise bad_field(f"{name}.role", f"must be one of {', '.join(_ROLES)}, not {role!r}.")
     content = message.get("content")
     if content is None and _ROLES[role] is Role.ASSISTANT:

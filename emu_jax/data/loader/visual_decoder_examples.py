@@ -18,9 +18,10 @@ from typing import Any
 import grain
 import ml_dtypes
 import numpy as np
-from array_record.python import array_record_data_source
 
 from emu_jax.bounds import Checked, Positive
+from emu_jax.data.loader.divided import DividedBatches
+from emu_jax.data.loader.reading import Records
 from emu_jax.errors import UserError
 from emu_jax.io.files import read_json
 from emu_jax.io.local_copy import local_copy
@@ -47,10 +48,8 @@ class WeightedSet(Checked):
     weight: Positive = 1.0
 
 
-def endless(
-    sources: Sequence[Any], *, weights: Sequence[float], seed: int, process_index: int, process_count: int
-) -> grain.MapDataset:
-    """Return the endless items of this process from all `sources`, drawn by `weights`.
+def endless(sources: Sequence[Any], *, weights: Sequence[float], seed: int) -> grain.MapDataset:
+    """Return the endless items of all `sources`, drawn by `weights`.
 
     Each source is shuffled differently in every pass.
 
@@ -60,15 +59,7 @@ def endless(
     if not sources or not all(weight > 0 for weight in weights):
         raise UserError(f"Name at least one set of examples, each with a weight above 0, not {list(weights)}.")
     passes = [grain.MapDataset.source(source).seed(seed).shuffle().repeat() for source in sources]
-    mixed = passes[0] if len(passes) == 1 else grain.MapDataset.mix(passes, weights=list(weights))
-    return mixed[process_index::process_count]
-
-
-def rows_per_process(batch_size: int, process_count: int) -> int:
-    """Return this process's rows of a global batch. Raises UserError if it does not divide among the processes."""
-    if batch_size % process_count:
-        raise UserError(f"A batch of {batch_size} examples does not divide among {process_count} processes.")
-    return batch_size // process_count
+    return passes[0] if len(passes) == 1 else grain.MapDataset.mix(passes, weights=list(weights))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +98,7 @@ class DecoderExamples:
             shards=tuple(directory / name for name in names),
         )
 
-    def loader(
-        self, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
-    ) -> grain.DatasetIterator:
+    def loader(self, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1) -> DividedBatches:
         """Return endless batches `{field: float32 [rows, ...]}` of this process, resumable at any batch."""
         return load_examples(
             [self], weights=[1.0], batch_size=batch_size, seed=seed,
@@ -131,7 +120,7 @@ def load_examples(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> grain.DatasetIterator:
+) -> DividedBatches:
     """Return the iterator of `DecoderExamples.loader` over several folders, drawn by `weights`.
 
     Raises:
@@ -143,10 +132,8 @@ def load_examples(
             other.unconditional, sets[0].unconditional
         ):
             raise UserError(f"{other.directory} and {sets[0].directory} are examples of different models or dtypes.")
-    rows = rows_per_process(batch_size, process_count)
-    records = [array_record_data_source.ArrayRecordDataSource([str(shard) for shard in one.shards]) for one in sets]
-    dataset = endless(records, weights=weights, seed=seed, process_index=process_index, process_count=process_count)
-    return iter(dataset.filter(bool).map(sets[0]._parse).to_iter_dataset().batch(rows))
+    items = endless([Records(one.shards) for one in sets], weights=weights, seed=seed).filter(bool).map(sets[0]._parse)
+    return DividedBatches(items, batch_size=batch_size, process_index=process_index, process_count=process_count)
 
 
 def shard_name(shard: int, count: int) -> str:

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from emu_jax.bounds import Checked, Count, Tokens
 from emu_jax.config import from_config_dict
 from emu_jax.convert.visual_decoder import load_visual_decoder, save_visual_decoder
+from emu_jax.data.loader.divided import DividedBatches
 from emu_jax.data.loader.visual_decoder_examples import Condition, DecoderExamples, WeightedSet, load_examples
 from emu_jax.diffusion.decoder import VisualDecoder
 from emu_jax.errors import UserError
@@ -177,7 +178,7 @@ class StoredSource:
                     f"The latents in {one.directory} have the shape {one.shapes['latent_mean']}, not {latents}."
                 )
 
-    def loader(self, decoder: VisualDecoder, *, batch_size: int, seed: int) -> Callable[..., Data]:
+    def loader(self, decoder: VisualDecoder, *, batch_size: int, seed: int) -> Callable[..., DividedBatches]:
         """Return a function that makes the loader of one process."""
         return functools.partial(load_examples, self.sets, weights=self.weights, batch_size=batch_size, seed=seed)
 
@@ -227,7 +228,7 @@ class ComputedSource:
             prompt_length=self.config.prompt_length,
         )
 
-    def loader(self, decoder: VisualDecoder, *, batch_size: int, seed: int) -> Callable[..., Data]:
+    def loader(self, decoder: VisualDecoder, *, batch_size: int, seed: int) -> Callable[..., DividedBatches]:
         """Return a function that makes the loader of one process."""
         images = CaptionedImages(
             sets=self.config.sets,
