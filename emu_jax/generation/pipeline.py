@@ -19,7 +19,7 @@ from emu_jax.convert.safety_checker import load_safety_checker
 from emu_jax.convert.visual_decoder import load_visual_decoder
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.diffusion.decoder import VisualDecoder
-from emu_jax.diffusion.safety import Safetyer
+from emu_jax.diffusion.safety import SafetyChecker
 from emu_jax.errors import UserError
 from emu_jax.generation.buckets import bucket
 from emu_jax.generation.forward import check_image_tokens, embed_in_batches, forward_pass
@@ -186,7 +186,7 @@ class EmuPipeline:
         return self._visual_decoder
 
     @functools.cached_property
-    def safety_checker(self) -> Safetyer | None:
+    def safety_checker(self) -> SafetyChecker | None:
         """The checker that screens images by default; None if the folder of the visual decoder has no weights of one.
 
         Raises:
