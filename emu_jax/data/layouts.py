@@ -101,7 +101,7 @@ def _section(spans: Sequence[Span], layout: Layout, config: SequenceConfig, rng:
         return spans[start:]
     number = np.cumsum(is_image[start:])  # of each image in the section
     used = ~is_image[start:] | (number <= config.max_images)
-    return [spans[start + i] for i in np.flatnonzero(used)]
+    return [spans[start + i] for i in np.flatnonzero(used).tolist()]
 
 
 def _chat(document: Document, config: SequenceConfig, tokenizer: Tokenizer) -> DocumentSpans:
