@@ -80,6 +80,7 @@ class _Watch:
         for end in (self._signals, written):
             end.setblocking(False)
         self._signaled: float | None = None
+        self.lost = False
         if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
             self._written = written  # keeps the descriptor open
@@ -112,6 +113,13 @@ class _Watch:
         assert position.limit is not None
         seconds = position.limit + 60
         self._client.wait_at_barrier(f"emu_jax/{position.count}/{position.name}", round(seconds * 1000))
+
+    def exchange(self, value: str) -> list[str]:
+        """Return the values of all processes."""
+        folder = f"emu_jax/values/{self.position.count}/"
+        self._client.key_value_set(f"{folder}{self.process:08d}", value)
+        self.wait_at_barrier()
+        return [found for _, found in sorted(self._client.key_value_dir_get(folder))]
 
     def fail(self, message: str, *, code: int) -> None:
         """Report to the other processes that this process ends."""
@@ -227,6 +235,7 @@ def waiting(name: str, *, seconds: float | None = None) -> Iterator[None]:
         missing = watch.missing()
         if not missing:
             raise
+        watch.lost = True
         raise LostProcessError(
             f"Process {watch.process} lost its connection in {name!r} ({first_line(error)}): {missing}. Start "
             "the same command on all workers to resume."
@@ -247,9 +256,22 @@ def barrier(name: str, *, seconds: float | None = None) -> None:
         _watch.wait_at_barrier()
 
 
+def exchange(name: str, value: str) -> list[str]:
+    """Return the values of all processes, in the order of their index; `waiting` describes `name` and the errors."""
+    if _watch is None:
+        return [value]
+    with waiting(name):
+        return _watch.exchange(value)
+
+
 def several_processes() -> bool:
     """Return True if this process is connected to others."""
     return _watch is not None
+
+
+def lost_process() -> bool:
+    """Return True if another process has ended, so that nothing can be completed with it."""
+    return _watch is not None and _watch.lost
 
 
 def end_run(message: str, *, code: int) -> NoReturn:

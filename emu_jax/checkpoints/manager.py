@@ -37,11 +37,19 @@ from emu_jax.checkpoints.step import (
     steps_in,
 )
 from emu_jax.errors import UserError
-from emu_jax.waiting import LostProcessError, barrier, first_line, waiting
+from emu_jax.waiting import barrier, first_line, lost_process, waiting
 
 
 class SaveError(UserError):
-    """A checkpoint could not be saved. The earlier ones are good, and the next step can be saved."""
+    """A checkpoint could not be saved. The earlier ones are good, and the next step can be saved.
+
+    Attributes:
+      previous: True if it is that of the previous save, so that the save of this step has not started.
+    """
+
+    def __init__(self, message: str, *, previous: bool) -> None:
+        super().__init__(message)
+        self.previous = previous
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +126,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._manager = self._open()
+        self._is_open = True
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(
@@ -165,7 +174,9 @@ class Checkpoints:
     def _save(
         self, step: int, params: Any, optimizer: Any, data: Any, config: dict[str, Any], metrics: Any, log: Any
     ) -> None:
-        self._guarded(self._manager.wait_until_finished, doing="finish the previous save")
+        if not _everywhere(self._is_open):
+            self._reopen()
+        self._guarded(self._manager.wait_until_finished, doing="finish the previous save", previous=True)
         if step in self._manager.all_steps():
             return
         config = json.loads(json.dumps(config))
@@ -199,6 +210,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for all saves and release the threads. Raise nothing: `save` and `wait` report errors."""
+        if lost_process():
+            return
         try:
             with waiting("end of the save"):
                 self._manager.close()
@@ -285,7 +298,7 @@ class Checkpoints:
         barrier(f"renaming of the unreadable step {step}")
         self._manager = self._open()
 
-    def _guarded(self, action: Callable[[], Any], *, doing: str) -> None:
+    def _guarded(self, action: Callable[[], Any], *, doing: str, previous: bool = False) -> None:
         """Call `action` on all processes. After an error on any of them, open the directory again and raise SaveError.
 
         Orbax lists a step as soon as its save starts. The steps that a new manager lists are complete.
@@ -305,17 +318,18 @@ class Checkpoints:
         self._reopen()
         raise SaveError(
             f"Could not {doing} in {self.directory} ({_reason(error)}); {newest}. "
-            "Free disk space or fix the directory's permissions, then run the same command to resume."
+            "Free disk space or fix the directory's permissions, then run the same command to resume.",
+            previous=previous,
         ) from error
 
     def _reopen(self) -> None:
-        """Open the directory again. If that fails, such as without the mount, the next save fails too."""
+        """Open the directory again. If that fails, such as without the mount, the next save tries it again."""
+        self._is_open = False
         with contextlib.suppress(Exception):
             self._manager.close()
         try:
             self._manager = self._open()
-        except LostProcessError:
-            raise
+            self._is_open = True
         except Exception as error:
             logging.error("opening the checkpoints in %s: %s", self.directory, first_line(error))
 

@@ -173,7 +173,7 @@ def _grow_tables(
     """Return the vocabulary tables in the shapes and shardings of `own`, by one program for all of them."""
 
     def grow_all(tables: Tree) -> Tree:
-        sizes = {"known": known, "vocab_size": vocab_size, "sources": sources}
+        sizes: dict[str, Any] = {"known": known, "vocab_size": vocab_size, "sources": sources}
         return {
             name: grow(table, axis=axes[name], rows=own[name].shape[axes[name]], **sizes)
             for name, table in tables.items()

@@ -72,6 +72,10 @@ class ArgumentParser(argparse.ArgumentParser):
         """Raise UserError with the message of argparse."""
         raise UserError(f"{message} (see `{self.prog} --help`)")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help; argparse itself would ignore that it cannot be written."""
+        print(message, end="", file=file)
+
     def add_config_argument(self) -> None:
         """Add --config, for a command that reads the config of a training run; parse with `parse_config_args`."""
         self.add_argument(

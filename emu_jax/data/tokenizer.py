@@ -155,6 +155,11 @@ def fitting_tokenizer(path: Path, *, vocab_size: int) -> Tokenizer:
     )
 
 
+def piece_count(path: Path) -> int:
+    """Return the number of pieces of a SentencePiece model, without Emu's special tokens."""
+    return Tokenizer.load(path).pad_id
+
+
 def train_tokenizer(lines: Iterable[str], path: str | os.PathLike, *, vocab_size: int) -> Tokenizer:
     """Train a byte-pair model with LLaMA's settings on `lines`, write it to `path` and return it.
 

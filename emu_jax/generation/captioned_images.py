@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 
-import grain
 import numpy as np
 
 from emu_jax.data.document import Document
-from emu_jax.data.images import preprocess
+from emu_jax.data.images import decoder_pixels, preprocess
+from emu_jax.data.loader.divided import DividedBatches
 from emu_jax.data.loader.prepared_set import PreparedSet
-from emu_jax.data.loader.visual_decoder_examples import Condition, WeightedSet, endless, rows_per_process
+from emu_jax.data.loader.visual_decoder_examples import Condition, WeightedSet, endless
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.generation.decoder_examples import as_text, caption_and_image
@@ -32,6 +32,7 @@ class CaptionedImages:
       image_size: V, pixels.
       prompt_length: L, tokens; pairs with a longer prompt are left out.
       max_caption_length: characters; pairs with a longer caption are left out.
+      allow_upscale: enlarge stored images that are smaller than S, instead of refusing them.
     """
 
     sets: tuple[WeightedSet, ...]
@@ -41,30 +42,22 @@ class CaptionedImages:
     image_size: int
     prompt_length: int
     max_caption_length: int
+    allow_upscale: bool = False
 
-    def loader(
-        self, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
-    ) -> grain.DatasetIterator:
+    def loader(self, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1) -> DividedBatches:
         """Return an endless iterator over this process's rows of each batch, resumable after any batch.
 
         The order is that of stored examples.
 
         Raises:
-          UserError: a set is missing or has no pairs, or the number of processes does not divide the batch size.
+          UserError: a set is missing, has no pairs or too small images, or the number of processes does not divide the
+            batch size.
         """
-        rows = rows_per_process(batch_size, process_count)
         opened = [PreparedSet(one.path) for one in self.sets]
         for one in opened:
             self._check(one)
-        documents = endless(
-            opened,
-            weights=[one.weight for one in self.sets],
-            seed=seed,
-            process_index=process_index,
-            process_count=process_count,
-        )
-        # Grain skips rows that are None.
-        return iter(documents.map(self.row).to_iter_dataset().batch(rows))
+        rows = endless(opened, weights=[one.weight for one in self.sets], seed=seed).map(self.row)
+        return DividedBatches(rows, batch_size=batch_size, process_index=process_index, process_count=process_count)
 
     def row(self, document: Document) -> dict[str, np.ndarray] | None:
         """Return one row of a batch, or None for a document that is left out."""
@@ -72,7 +65,7 @@ class CaptionedImages:
         if pair is None:
             return None
         caption, image = pair
-        row = {"target_images": preprocess(image, self.target_size)}
+        row = {"target_images": decoder_pixels(image, self.target_size, allow_upscale=self.allow_upscale)}
         if self.condition is Condition.ENCODED:
             return row | {"images": preprocess(image, self.image_size)}
         prompt = build_prompt(

@@ -44,6 +44,8 @@ def path_or_url(path: str | os.PathLike[str]) -> str:
       UserError: another kind of URL, no bucket in it, or `~` cannot be expanded.
     """
     text = os.fspath(path)
+    if not text:
+        raise UserError("A path is empty; name a folder or a file.")
     match = _SCHEME.match(text)
     if not match:
         return _expanded(text)

@@ -20,6 +20,20 @@ NO_YNNPACK = ("xla_cpu_experimental_ynn_fusion_type=",)
 def compile_train_step(config: TrainConfig, *, stage: Stage, state: TrainState, mesh: Mesh) -> jax.stages.Compiled:
     """Compile the step before its first call. It is traced once; a batch of another shape is an error.
 
+    See `lower_train_step` for the arguments and errors; XLA can also reject a compiler option.
+    """
+    lowered = lower_train_step(config, stage=stage, state=state, mesh=mesh)
+    try:
+        return lowered.compile(compiler_options=_parse(_defaults() + config.compiler_options))
+    except jax.errors.JaxRuntimeError as error:
+        if "compile option" not in str(error):
+            raise
+        raise UserError(f"train.compiler_options: {error}") from None
+
+
+def lower_train_step(config: TrainConfig, *, stage: Stage, state: TrainState, mesh: Mesh) -> jax.stages.Lowered:
+    """Trace the step, and return it before its compilation.
+
     Args:
       config: length, optimizer, microbatches and compiler options of the run.
       stage: stage to train.
@@ -27,7 +41,7 @@ def compile_train_step(config: TrainConfig, *, stage: Stage, state: TrainState, 
       mesh: current mesh, set by `jax.set_mesh`.
 
     Raises:
-      UserError: the batch size is not a multiple of the number of microbatches, or XLA does not know an option.
+      UserError: the batch size is not a multiple of the number of microbatches.
     """
     spec = stage.batch_spec()
     rows = next(iter(spec.values())).shape[0]
@@ -41,13 +55,7 @@ def compile_train_step(config: TrainConfig, *, stage: Stage, state: TrainState, 
     shardings = jax.tree.map(lambda x: x.sharding, state)
     replicated = NamedSharding(mesh, PartitionSpec())
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
-    lowered = jitted.lower(state, batch)
-    try:
-        return lowered.compile(compiler_options=_parse(_defaults() + config.compiler_options))
-    except jax.errors.JaxRuntimeError as error:
-        if "compile option" not in str(error):
-            raise
-        raise UserError(f"train.compiler_options: {error}") from None
+    return jitted.lower(state, batch)
 
 
 def _defaults() -> tuple[str, ...]:

@@ -284,7 +284,9 @@ class _Loop:
                     self._check_finite(in_flight.popleft(), step - len(in_flight))
             if self.evaluations and step == config.steps:
                 evaluated = self._evaluate(step, state, throughput)
-            self._save_at_end(state, data_state, logged | evaluated, _log_state(accumulated, monitor, logged))
+            log_state = _log_state(accumulated, monitor, logged)
+            self._save_if_possible(state, data_state, logged | evaluated, log_state, required=True)
+            self.checkpoints.wait()
         finally:
             self.profiler.close()
             prefetcher.close()
@@ -345,30 +347,23 @@ class _Loop:
             self.log.write(step, metrics)
         return metrics
 
-    def _save_if_possible(self, state: TrainState, data_state: Any, metrics: dict[str, float], log_state: Any) -> None:
-        """Save. Report an error of this or the previous save in one line if the config says to continue."""
-        try:
-            self._save(state, data_state, metrics, log_state)
-        except SaveError as error:
-            if self.config.checkpoint.on_failed_save is OnFailedSave.STOP:
-                raise
-            self._warn(int(state.step), error)
+    def _save_if_possible(
+        self, state: TrainState, data_state: Any, metrics: dict[str, float], log_state: Any, *, required: bool = False
+    ) -> None:
+        """Save, with a second attempt if the config says to continue after a failed save.
 
-    def _save_at_end(self, state: TrainState, data_state: Any, metrics: dict[str, float], log_state: Any) -> None:
-        """Save and wait. If the config says to continue after a failed save, an earlier failure is reported only."""
-        try:
-            self._save(state, data_state, metrics, log_state)
-        except SaveError as error:
-            if self.config.checkpoint.on_failed_save is OnFailedSave.STOP:
-                raise
-            self._warn(int(state.step), error)
-            self._save(state, data_state, metrics, log_state)
-        self.checkpoints.wait()
-
-    def _warn(self, step: int, error: SaveError) -> None:
-        self.console.message(f"WARNING: {error} The run continues (train.checkpoint.on_failed_save).")
-        if self.log is not None:
-            self.log.warn(step, str(error))
+        A step that cannot be saved is reported in one line, or raises the error if it is required.
+        """
+        for last in (False, True):
+            try:
+                return self._save(state, data_state, metrics, log_state)
+            except SaveError as error:
+                if self.config.checkpoint.on_failed_save is OnFailedSave.STOP or (last and required):
+                    raise
+                if last or error.previous:
+                    self.console.message(f"WARNING: {error} The run continues (train.checkpoint.on_failed_save).")
+                    if self.log is not None:
+                        self.log.warn(int(state.step), str(error))
 
     def _save(self, state: TrainState, data_state: Any, metrics: dict[str, float], log_state: Any) -> None:
         params, rest = to_items(state)

@@ -34,7 +34,7 @@ def test_problems_are_reported(monkeypatch, capsys, tmp_path):
     assert "pip install -c constraints.txt -e '.[tpu]'" in out
     assert "cannot write to" in out
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b,c,d")
-    assert "3 of 4 workers are missing" in " ".join(diagnostics.find_problems({}))
+    assert "3 of 4 workers are missing" in " ".join(diagnostics.find_problems())
 
 
 def test_a_negative_mesh_size_is_an_error() -> None:

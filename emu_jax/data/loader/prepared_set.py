@@ -4,10 +4,8 @@ import functools
 import re
 from pathlib import Path
 
-from array_record.python import array_record_data_source
-
 from emu_jax.data.document import Document
-from emu_jax.data.loader.reading import damaged_record, open_records, retry_reads
+from emu_jax.data.loader.reading import Records, damaged_record
 from emu_jax.data.records import from_record
 from emu_jax.errors import UserError
 from emu_jax.io.files import read_json
@@ -36,31 +34,28 @@ class PreparedSet:
             raise UserError(f"The prepared set {self.path} ({split}) holds no documents.")
 
     def __len__(self) -> int:
-        return sum(self._lengths) if self._lengths is not None else len(self._source)
+        return sum(self._lengths) if self._lengths is not None else len(self._records)
 
     def __getitem__(self, index: int) -> Document:
         """Return a document. Raises DecodeError for a damaged record, and UserError for a shard that cannot be read."""
-        record = retry_reads(lambda: self._source[index], before_retry=self._close)
+        record = self._records[index]
         try:
             return from_record(record)
         except Exception as error:  # protobuf has its own types, and data may end anywhere
             raise damaged_record(error) from None
 
     @functools.cached_property
-    def _source(self) -> array_record_data_source.ArrayRecordDataSource:
-        source, count = open_records(self.shards)
-        if self._lengths is not None and count != sum(self._lengths):
+    def _records(self) -> Records:
+        records = Records(self.shards)
+        if self._lengths is not None and len(records) != sum(self._lengths):
             raise UserError(
-                f"The shards of {self.path} hold {count} documents, but its dataset_info.json lists "
+                f"The shards of {self.path} hold {len(records)} documents, but its dataset_info.json lists "
                 f"{sum(self._lengths)}; copy it again or prepare the set again."
             )
-        return source
-
-    def _close(self) -> None:
-        self.__dict__.pop("_source", None)
+        return records
 
     def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name != "_source"}
+        return {name: value for name, value in self.__dict__.items() if name != "_records"}
 
 
 def _shards(path: Path, split: str) -> list[Path]:

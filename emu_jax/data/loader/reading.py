@@ -1,11 +1,12 @@
 """Read ArrayRecord shards; reads that fail because of the file system are tried again."""
 
+import functools
 import logging
 import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from array_record.python import array_record_data_source
 
@@ -42,6 +43,29 @@ def open_records(shards: Sequence[Path]) -> tuple[array_record_data_source.Array
         raise UserError(
             f"A shard of {shards[0].parent} is damaged or truncated ({error}); copy it again or prepare the set again."
         ) from None
+
+
+class Records:
+    """The records of shards by index, as bytes. Pickling is cheap: each process opens the files itself."""
+
+    def __init__(self, shards: Sequence[Path]) -> None:
+        self._shards = tuple(shards)
+
+    def __len__(self) -> int:
+        return self._opened[1]
+
+    def __getitem__(self, index: int) -> bytes:
+        return retry_reads(lambda: self._opened[0][index], before_retry=self._close)
+
+    @functools.cached_property
+    def _opened(self) -> tuple[array_record_data_source.ArrayRecordDataSource, int]:
+        return open_records(self._shards)
+
+    def _close(self) -> None:
+        self.__dict__.pop("_opened", None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_shards": self._shards}
 
 
 def retry_reads(read: Callable[[], T], *, before_retry: Callable[[], None] = lambda: None) -> T:

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from emu_jax.checkpoints.model_directory import carry_unused
 from emu_jax.config import to_dict
-from emu_jax.errors import UserError
+from emu_jax.data.loader.divided import DividedBatches
 from emu_jax.io.files import atomic_file, file_errors, write_json
 from emu_jax.training.config import TrainConfig
 from emu_jax.training.loop import DataFactory, Evaluation, Initialize, TrainResult
@@ -62,20 +62,17 @@ class Run:
                 carry_unused(Path(self.train.warm_start), workdir)
 
 
-def data_factory(load: Callable[..., Data]) -> DataFactory:
-    """Return a factory of data that must resume with the number of processes that saved it.
+def data_factory(load: Callable[..., DividedBatches]) -> DataFactory:
+    """Return a factory of data that can resume with another number of processes.
 
     Args:
       load: makes the data of one process, from the keywords `process_index` and `process_count`.
     """
 
     def make(states: list[Any]) -> Data:
-        index, count = jax.process_index(), jax.process_count()
-        data = load(process_index=index, process_count=count)
-        if len(states) == count:
-            data.set_state(states[index])
-        elif states:
-            raise UserError(f"This run was saved by {len(states)} processes; resume it with as many, not {count}.")
+        data = load(process_index=jax.process_index(), process_count=jax.process_count())
+        if states:
+            data.set_states(states)
         return data
 
     return make

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from emu_jax.bounds import Checked, Count
 from emu_jax.config import from_config_dict
 from emu_jax.convert.visual_decoder import save_visual_decoder
+from emu_jax.data.loader.divided import DividedBatches
 from emu_jax.data.loader.vae_images import ImageDataConfig, make_image_loader
 from emu_jax.diffusion.config import UNetConfig, VAEConfig
 from emu_jax.diffusion.decoder import VisualDecoder
@@ -74,7 +75,7 @@ def open_vae_run(config: Mapping[str, Any] | Any) -> Run:
             "the same number."
         )
 
-    def load(**process: int) -> Data:
+    def load(**process: int) -> DividedBatches:
         return make_image_loader(run.images, batch_size=run.batch_size, seed=run.train.seed, **process)
 
     def decoder(vae: VAEConfig, params: dict[str, Any]) -> VisualDecoder:

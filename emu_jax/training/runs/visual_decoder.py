@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from emu_jax.bounds import Checked, Count, Tokens
 from emu_jax.config import from_config_dict
 from emu_jax.convert.visual_decoder import load_visual_decoder, save_visual_decoder
+from emu_jax.data.loader.divided import DividedBatches
 from emu_jax.data.loader.visual_decoder_examples import Condition, DecoderExamples, WeightedSet, load_examples
 from emu_jax.diffusion.decoder import VisualDecoder
 from emu_jax.errors import UserError
@@ -44,6 +45,7 @@ class ComputedExamples(Checked):
       max_caption_length: maximum number of characters; pairs with a longer caption are dropped.
       prompt_length: maximum number of tokens of a caption, including `<s>` and `[IMG]`; longer pairs are dropped. Only
         for predictions from the caption.
+      allow_upscale: enlarge stored images that are smaller than the autoencoder's input, instead of refusing them.
     """
 
     emu: str
@@ -51,6 +53,7 @@ class ComputedExamples(Checked):
     condition: Condition = Condition.PREDICTED
     max_caption_length: Count = 150
     prompt_length: Tokens = 64
+    allow_upscale: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +178,7 @@ class StoredSource:
                     f"The latents in {one.directory} have the shape {one.shapes['latent_mean']}, not {latents}."
                 )
 
-    def loader(self, decoder: VisualDecoder, *, batch_size: int, seed: int) -> Callable[..., Data]:
+    def loader(self, decoder: VisualDecoder, *, batch_size: int, seed: int) -> Callable[..., DividedBatches]:
         """Return a function that makes the loader of one process."""
         return functools.partial(load_examples, self.sets, weights=self.weights, batch_size=batch_size, seed=seed)
 
@@ -225,7 +228,7 @@ class ComputedSource:
             prompt_length=self.config.prompt_length,
         )
 
-    def loader(self, decoder: VisualDecoder, *, batch_size: int, seed: int) -> Callable[..., Data]:
+    def loader(self, decoder: VisualDecoder, *, batch_size: int, seed: int) -> Callable[..., DividedBatches]:
         """Return a function that makes the loader of one process."""
         images = CaptionedImages(
             sets=self.config.sets,
@@ -235,6 +238,7 @@ class ComputedSource:
             image_size=self.emu.config.vision.image_size,
             prompt_length=self.config.prompt_length,
             max_caption_length=self.config.max_caption_length,
+            allow_upscale=self.config.allow_upscale,
         )
         return functools.partial(images.loader, batch_size=batch_size, seed=seed)
 
