@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.model.vision.remat = config.model.decoder.remat = config.model.causal_former.remat = "full"
     config.tokenizer = "data/llama/tokenizer.model"
 
-    # Not published, and Emu2-Chat's sets are others: one weight for all, so that each set gives the same number of chats.
+    # The fractions are not published, and Emu2-Chat has other sets: each set gives as many chats.
     config.data.sets = common.sets(
         {"path": "data/sharegpt"},
         {"path": "data/alpaca"},

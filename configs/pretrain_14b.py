@@ -4,9 +4,9 @@
         --config.train.warm_start=MODEL_DIR
     python -m emu_jax train --config=configs/pretrain_14b.py:512 --workdir=...
 
-`512` is the variant with sections of 512 tokens of an MMC4 page, instead of 1024. MODEL_DIR is written by `import-torch`
-from the published EVA-CLIP and LLaMA weights. The mesh shards the parameters over 128 chips, and is data-parallel over
-groups of 128 chips and over slices.
+`512` is the variant with sections of 512 tokens of an MMC4 page, instead of 1024. MODEL_DIR is written by
+`import-torch` from the published EVA-CLIP and LLaMA weights. The mesh shards the parameters over 128 chips, and is
+data-parallel over groups of 128 chips and over slices.
 
 Values without a comment are the paper's. Comments mark values that the paper does not give, or that only one source
 gives, and deviations with their reason. docs/recipe.md lists all of them.
@@ -19,11 +19,11 @@ from configs import common
 # Mean tokens (with those of images) and images of a document, by set. Estimates: `inspect-data` measures them on your
 # sets, and prints the rows per step that they require.
 SIZES = {
-    "laion2b": (54, 1.0),
-    "laion_coco": (54, 1.0),
-    "mmc4": (430, 1.8),
-    "webvid": (293, 8.0),
-    "yt_storyboard": (880, 13.0),
+    "laion2b": (53, 1.0),
+    "laion_coco": (53, 1.0),
+    "mmc4": (453, 1.8),
+    "webvid": (294, 8.0),
+    "yt_storyboard": (872, 13.6),
 }
 
 
@@ -31,12 +31,12 @@ def get_config(page_length: str = "1024") -> ConfigDict:
     """Return the run, with sections of `page_length` tokens of an MMC4 page."""
     config = common.base(
         "emu_14b",
-        # Inferred: 82M samples in 10k steps are 8,192 per step. With documents of SIZES these are 1,420 rows; this is the
-        # next multiple of 512.
+        # Inferred: 82M samples in 10k steps are 8,192 per step. With documents of SIZES these are about 1,420 rows;
+        # this is the next multiple of 512.
         steps=10_000,
         batch_size=1536,
         length=1024,
-        max_images=14,  # not published; fills at least 95% of the tokens and 85% of the slots (experiments/records)
+        max_images=14,  # not published; rows are filled best (experiments/records/packing.md)
     )
     config.samples_per_step = 8192
     config.model.decoder.vocab_size = common.LLAMA_VOCAB
@@ -44,9 +44,9 @@ def get_config(page_length: str = "1024") -> ConfigDict:
     config.model.vision.remat = config.model.decoder.remat = config.model.causal_former.remat = "full"
     config.tokenizer = "data/llama/tokenizer.model"
 
-    # The weight of each set is its batch size in the paper, where each step of a GPU appears to draw one set (inferred).
-    # Here each row packs documents of all sets: the same number of each, without steps of one set. The alternative is
-    # --config.data.mixing=homogeneous.
+    # The weight of each set is its batch size in the paper, where each step of a GPU appears to draw one set (inferred)
+    # Here each row packs documents of all sets: as many of each, and fuller rows. With
+    # --config.data.mixing=homogeneous, each step draws one set.
     config.data.sets = common.sets(
         {"path": "data/laion2b", "weight": 128.0},
         {"path": "data/laion_coco", "weight": 128.0},
@@ -77,7 +77,7 @@ def get_config(page_length: str = "1024") -> ConfigDict:
     optimizer.final_fraction = 0.0  # not published
     optimizer.b1, optimizer.b2, optimizer.eps = 0.9, 0.98, 1e-6
     optimizer.weight_decay = 0.05
-    # Not published: norms, biases, embeddings, learned positions and queries have no weight decay (`optimizer.no_decay`).
+    # Not published: no weight decay on norms, biases, embeddings, learned positions and queries (`optimizer.no_decay`).
     optimizer.clip_norm = 5.0  # not published; Emu2's
 
     # Not 256: it divides no dimension of the vision encoder's attention (width 1408, 16 heads of 88), which would be

@@ -6,12 +6,14 @@
 
 In each step, the frozen autoencoder encodes an image to latents. The frozen Emu predicts the image's embeddings from
 its caption, as in the paper (`predicted`), or encodes the image itself, as in Emu2 (`encoded`). With `stored`, both are
-read from the output of `prepare-decoder-data`, which gives the same run:
+read from the output of `prepare-decoder-data`, which gives the same run. The sets are stored at 512 pixels:
 
+    for SET in laion_coco laion_aesthetics; do python -m emu_jax prepare-data --source=pairs --input=$SET \\
+        --output=data/$SET --image-size=512 --crop --store=jpeg; done
     for SET in laion_coco laion_aesthetics; do python -m emu_jax prepare-decoder-data --checkpoint=models/emu \
         --decoder=models/stable-diffusion-v1-5 --sets data/$SET --output=data/decoder/$SET; done
 
-Values without a comment are the paper's.
+Values without a comment are the paper's. docs/recipe.md lists all of them.
 """
 
 from ml_collections import ConfigDict
@@ -27,6 +29,7 @@ def get_config(inputs: str = "predicted") -> ConfigDict:
         source = {"examples": tuple({"path": f"data/decoder/{name}", "weight": w} for name, w in SETS.items())}
     else:
         sets = tuple({"path": f"data/{name}", "weight": weight} for name, weight in SETS.items())
+        # Longer captions are dropped. The stored path drops them in prepare-decoder-data.
         source = {"computed": {"emu": "models/emu", "sets": sets, "condition": inputs, "max_caption_length": 150}}
     config = common.visual_decoder(
         decoder="models/stable-diffusion-v1-5",

@@ -72,6 +72,10 @@ class ArgumentParser(argparse.ArgumentParser):
         """Raise UserError with the message of argparse."""
         raise UserError(f"{message} (see `{self.prog} --help`)")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help; argparse itself would ignore that it cannot be written."""
+        print(message, end="", file=file)
+
     def add_config_argument(self) -> None:
         """Add --config, for a command that reads the config of a training run; parse with `parse_config_args`."""
         self.add_argument(
@@ -141,13 +145,15 @@ class ArgumentParser(argparse.ArgumentParser):
         return arguments, rest
 
 
-def at_least(minimum: int) -> Callable[[str], int]:
-    """Return an argparse type: an integer that is not below `minimum`."""
+def at_least(minimum: int, *, at_most: int | None = None) -> Callable[[str], int]:
+    """Return an argparse type: an integer that is not below `minimum`, and not above `at_most`."""
 
     def parse(text: str) -> int:
         value = int(text)
         if value < minimum:
             raise argparse.ArgumentTypeError(f"must be at least {minimum}, not {value}")
+        if at_most is not None and value > at_most:
+            raise argparse.ArgumentTypeError(f"must be at most {at_most}, not {value}")
         return value
 
     parse.__name__ = "integer"  # argparse names the type in its error for other text

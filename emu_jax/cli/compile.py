@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
     """Run the command."""
     parser = ArgumentParser(__name__, __doc__)
     parser.add_config_argument()
-    parser.add_argument("--topology", required=True, help="TPU slice, such as v5p:4x4x4")
+    parser.add_argument("--topology", required=True, help="TPU slice, such as v5p:4x4x4 or v5p-128")
     parser.add_argument(
         "--slices", type=at_least(1), default=1, help="number of slices, connected by the data center network"
     )

@@ -80,7 +80,8 @@ def _parser() -> ArgumentParser:
     images.add_argument("--inception", type=Path, metavar="FILE", help="pt_inception-2015-12-05-*.pth, for FID")
     images.add_argument("--fid-reference", type=Path, metavar="FILE.npz", help="statistics to compare with (mu, sigma)")
     images.add_argument("--fid-resize", choices=("clean", "legacy_tensorflow"), default="clean")
-    images.add_argument("--clip", type=Path, metavar="DIR", help="a CLIP in the layout of transformers")
+    images.add_argument("--clip", type=Path, metavar="DIR", help="a CLIP in the layout of transformers; "
+                        "it also finds the nearest images of --shots")  # fmt: skip
     synthetic.add_arguments(parser)
     return parser
 

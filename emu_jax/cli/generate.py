@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
     if arguments.output == TEXT:
         in_chat = uses_chat(arguments, parts, emu.tokenizer)
         if in_chat:
-            parts = chat_parts(parts, arguments.system, emu.tokenizer)
+            parts = chat_parts(parts, arguments, emu.tokenizer)
         generated = str(emu.generate_text(parts, **special_tokens, **dataclasses.asdict(text))).strip()
         if other_process():
             return
@@ -131,6 +131,8 @@ def parser() -> ArgumentParser:
         help="ask as a user, [USER]: ... [ASSISTANT]: (default: if the model was trained on chats)",
     )
     parser.add_argument("--system", choices=SYSTEMS, default="none", help="released system message, for --chat")
+    add_chat_arguments(parser)
+    parser.add_argument("--prefill", default="", metavar="TEXT", help="start of the answer, for --chat; not printed")
     parser.add_argument(
         "--special-tokens", action="store_true", help="parse [IMG], </s> ... in the prompt as special tokens"
     )
@@ -160,6 +162,16 @@ def parser() -> ArgumentParser:
         help="what starts an image: the model's [IMG], the start of the output, or each end of a text (default)",
     )
     return parser
+
+
+def add_chat_arguments(parser: ArgumentParser) -> None:
+    """Add the layout of a chat's prompt."""
+    parser.add_argument(
+        "--chat-style",
+        choices=("training", "release"),
+        default="training",
+        help="layout of a chat: as in our training (default), or with the exact tokens of the released scripts",
+    )
 
 
 def add_text_arguments(parser: ArgumentParser) -> None:
@@ -197,8 +209,10 @@ def check_combinations(arguments: argparse.Namespace) -> None:
         raise UserError("There is no prompt; write text and files, as in: photo.jpg 'What is this?'")
     if arguments.chat and (arguments.special_tokens or arguments.output != TEXT):
         raise UserError("--chat is for text without --special-tokens; a chat adds its special tokens itself.")
-    if arguments.system != "none" and arguments.chat is False:
-        raise UserError("--system is for chats; remove --no-chat.")
+    if (arguments.system != "none" or arguments.prefill) and arguments.chat is False:
+        raise UserError("--system and --prefill are for chats; remove --no-chat.")
+    if arguments.prefill and (arguments.special_tokens or arguments.output != TEXT):
+        raise UserError("--prefill is for a chat that answers with text, without --special-tokens.")
 
 
 def prompt_parts(arguments: argparse.Namespace) -> list[Part]:
@@ -222,19 +236,25 @@ def uses_chat(arguments: argparse.Namespace, parts: list[Part], tokenizer: Token
     """Return True if the prompt is a turn of a chat: by option, or by default for text to a model with chat tokens."""
     if arguments.chat is not None:
         return arguments.chat
-    if arguments.system != "none":
+    if arguments.system != "none" or arguments.prefill:
         return True
     has_text = any(isinstance(part, str) and part.strip() for part in parts)
     return tokenizer.instruct and has_text and not arguments.special_tokens
 
 
-def chat_parts(parts: list[Part], system: str, tokenizer: Tokenizer) -> list[Part]:
+def chat_parts(parts: list[Part], arguments: argparse.Namespace, tokenizer: Tokenizer) -> list[Part]:
     """Return the prompt as the turn of a user, up to the start of the answer."""
     from emu_jax.data.document import Role
-    from emu_jax.generation.chat import Turn, chat_prompt
+    from emu_jax.generation.chat import ChatStyle, Turn, chat_prompt
 
     note_without_chat_tokens(tokenizer)
-    return chat_prompt([Turn(Role.USER, tuple(parts))], tokenizer=tokenizer, system=system_message(system))
+    return chat_prompt(
+        [Turn(Role.USER, tuple(parts))],
+        tokenizer=tokenizer,
+        system=system_message(arguments.system),
+        style=ChatStyle(arguments.chat_style),
+        prefill=arguments.prefill,
+    )
 
 
 def note_without_chat_tokens(tokenizer: Tokenizer) -> None:

@@ -4,8 +4,8 @@
     python -m emu_jax inspect-data --config=configs/tiny.py --batches=20 --config.data.batch.length=256
 
 The rows are the first that `train` would read with the same config. Any field of the config can be set here, too. The
-command also prints the documents, tokens and images of a step next to those of the recipe, if the config follows one, and
-the image slots per row that fit the data best.
+command also prints the documents, tokens and images of a step next to those of the recipe, if the config follows one,
+and the image slots per row that fit the data best.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pathlib import Path
 from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.cli.imports import heavy_imports
 from emu_jax.errors import UserError
-
 
 _ROWS = 32  # of a batch
 _MAX_ROWS = 2048

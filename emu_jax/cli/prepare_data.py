@@ -1,8 +1,12 @@
 """Convert a downloaded data set to shards that the loader reads.
 
     python -m emu_jax prepare-data --source=pairs --input='laion/{00000..00099}.tar' --output=data/laion
+    python -m emu_jax prepare-data --source=llava --input=llava.json --check
     python -m emu_jax prepare-data --source=mmc4 --input='mmc4/docs_shard_*_v3.jsonl' --media=mmc4/images \\
         --output=data/mmc4
+
+--check reads every record and its files, counts images against their marks, lists the bad records and writes nothing;
+its exit code is 2 if a record is bad.
 
 Every image is decoded, checked, resized and stored. OUTPUT/rejects.jsonl lists the documents that are broken, not
 downloaded or removed by a filter, OUTPUT/summary.json counts all documents, and OUTPUT/samples.html displays some of
@@ -18,6 +22,7 @@ import dataclasses
 import shlex
 import sys
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -26,10 +31,12 @@ from rich.progress import Progress, TimeRemainingColumn
 from emu_jax.cli.arguments import ArgumentParser, LocalText
 from emu_jax.data.limits import Limits
 from emu_jax.data.prepare.beam import Runner
+from emu_jax.data.prepare.check import check_inputs
 from emu_jax.data.prepare.cleaning import PrepareConfig, Store
 from emu_jax.data.prepare.job import Summary, prepare
 from emu_jax.data.sources import SOURCES, ReadOptions
 from emu_jax.data.sources.input_files import expand_inputs, missing_shards
+from emu_jax.data.sources.source import Rejected
 from emu_jax.errors import UserError
 
 
@@ -42,11 +49,17 @@ def main(argv: list[str]) -> None:
         "--input", required=True, type=LocalText, nargs="+", metavar="FILES",
         help="files of the set: names, folders, braces such as {00000..00099}, wildcards (quote them)",
     )  # fmt: skip
-    parser.add_argument("--output", required=True, type=Path, help="folder to write; must not exist yet")
+    parser.add_argument("--output", type=Path, help="folder to write; must not exist yet (required without --check)")
+    parser.add_argument("--check", action="store_true", help="read and check all records, and write nothing")
     parser.add_argument("--name", default="", help="name of the set in metrics (default: the source)")
     parser.add_argument("--split", default="train", help="name of the split to write")
     parser.add_argument("--media", type=Path, help="folder or .tar with the images or videos that the files name")
     parser.add_argument("--image-size", type=int, default=224, help="pixels per side; 0 stores the files unchanged")
+    parser.add_argument(
+        "--crop", action="store_true",
+        help="for the visual decoder: resize the shorter side, crop the center, and drop images that are smaller",
+    )  # fmt: skip
+    parser.add_argument("--allow-upscale", action="store_true", help="with --crop: enlarge smaller images instead")
     parser.add_argument(
         "--store", choices=[s.value for s in Store], default="png", help="image encoding; raw: fastest for tiny images"
     )
@@ -75,6 +88,8 @@ def main(argv: list[str]) -> None:
         source=a.source,
         name=a.name,
         image_size=a.image_size or None,
+        crop=a.crop,
+        allow_upscale=a.allow_upscale,
         exact=a.exact,
         store=Store(a.store),
         frames=a.frames,
@@ -89,9 +104,13 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--workers must be 0 or more, not {a.workers}.")
     if a.runner_options and not a.runner:
         raise UserError("--runner-options requires --runner.")
+    if a.allow_upscale and not a.crop:
+        raise UserError("--allow-upscale requires --crop.")
     runner = Runner(a.runner, tuple(shlex.split(a.runner_options))) if a.runner else None
     if a.media is not None and not (a.media.is_dir() or (a.media.suffix == ".tar" and a.media.is_file())):
         raise UserError(f"--media {a.media} is neither a folder nor a .tar.")
+    if a.output is None and not a.check:
+        raise UserError("Name the folder to write with --output, or only check the input with --check.")
     source = SOURCES[a.source]
     try:
         inputs = expand_inputs(a.input, suffixes=source.suffixes)
@@ -100,6 +119,9 @@ def main(argv: list[str]) -> None:
     if gaps := missing_shards(inputs):
         listed = ", ".join(gaps[:10]) + (f" and {len(gaps) - 10} more" if len(gaps) > 10 else "")
         print(f"Note: there are gaps in the numbers of the input files: {listed}", file=sys.stderr)
+    if a.check:
+        check(inputs, source=a.source, options=config.options)
+        return
     columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         tasks: dict[str, object] = {}
@@ -113,6 +135,23 @@ def main(argv: list[str]) -> None:
             inputs, a.output, config=config, split=a.split, workers=a.workers, runner=runner, progress=progress
         )
     print(report(summary))
+
+
+def check(inputs: Sequence[Path], *, source: str, options: ReadOptions) -> None:
+    """Print every bad record and the counts.
+
+    Raises:
+      UserError: there are bad records.
+    """
+
+    def report(found: Rejected) -> None:
+        detail = f" ({found.detail})" if found.detail else ""
+        print(f"{found.outcome.value}: {found.key}: {found.reason}{detail}")
+
+    result = check_inputs(inputs, source=source, options=options, report=report)
+    print(f"{result.documents} good records, {result.media} images and videos, {result.text_only} records of text only")
+    if result.bad:
+        raise UserError(f"{result.bad} records are bad (listed above). Nothing was written.")
 
 
 def parse_limits(assignments: list[str]) -> Limits:

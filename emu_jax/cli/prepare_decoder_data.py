@@ -5,7 +5,10 @@
 
 The sets are folders that `prepare-data` wrote. The stage `visual_decoder` reads OUTPUT (`examples` in its config), so
 that neither the Emu nor the autoencoder runs while the U-Net trains. A run that computes both in each step gives the
-same result.
+same result, up to the rounding of --store. An example of the paper's size has 393 kB in bfloat16 (786 kB in float32).
+
+If the command was stopped, running it again resumes it. To use several processes or machines, start the command in each
+with the same arguments, and with --process-count=N and its own --process-index, from 0 to N - 1.
 """
 
 from __future__ import annotations
@@ -37,7 +40,19 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--max-caption-length", type=int, default=150, help="characters; longer captions are skipped")
     parser.add_argument("--limit", type=int, help="maximum number of documents of each set")
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument(
+        "--allow-upscale", action="store_true", help="enlarge stored images that are smaller, instead of refusing them"
+    )
+    parser.add_argument("--store", choices=("bfloat16", "float32"), default="bfloat16", help="dtype of the examples")
+    parser.add_argument("--shard-size", type=int, default=1024, help="documents per shard; a stopped run repeats one")
+    parser.add_argument("--process-index", type=int, default=0, help="number of this process")
+    parser.add_argument("--process-count", type=int, default=1, help="processes that write OUTPUT together")
     a = parser.parse_args(argv)
+    if not 0 <= a.process_index < a.process_count:
+        raise UserError(f"--process-index must be from 0 to {a.process_count - 1}, not {a.process_index}.")
+    for name in ("shard_size", "batch_size", "max_caption_length"):
+        if getattr(a, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(a, name)}.")
 
     with heavy_imports():
         from emu_jax.cli.progress import count_progress
@@ -63,6 +78,14 @@ def main(argv: list[str]) -> None:
             max_caption_length=a.max_caption_length,
             limit=a.limit,
             batch_size=a.batch_size,
+            allow_upscale=a.allow_upscale,
+            shard_size=a.shard_size,
+            dtype=a.store,
+            process_index=a.process_index,
+            process_count=a.process_count,
             progress=progress,
         )
-    print(f"{count} examples in {a.output}")
+    if count is None:
+        print(f"The shards of this process are complete; {a.output} is complete after the other processes.")
+    else:
+        print(f"{count} examples in {a.output}")

@@ -90,20 +90,42 @@ def topology_names() -> list[str]:
 
 
 def parse_topology(text: str, *, slices: int = 1) -> Topology:
-    """Parse a name such as `"v5p:4x4x4"`.
+    """Parse a name such as `"v5p:4x4x4"`, or the accelerator type of Google Cloud, such as `"v5p-128"`.
+
+    The number in an accelerator type counts TensorCores for v4, v5p and tpu7x, and chips for v5litepod and v6e.
 
     Raises:
       UserError: an unknown name, or fewer than one slice.
     """
     names = topology_names()
+    text = _accelerator_types().get(text.lower(), text)
     if text not in names:
         close = difflib.get_close_matches(text, names, n=1, cutoff=0.6)
         hint = f"Did you mean {close[0]}? " if close else ""
-        raise UserError(f"There is no topology {text!r}. {hint}The topologies are {', '.join(names)}.")
+        raise UserError(
+            f"There is no topology {text!r}. {hint}The topologies are {', '.join(names)}, and "
+            "accelerator types such as v5p-128 and v5litepod-256."
+        )
     if slices < 1:
         raise UserError(f"--slices must be at least 1, not {slices}.")
     generation, _, sides = text.partition(":")
     return Topology(generation, tuple(map(int, sides.split("x"))), slices)
+
+
+# Names of the accelerator types on Google Cloud, and the TensorCores per chip that their numbers count.
+_CLOUD = {
+    "v4": ("v4", 2), "v5p": ("v5p", 2), "v5litepod": ("v5e", 1), "v5e": ("v5e", 1), "v6e": ("v6e", 1),
+    "tpu7x": ("v7x", 2), "v7x": ("v7x", 2),
+}  # fmt: skip
+
+
+def _accelerator_types() -> dict[str, str]:
+    """Return the topology of each accelerator type: v5p-128 -> v5p:4x4x4, v5litepod-256 -> v5e:16x16."""
+    return {
+        f"{cloud}-{math.prod(map(int, size.split('x'))) * cores}": f"{generation}:{size}"
+        for cloud, (generation, cores) in _CLOUD.items()
+        for size in TARGETS[generation].sizes
+    }
 
 
 def compile_devices(topology: Topology) -> list[jax.Device]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from emu_jax.checkpoints.vocabulary import grow
 from emu_jax.convert.positions import resize_positions
+from emu_jax.convert.sources import is_release
 from emu_jax.io.tensors import Tensor
 from emu_jax.models.config import EmuConfig
 
@@ -43,6 +44,31 @@ def add_vocabulary(tensors: Mapping[str, Tensor], config: EmuConfig) -> tuple[di
             changed[name] = _changed(table, (size, *table.shape[1:]), grown)
             notes.append(f"{name}: {size - known} rows added, each the mean of the others")
     return changed, notes
+
+
+def crop_vocabulary(tensors: Mapping[str, Tensor], *, pieces: int | None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Remove the rows past the tokenizer's from the tables of a LLaMA: tokens that others added, or padding.
+
+    Args:
+      tensors: of all sources.
+      pieces: number of pieces of the tokenizer. None: it is unknown, and all rows stay.
+
+    Returns:
+      The tensors and a note. Tables of a complete Emu, which have its special tokens, are not changed.
+    """
+    tables = {} if is_release(tensors) else {name: tensors[name] for name in (EMBEDDING, HEAD) if name in tensors}
+    rows = max((tensor.shape[0] for tensor in tables.values()), default=0)
+    if pieces is None:
+        note = f"all {rows} rows of the vocabulary are used, as there is no tokenizer to compare with"
+        return dict(tensors), ((note,) if rows else ())
+    if rows <= pieces:
+        return dict(tensors), ()
+    cropped = {
+        name: _changed(tensor, (min(pieces, tensor.shape[0]), *tensor.shape[1:]), lambda array: array[:pieces])
+        for name, tensor in tables.items()
+    }
+    note = f"vocabulary cropped from {rows} to {pieces} rows, the pieces of the tokenizer"
+    return {**tensors, **cropped}, (note,)
 
 
 def _is_square_grid(shape: tuple[int, ...]) -> bool:

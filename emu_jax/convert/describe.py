@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from emu_jax.checkpoints.model_config import CONFIG
-from emu_jax.convert.emu_config import SPECIAL_TOKENS, from_llama_config, is_emu_config, read_config
+from emu_jax.convert.emu_config import SPECIAL_TOKENS, from_llama_config
 from emu_jax.convert.emu_table import emu_table, is_adapter
+from emu_jax.convert.release_files import find_emu_config, read_emu_config
 from emu_jax.convert.sources import emu_folder, is_release, lora_rank
 from emu_jax.errors import UserError
 from emu_jax.io.files import read_json
@@ -66,13 +67,15 @@ def _sizes(sources: Sequence[Path], tensors: Mapping[str, Tensor], option: str |
     if option is not None:
         if not Path(option).is_file():
             raise UserError(f"--config {option} is neither a config.json nor the preset {PRESET}.")
-        return read_config(Path(option))
+        return read_emu_config(Path(option), vocab_size=vocabulary_rows(tensors))
     llama = None
     for source in sources:
-        path = (source if source.is_dir() else source.parent) / CONFIG
+        folder = source if source.is_dir() else source.parent
+        emu = find_emu_config(folder)
+        if emu is not None:
+            return read_emu_config(emu, vocab_size=vocabulary_rows(tensors))
+        path = folder / CONFIG
         values = read_json(path) if path.is_file() else None
-        if is_emu_config(values):
-            return read_config(path)
         if isinstance(values, dict) and values.get("model_type") == "llama":
             rows = _vocabulary(tensors, values.get("vocab_size", 32000))
             llama = from_llama_config(values, vocab_size=rows + SPECIAL_TOKENS, source=str(path))
@@ -84,6 +87,11 @@ def _sizes(sources: Sequence[Path], tensors: Mapping[str, Tensor], option: str |
 
 def _vocabulary(tensors: Mapping[str, Tensor], default: int) -> int:
     return tensors[_EMBEDDING].shape[0] if _EMBEDDING in tensors else default
+
+
+def vocabulary_rows(tensors: Mapping[str, Tensor]) -> int | None:
+    """Return the vocabulary of a complete Emu; None if its tables are those of a LLaMA, or absent."""
+    return tensors[_EMBEDDING].shape[0] if is_release(tensors) and _EMBEDDING in tensors else None
 
 
 def _published(tensors: Mapping[str, Tensor]) -> EmuConfig:

@@ -3,16 +3,22 @@
 The folders of Stable Diffusion and of Emu also have `safety_checker/` and `feature_extractor/`.
 """
 
+import dataclasses
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from emu_jax.errors import UserError
+from emu_jax.io.checkpoint_folder import SUFFIXES, weight_files
 from emu_jax.io.files import read_json, write_json
 from emu_jax.io.safetensors_files import write_safetensors
 from emu_jax.io.tensor_files import open_tensors
 from emu_jax.io.tensors import Progress, Tensor, no_progress
+from emu_jax.io.wrapper_names import without_wrappers
 
 UNET, VAE, SCHEDULER = "unet", "vae", "scheduler"
 SAFETY, EXTRACTOR = "safety_checker", "feature_extractor"
@@ -27,7 +33,8 @@ CONFIG_NAME = {
 WEIGHTS = "diffusion_pytorch_model"
 _FILES = dict.fromkeys((UNET, VAE), (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.bin"))
 _FILES[SAFETY] = ("model.safetensors", "pytorch_model.bin")
-_VARIANTS = ("", ".fp16", ".bf16")  # `NAME.fp16.safetensors`: written by diffusers with variant="fp16"
+# Names that follow the `model.` of a wrapper.
+_OWN = re.compile(r"(conv_in|down_blocks|mid_block|up_blocks|time_embedding|encoder|decoder|quant_conv|vision_model)\.")
 
 # Names of the VAE's attention in diffusers before 0.17. The published file of SD v1.5 still has them.
 _OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -45,7 +52,7 @@ def has_decoder_part(directory: Path) -> bool:
 
 def has_safety_checker(directory: Path) -> bool:
     """Return True if `directory` has the weights of a safety checker."""
-    return _weights(directory, SAFETY) is not None
+    return bool(_weights(directory, SAFETY))
 
 
 def read_part_config(directory: Path, part: str) -> dict[str, Any]:
@@ -64,23 +71,23 @@ def read_part_config(directory: Path, part: str) -> dict[str, Any]:
 
 
 def part_bytes(directory: Path, part: str) -> int:
-    """Return the size of the file with a part's weights; 0 if there is none."""
-    path = _weights(directory, part)
-    return 0 if path is None else path.stat().st_size
+    """Return the size of the files with a part's weights; 0 if there are none."""
+    return sum(path.stat().st_size for path in _weights(directory, part))
 
 
 def open_part(directory: Path, part: str) -> dict[str, Tensor]:
     """Return the tensors of one part by their current names.
 
+    The files may be sharded, with or without an index, and their names may have the prefixes of wrappers.
     safetensors are preferred over `.bin`, and the plain file name over a variant's.
 
     Raises:
       UserError: there are no weights, they cannot be read, or PyTorch is not installed for a `.bin`.
     """
-    path = _weights(directory, part)
-    if path is None:
+    if not _weights(directory, part):
         raise UserError(f"{directory / part} has no weights. It must contain {' or '.join(_FILES[part])}.")
-    return {_current_name(name): tensor for name, tensor in open_tensors(path).items()}
+    tensors, _ = without_wrappers(open_tensors(directory / part), _OWN)
+    return {_current_name(name): tensor for name, tensor in tensors.items()}
 
 
 def write_part(
@@ -89,15 +96,16 @@ def write_part(
     config: Mapping[str, Any],
     tensors: Sequence[Tensor] = (),
     *,
+    stem: str = WEIGHTS,
     progress: Progress = no_progress,
 ) -> None:
-    """Write the config and the weights of one part; `progress` is called after each tensor."""
+    """Write the config and the weights of one part to STEM.safetensors; `progress` is called after each tensor."""
     folder = directory / part
     folder.mkdir()
     write_json(folder / CONFIG_NAME[part], config, indent=2)
     if tensors:
         size = sum(tensor.nbytes for tensor in tensors)
-        write_safetensors(folder, tensors, stem=WEIGHTS, shard_bytes=size, progress=progress)
+        write_safetensors(folder, tensors, stem=stem, shard_bytes=size, progress=progress)
 
 
 def copy_screening(source: Path, target: Path) -> tuple[str, ...]:
@@ -108,11 +116,58 @@ def copy_screening(source: Path, target: Path) -> tuple[str, ...]:
     return present
 
 
-def copy_decoder(source: Path, target: Path) -> None:
-    """Copy all parts of a diffusers folder to `target`."""
+@dataclasses.dataclass(frozen=True)
+class DecoderFiles:
+    """Form of an exported visual decoder.
+
+    Attributes:
+      dtype: of the U-Net and the autoencoder. None: as saved.
+      variant: part of the names of their files, for `from_pretrained(..., variant="fp16")`. None: plain names.
+      legacy_attention: the autoencoder's attention has the names of diffusers before 0.17.
+    """
+
+    dtype: np.dtype | None = None
+    variant: str | None = None
+    legacy_attention: bool = False
+
+
+def copy_decoder(source: Path, target: Path, files: DecoderFiles | None = None) -> None:
+    """Copy all parts of a diffusers folder to `target`, and write its model_index.json."""
     for part in REQUIRED:
-        _copy_part(source, target, part)
-    copy_screening(source, target)
+        if files in (None, DecoderFiles()) or part == SCHEDULER:
+            _copy_part(source, target, part)
+        else:
+            _convert_part(source, target, part, files)
+    screening = copy_screening(source, target)
+    write_json(target / "model_index.json", _model_index(source, screening), indent=2)
+
+
+def _convert_part(source: Path, target: Path, part: str, files: DecoderFiles) -> None:
+    tensors = list(open_part(source, part).values())
+    if files.dtype is not None:
+        tensors = [tensor.astype(files.dtype) for tensor in tensors]
+    if files.legacy_attention and part == VAE:
+        tensors = [dataclasses.replace(tensor, name=_legacy_name(tensor.name)) for tensor in tensors]
+    stem = WEIGHTS if files.variant is None else f"{WEIGHTS}.{files.variant}"
+    write_part(target, part, read_part_config(source, part), tensors, stem=stem)
+
+
+def _model_index(source: Path, screening: Sequence[str]) -> dict[str, Any]:
+    """Return the values with which diffusers opens the folder as a pipeline without a text encoder."""
+    scheduler = read_part_config(source, SCHEDULER).get("_class_name", "PNDMScheduler")
+    absent = [None, None]
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.17.1",
+        "requires_safety_checker": SAFETY in screening,
+        EXTRACTOR: ["transformers", "CLIPImageProcessor"] if EXTRACTOR in screening else absent,
+        SAFETY: ["stable_diffusion", "StableDiffusionSafetyChecker"] if SAFETY in screening else absent,
+        SCHEDULER: ["diffusers", scheduler],
+        "text_encoder": absent,
+        "tokenizer": absent,
+        UNET: ["diffusers", "UNet2DConditionModel"],
+        VAE: ["diffusers", "AutoencoderKL"],
+    }
 
 
 def _copy_part(source: Path, target: Path, part: str) -> None:
@@ -120,21 +175,27 @@ def _copy_part(source: Path, target: Path, part: str) -> None:
     (target / part).mkdir()
     shutil.copyfile(source / part / CONFIG_NAME[part], target / part / CONFIG_NAME[part])
     weights = _weights(source, part)
-    if weights is not None:
-        plain = next(name for name in _FILES[part] if name.endswith(weights.suffix))
-        shutil.copyfile(weights, target / part / plain)
+    for file in weights:
+        plain = next(name for name in _FILES[part] if name.endswith(file.suffix))
+        shutil.copyfile(file, target / part / (plain if len(weights) == 1 else file.name))
 
 
-def _weights(directory: Path, part: str) -> Path | None:
-    for variant in _VARIANTS:
-        for name in map(Path, _FILES.get(part, ())):
-            path = directory / part / f"{name.stem}{variant}{name.suffix}"
-            if path.is_file():
-                return path
-    return None
+def _weights(directory: Path, part: str) -> list[Path]:
+    """Return the files with a part's weights; none if there are none."""
+    folder = directory / part
+    if part not in _FILES or not folder.is_dir() or not any(path.suffix in SUFFIXES for path in folder.iterdir()):
+        return []
+    return weight_files(folder)[0]
 
 
 def _current_name(name: str) -> str:
     for old, new in _OLD_NAMES.items():
         name = name.replace(old, new)
+    return name
+
+
+def _legacy_name(name: str) -> str:
+    if ".attentions." in name:
+        for old, new in _OLD_NAMES.items():
+            name = name.replace(new, old)
     return name

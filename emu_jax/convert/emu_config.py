@@ -10,6 +10,7 @@ from emu_jax.errors import UserError
 from emu_jax.models.config import CausalFormerConfig, DecoderConfig, EmuConfig, VisionConfig
 
 SPECIAL_TOKENS = 4  # [PAD] [IMG] [/IMG] <image>, added to LLaMA's vocabulary by Emu
+LLAMA_CONFIG = "llama_config"  # folder of the LLaMA's config and tokenizer in the released code
 _OUR_KEY = "emu_jax"  # our exports store the complete EmuConfig under this key
 _INVALID_SIZES = (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError)
 _T5_DEFAULTS = {"d_model": 768, "d_kv": 64, "num_heads": 12, "d_ff": 3072, "num_layers": 12}  # t5-base
@@ -39,8 +40,14 @@ def is_emu_config(values: Any) -> bool:
         "decoder" in values
         or "cformer" in values
         or isinstance(values.get("model"), dict)
+        or is_release_form(values)
         or is_transformers_config(values)
     )
+
+
+def is_release_form(values: Any) -> bool:
+    """Return True if these are the values of the release's Emu-14B.json."""
+    return isinstance(values, dict) and isinstance(values.get("vision_cfg"), dict) and "vladapter_cfg" in values
 
 
 def from_release_config(values: dict[str, Any], *, source: str = "config.json") -> EmuConfig:
@@ -62,10 +69,13 @@ def from_release_config(values: dict[str, Any], *, source: str = "config.json") 
         causal_former = CausalFormerConfig(
             num_image_tokens=values["n_causal"],
             width=t5["d_model"],
-            num_layers=t5["num_layers"],
+            num_layers=t5.get("num_decoder_layers") or t5["num_layers"],
             num_heads=t5["num_heads"],
             head_dim=t5["d_kv"],
             mlp_dim=t5["d_ff"],
+            relpos_buckets=t5.get("relative_attention_num_buckets", 32),
+            relpos_max_distance=t5.get("relative_attention_max_distance", 128),
+            norm_eps=t5.get("layer_norm_epsilon", 1e-6),
         )
         vocab_size = values.get("lm_vocab_with_special_tokens", values["lm"]["vocab_size"] + SPECIAL_TOKENS)
         decoder = from_llama_config(values["lm"], vocab_size=vocab_size, source=source)
@@ -87,13 +97,17 @@ def from_llama_config(values: dict[str, Any], *, vocab_size: int, source: str = 
             ("hidden_act", "silu"),
             ("attention_bias", False),
             ("mlp_bias", False),
-            ("rope_scaling", None),
+            ("partial_rotary_factor", 1.0),
         )
         if values.get(name, known) != known
     ]
-    rope = values.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        unsupported.append(f"rope_type={rope['rope_type']!r}")
+    rope: dict[str, Any] = {}
+    for name in ("rope_scaling", "rope_parameters"):  # before and since transformers 5
+        given = values.get(name) or {}
+        if not _is_plain_rope(given):
+            unsupported.append(f"{name}={given!r}")
+        else:
+            rope |= given
     try:
         heads = values["num_attention_heads"]
         if values.get("head_dim") not in (None, values["hidden_size"] // heads):
@@ -115,24 +129,32 @@ def from_llama_config(values: dict[str, Any], *, vocab_size: int, source: str = 
         raise UserError(f"{source} is not a valid LLaMA config: {error} is missing or invalid.") from None
 
 
-def to_release_config(config: EmuConfig) -> dict[str, Any]:
-    """Return the values of a config.json in the release's layout, as `from_release_config` reads them."""
-    vision, former, decoder = config.vision, config.causal_former, config.decoder
+def _is_plain_rope(values: Any) -> bool:
+    """Return True for rotary positions that are not scaled: the type `default`, or linear with the factor 1."""
+    if not isinstance(values, dict):
+        return False
+    kind = values.get("rope_type", values.get("type", "default"))
+    return kind in ("default", None) or (kind == "linear" and values.get("factor") == 1)
+
+
+def to_release_config(
+    config: EmuConfig, *, pieces: int | None = None, embed_dim: int = 1024, dtype: str = "float32"
+) -> dict[str, Any]:
+    """Return the values of a config.json that `from_release_config` reads.
+
+    Args:
+      config: of the Emu.
+      pieces: size of the tokenizer without the special tokens. None: that of a pretrained Emu.
+      embed_dim: width of CLIP's projection, which Emu does not use.
+      dtype: of the tensors.
+    """
+    former, decoder = config.causal_former, config.decoder
+    pieces = decoder.vocab_size - SPECIAL_TOKENS if pieces is None else pieces
+    special = {"torch_dtype": dtype, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": pieces}
     return {
-        "vision": {
-            "image_size": vision.image_size,
-            "layers": vision.num_layers,
-            "width": vision.width,
-            "head_width": vision.width // vision.num_heads,
-            "mlp_ratio": _ratio(vision.mlp_dim, vision.width),
-            "patch_size": vision.patch_size,
-            "eva_model_name": "eva-clip-g-14-x",
-            "drop_path_rate": 0,
-            "xattn": False,
-            "freeze": False,
-        },
+        "vision": vision_values(config.vision),
         "n_causal": former.num_image_tokens,
-        "embed_dim": 1024,
+        "embed_dim": embed_dim,
         "cformer": {
             "d_model": former.width,
             "d_kv": former.head_dim,
@@ -140,9 +162,27 @@ def to_release_config(config: EmuConfig) -> dict[str, Any]:
             "d_ff": former.mlp_dim,
             "num_layers": former.num_layers,
         },
-        "lm": to_llama_config(decoder, vocab_size=decoder.vocab_size - SPECIAL_TOKENS),
+        "lm": to_llama_config(decoder, vocab_size=pieces, dtype=dtype),
         "lm_vocab_with_special_tokens": decoder.vocab_size,
+        "vocab_size": decoder.vocab_size,
+        **special,
         _OUR_KEY: to_dict(config),
+    }
+
+
+def vision_values(vision: VisionConfig) -> dict[str, Any]:
+    """Return the vision encoder's values in the release's config files."""
+    return {
+        "image_size": vision.image_size,
+        "layers": vision.num_layers,
+        "width": vision.width,
+        "head_width": vision.width // vision.num_heads,
+        "mlp_ratio": _ratio(vision.mlp_dim, vision.width),
+        "patch_size": vision.patch_size,
+        "eva_model_name": "eva-clip-g-14-x",
+        "drop_path_rate": 0,
+        "xattn": False,  # of the release; True computes the same and requires xformers
+        "freeze": False,
     }
 
 
@@ -171,8 +211,8 @@ def to_llama_config(config: DecoderConfig, *, vocab_size: int, dtype: str = "flo
 
 
 def _ratio(mlp_dim: int, width: int) -> float:
-    """Return the shortest ratio for which int(width * ratio) == mlp_dim: 6144 / 1408 -> 4.364."""
-    for digits in range(1, 12):
+    """Return a short ratio for which int(width * ratio) == mlp_dim: 6144 / 1408 -> 4.3637, as published."""
+    for digits in range(4, 12):
         for ratio in (round(mlp_dim / width, digits), round(mlp_dim / width + 10**-digits, digits)):
             if int(width * ratio) == mlp_dim:
                 return ratio

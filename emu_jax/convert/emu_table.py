@@ -9,9 +9,13 @@ Other layouts have the same tensors under other names (`sources.release_name` tr
 """
 
 import math
+import re
+
+import numpy as np
 
 from emu_jax.checkpoints.shapes import Shape
 from emu_jax.convert.table import KERNEL, MATRIX, Row, Table
+from emu_jax.io.tensors import Tensor, tensor_of
 from emu_jax.layers.linear import LoraConfig
 from emu_jax.models.config import CausalFormerConfig, DecoderConfig, EmuConfig, VisionConfig
 
@@ -164,6 +168,19 @@ def unused_shapes(config: EmuConfig) -> dict[str, tuple[int, ...]]:
 def peft_name(name: str) -> str:
     """Return the name in the file of Emu-I (peft) for a name of the release."""
     return PEFT_DECODER + name.removeprefix(DECODER) if name.startswith(DECODER) else name
+
+
+def base_layer_name(name: str) -> str:
+    """Return the name that peft 0.10 and later have for the weight of an adapted projection; others are unchanged."""
+    return re.sub(r"(self_attn\.[qkvo]_proj)\.weight$", r"\1.base_layer.weight", name)
+
+
+def rotary_frequencies(config: DecoderConfig) -> tuple[Tensor, ...]:
+    """Return the buffers `rotary_emb.inv_freq` of all layers, which transformers up to 4.31 expects in a file."""
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    values = (1.0 / np.float32(config.rope_theta) ** exponents).astype(np.float32)
+    names = (f"{DECODER}model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(config.num_layers))
+    return tuple(tensor_of(name, values) for name in names)
 
 
 def _same(name: str, torch_shape: Shape, path: str, shape: Shape, layers: int | None = None) -> Row:

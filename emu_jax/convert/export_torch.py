@@ -31,12 +31,15 @@ from emu_jax.checkpoints.model_directory import (
 )
 from emu_jax.checkpoints.params import naming_good_step
 from emu_jax.checkpoints.streaming import StoredParams
-from emu_jax.convert.diffusion_folder import copy_decoder, is_diffusers_folder
-from emu_jax.convert.emu_config import to_llama_config, to_release_config
-from emu_jax.convert.emu_table import DECODER, emu_table, peft_name, unused_shapes
+from emu_jax.convert.diffusion_folder import DecoderFiles, copy_decoder, is_diffusers_folder
+from emu_jax.convert.emu_config import LLAMA_CONFIG, to_llama_config, to_release_config
+from emu_jax.convert.emu_table import DECODER, base_layer_name, emu_table, peft_name, rotary_frequencies, unused_shapes
 from emu_jax.convert.huggingface_tokenizer import tokenizer_files
+from emu_jax.convert.release_files import LLAMA_TOKENIZER, generation_config, release_files, special_tokens
+from emu_jax.convert.sources import MULTIMODAL_ENCODER
 from emu_jax.convert.table import Row, check_params, to_tensors
 from emu_jax.convert.transformers_export import write_transformers_files
+from emu_jax.data.tokenizer import piece_count
 from emu_jax.errors import UserError
 from emu_jax.io.files import atomic_folder, read_json, write_json
 from emu_jax.io.safetensors_files import SHARD_BYTES, write_safetensors
@@ -55,6 +58,7 @@ class Layout(enum.Enum):
     RELEASE = "release"
     HUGGINGFACE = "huggingface"
     TRANSFORMERS = "transformers"
+    PIPELINE = "pipeline"  # the Emu in `multimodal_encoder/pytorch_model.bin`, for the release's generation pipeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +70,9 @@ class PreparedExport:
       tensors: all tensors to write, by the names of the release, in order.
       zeros: names of the tensors that the model does not have and that are written as zeros.
       tokenizer: file to copy; None if the model has none.
-      visual_decoder: folder to copy, in its own dtype; None if the model has none.
+      visual_decoder: folder to copy; None if the model has none.
+      decoder_files: form of the files of the visual decoder.
+      base_layer: the names of adapted projections are those of peft 0.10 and later.
     """
 
     config: EmuConfig
@@ -74,6 +80,8 @@ class PreparedExport:
     zeros: tuple[str, ...]
     tokenizer: Path | None
     visual_decoder: Path | None = None
+    decoder_files: DecoderFiles | None = None
+    base_layer: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -106,44 +114,92 @@ class PreparedExport:
           UserError: the destination exists or cannot be written, or the layout does not support this model.
         """
 
+        if layout is Layout.PIPELINE and self.visual_decoder is None:
+            raise UserError("The format pipeline requires a model with a visual decoder. Import one, or use release.")
+
         def write_weights(folder: Path, tensors: Sequence[Tensor]) -> None:
-            if binary:
+            if binary or layout is Layout.PIPELINE:
                 write_torch(folder / "pytorch_model.bin", tensors, progress=progress)
             else:
                 write_safetensors(folder, tensors, shard_bytes=shard_bytes, progress=progress)
 
         with atomic_folder(destination) as temporary:
-            if layout is Layout.RELEASE:
-                write_weights(temporary, self._release_tensors())
-                write_json(temporary / CONFIG, to_release_config(self.config), indent=2)
-            elif layout is Layout.TRANSFORMERS:
+            if layout is Layout.TRANSFORMERS:
                 tensors = self._used_tensors()
-                dtype = np.dtype(tensors[0].dtype).name
-                write_transformers_files(temporary, self.config, tokenizer=self.tokenizer, dtype=dtype, card=card or {})
+                write_transformers_files(
+                    temporary, self.config, tokenizer=self.tokenizer, dtype=self._dtype, card=card or {}
+                )
                 write_weights(temporary, tensors)
+            elif layout is not Layout.HUGGINGFACE:
+                folder = temporary / MULTIMODAL_ENCODER if layout is Layout.PIPELINE else temporary
+                folder.mkdir(exist_ok=True)
+                write_weights(folder, self._release_tensors())
+                self._write_release_files(folder)
             else:
                 llama, rest = self._split_llama()
                 write_weights(temporary, llama)
                 self._write_llama_config(temporary, dtype=llama[0].dtype)
                 (temporary / EMU_FOLDER).mkdir()
                 write_weights(temporary / EMU_FOLDER, rest)
-                write_json(temporary / EMU_FOLDER / CONFIG, to_release_config(self.config), indent=2)
+                write_json(temporary / EMU_FOLDER / CONFIG, self._release_config(), indent=2)
             if self.tokenizer is not None:
                 shutil.copyfile(self.tokenizer, temporary / TOKENIZER)
             if self.visual_decoder is not None:
-                copy_decoder(self.visual_decoder, temporary)
+                copy_decoder(self.visual_decoder, temporary, self.decoder_files)
             return _files(temporary)
 
     def _release_tensors(self) -> list[Tensor]:
-        rename = peft_name if self.config.lora is not None else (lambda name: name)
+        if self.config.lora is None:
+            return list(self.tensors)
+        rename = (lambda name: peft_name(base_layer_name(name))) if self.base_layer else peft_name
         return [dataclasses.replace(tensor, name=rename(tensor.name)) for tensor in self.tensors]
+
+    def _release_config(self) -> dict[str, Any]:
+        return to_release_config(
+            self.config, pieces=self._pieces, embed_dim=self._rows("visual.head.weight"), dtype=self._dtype
+        )
+
+    def _write_release_files(self, folder: Path) -> None:
+        """Write config.json, generation_config.json, and the files that the released class opens."""
+        files = release_files(
+            self.config,
+            pieces=self._pieces,
+            embed_dim=self._rows("visual.head.weight"),
+            t5_rows=self._rows("cformer.cformer.embed_tokens.weight"),
+            dtype=self._dtype,
+        )
+        files |= {
+            CONFIG: self._release_config(),
+            "generation_config.json": generation_config(pad_token_id=self._pieces),
+        }
+        files[f"{LLAMA_CONFIG}/generation_config.json"] = generation_config(pad_token_id=0)
+        for name, values in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            write_json(folder / name, values, indent=2)
+        if self.tokenizer is not None:
+            shutil.copyfile(self.tokenizer, folder / LLAMA_CONFIG / TOKENIZER)
+            write_json(folder / LLAMA_CONFIG / "tokenizer_config.json", LLAMA_TOKENIZER, indent=2)
+
+    @property
+    def _pieces(self) -> int:
+        """Size of the tokenizer without Emu's special tokens."""
+        if self.tokenizer is not None:
+            return piece_count(self.tokenizer)
+        return self.config.decoder.vocab_size - special_tokens(self.config)
+
+    @property
+    def _dtype(self) -> str:
+        return np.dtype(self.tensors[0].dtype).name
+
+    def _rows(self, name: str) -> int:
+        return next(tensor.shape[0] for tensor in self.tensors if tensor.name == name)
 
     def _used_tensors(self) -> list[Tensor]:
         """Return the tensors that Emu reads: those of the layout transformers."""
         if self.config.lora is not None:
             raise UserError("The format transformers has no adapters. Give --merge-lora, or --format release.")
         unused = unused_shapes(self.config)
-        return [tensor for tensor in self.tensors if tensor.name not in unused]
+        return [t for t in self.tensors if t.name not in unused and not t.name.endswith("inv_freq")]
 
     def _split_llama(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the tensors of the LLaMA by Hugging Face's names, and the rest."""
@@ -157,20 +213,33 @@ class PreparedExport:
     def _write_llama_config(self, folder: Path, *, dtype: np.dtype) -> None:
         decoder = self.config.decoder
         config = to_llama_config(decoder, vocab_size=decoder.vocab_size, dtype=np.dtype(dtype).name)
-        write_json(folder / CONFIG, config, indent=2)
+        write_json(folder / CONFIG, config | {"pad_token_id": self._pieces}, indent=2)
+        write_json(folder / "generation_config.json", generation_config(pad_token_id=self._pieces), indent=2)
         if self.tokenizer is not None:
             sizes = {"vocab_size": decoder.vocab_size, "max_length": decoder.max_length}
             for name, values in tokenizer_files(self.tokenizer, **sizes).items():
                 write_json(folder / name, values, indent=2)
 
 
-def prepare_export(checkpoint: Path, *, dtype: Any = None, merge_lora: bool = False) -> PreparedExport:
+def prepare_export(
+    checkpoint: Path,
+    *,
+    dtype: Any = None,
+    merge_lora: bool = False,
+    inv_freq: bool = False,
+    base_layer: bool = False,
+    variant: str | None = None,
+    legacy_attention: bool = False,
+) -> PreparedExport:
     """Open a model directory, a run, or one step of a run, and check its parameters against the conversion table.
 
     Args:
       checkpoint: the directory.
       dtype: floating-point tensors are cast to it. None: as saved.
       merge_lora: add the adapters to the weights that they adapt.
+      inv_freq: write the buffers `rotary_emb.inv_freq` too, for transformers up to 4.31.
+      base_layer: name adapted projections as peft 0.10 and later do.
+      variant, legacy_attention: of the visual decoder, see `DecoderFiles`.
 
     Raises:
       UserError: there is no model, or its parameters do not fit its config.
@@ -200,12 +269,16 @@ def prepare_export(checkpoint: Path, *, dtype: Any = None, merge_lora: bool = Fa
     ]
     if dtype is not None:
         tensors = [tensor.astype(np.dtype(dtype)) for tensor in tensors]
+    if inv_freq:
+        tensors += rotary_frequencies(config.decoder)
     return PreparedExport(
         config,
         tuple(tensors),
         zeros=tuple(name for name in unused if name not in found),
         tokenizer=existing(run_folder(checkpoint) / TOKENIZER),
         visual_decoder=_decoder_of(checkpoint),
+        decoder_files=DecoderFiles(None if dtype is None else np.dtype(dtype), variant, legacy_attention),
+        base_layer=base_layer,
     )
 
 
@@ -219,10 +292,10 @@ def decoder_only(checkpoint: Path) -> Path | None:
     return _decoder_of(checkpoint) if of_stage or params_directory(checkpoint) is None else None
 
 
-def export_decoder(source: Path, destination: Path) -> tuple[str, ...]:
+def export_decoder(source: Path, destination: Path, files: DecoderFiles | None = None) -> tuple[str, ...]:
     """Write a diffusers folder, complete or not at all. Return the paths of its files, relative to the destination."""
     with atomic_folder(destination) as temporary:
-        copy_decoder(source, temporary)
+        copy_decoder(source, temporary, files)
         return _files(temporary)
 
 

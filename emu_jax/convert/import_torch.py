@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
-from emu_jax.checkpoints.model_directory import PARAMS, TOKENIZER, finish_model, new_model, save_unused
+from emu_jax.checkpoints.model_directory import PARAMS, finish_model, new_model, save_unused
 from emu_jax.checkpoints.streaming import write_params
+from emu_jax.convert.adapt import crop_vocabulary
 from emu_jax.convert.describe import describe
 from emu_jax.convert.match import Match, match
-from emu_jax.convert.sources import emu_folder, open_sources
-from emu_jax.data.tokenizer import fitting_tokenizer
+from emu_jax.convert.sources import find_tokenizer, open_sources
+from emu_jax.data.tokenizer import fitting_tokenizer, piece_count
 from emu_jax.errors import UserError
 from emu_jax.io.tensors import Progress, no_progress
 from emu_jax.models.config import EmuConfig
@@ -68,20 +69,22 @@ def prepare_import(
     Args:
       sources: files or folders: one Emu, or a LLaMA and/or an EVA-CLIP to start a new Emu from.
       config: a config.json (ours or the release's) or the name of a preset. Default: see `describe`.
-      tokenizer: a SentencePiece model. Default: tokenizer.model in one of the source folders.
+      tokenizer: a SentencePiece model. Default: tokenizer.model in or next to one of the sources.
       image_size: in pixels; learned positions are interpolated to it. Default: as in the config.
       seed: of the parameters that no source has.
 
     Raises:
       UserError: a source is not a checkpoint or does not fit, or its sizes are unknown.
     """
-    tensors = open_sources(sources)
+    opened = open_sources(sources)
+    if tokenizer is None:
+        tokenizer = find_tokenizer(sources)
+    tensors, cropped = crop_vocabulary(opened.tensors, pieces=None if tokenizer is None else piece_count(tokenizer))
     emu_config = describe(sources, tensors, option=config, image_size=image_size)
     matched = match(tensors, emu_config, resize=image_size is not None, seed=seed)
+    matched = dataclasses.replace(matched, notes=(*opened.notes, *cropped, *matched.notes))
     compute, param = _dtypes(matched)
     emu_config = dataclasses.replace(emu_config, dtype=compute, param_dtype=param)
-    if tokenizer is None:
-        tokenizer = next((p for source in sources if (p := emu_folder(source) / TOKENIZER).is_file()), None)
     if tokenizer is not None:
         fitting_tokenizer(tokenizer, vocab_size=emu_config.decoder.vocab_size)  # raises its error before any work
     return PreparedImport(emu_config, matched, tokenizer)

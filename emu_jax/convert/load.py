@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 
 from emu_jax.checkpoints.model_config import CONFIG
 from emu_jax.checkpoints.model_directory import (
-    TOKENIZER,
     VISUAL_DECODER,
     ModelParts,
     boxed_shapes,
@@ -21,11 +20,11 @@ from emu_jax.checkpoints.model_directory import (
     read_model,
     with_dtype,
 )
-from emu_jax.convert.describe import with_adapters
+from emu_jax.convert.describe import vocabulary_rows, with_adapters
 from emu_jax.convert.diffusion_folder import is_diffusers_folder
-from emu_jax.convert.emu_config import read_config
 from emu_jax.convert.match import match
-from emu_jax.convert.sources import open_sources
+from emu_jax.convert.release_files import find_emu_config, read_emu_config
+from emu_jax.convert.sources import emu_folder, find_tokenizer, open_sources
 from emu_jax.errors import UserError
 from emu_jax.io.paths import local_path
 from emu_jax.layers.int8 import kernel_dims, quantize_kernels
@@ -81,14 +80,16 @@ def load_model(
 
 
 def _read_release(path: Path, *, mesh: Mesh | None, dtype: Any) -> ModelParts:
-    if not (path / CONFIG).is_file():
+    inner = emu_folder(path)
+    file = find_emu_config(inner) or existing(inner / CONFIG)
+    if file is None:
         raise UserError(f"{path} is not a model directory: there is no {CONFIG} in it.")
-    tensors = open_sources([path])
-    config = with_adapters(read_config(path / CONFIG), tensors)
+    tensors = open_sources([path]).tensors
+    config = with_adapters(read_emu_config(file, vocab_size=vocabulary_rows(tensors)), tensors)
     params = match(tensors, config).read_params(dtype)
     if mesh is None:
         params = jax.tree.map(jnp.asarray, params)
     else:
         params = jax.device_put(params, shardings(boxed_shapes(config), mesh))
-    tokenizer, decoder = existing(path / TOKENIZER), existing(path / VISUAL_DECODER)
+    tokenizer, decoder = find_tokenizer([path]), existing(path / VISUAL_DECODER)
     return ModelParts(with_dtype(config, dtype), params, tokenizer, decoder)

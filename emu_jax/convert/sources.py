@@ -1,14 +1,19 @@
 """Open the sources of an import: their tensors under the names of the release, whatever their layout."""
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from emu_jax.checkpoints.model_config import CONFIG
+from emu_jax.checkpoints.model_directory import TOKENIZER
+from emu_jax.convert.emu_config import LLAMA_CONFIG
 from emu_jax.convert.emu_table import DECODER, PEFT_DECODER
+from emu_jax.convert.other_layouts import check_layout, check_names
 from emu_jax.errors import UserError
-from emu_jax.io.tensor_files import open_tensors
+from emu_jax.io.tensor_files import open_checkpoint
 from emu_jax.io.tensors import Tensor
+from emu_jax.io.wrapper_names import without_wrappers
 
 MULTIMODAL_ENCODER = "multimodal_encoder"  # the folder of the Emu in the release, next to unet/, vae/ and scheduler/
 
@@ -16,10 +21,22 @@ _EMU_ONLY = ("cformer.", "ln_visual.", "decoder.lm.stu_regress_head.")
 _EVA_WITHOUT_PREFIX = re.compile(r"(blocks\.|patch_embed\.|cls_token$|pos_embed$|norm\.|head\.)")
 _BUFFER = re.compile(r".*\.(rotary_emb\.inv_freq|relative_position_index)$")  # computed, not learned
 _ADAPTER = re.compile(r"\.lora_([AB])\.weight$")  # from `get_peft_model_state_dict`, without the adapter's name
+# Names that follow the `model.` of a wrapper. The names of a LLaMA also begin with `model.`.
+_OWN = re.compile(
+    r"(visual|cformer|ln_visual|decoder\.lm)\.|model\.(layers|embed_tokens|norm)\.|lm_head\.|blocks\.|patch_embed\."
+)
 _TEXT_TOWER = re.compile(r"(text\.|logit_scale$)")  # of a complete EVA-CLIP checkpoint
 
 
-def open_sources(paths: Sequence[Path]) -> dict[str, Tensor]:
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """The tensors of all sources by the names of the release, and one line for each choice that was made."""
+
+    tensors: dict[str, Tensor]
+    notes: tuple[str, ...]
+
+
+def open_sources(paths: Sequence[Path]) -> Sources:
     """Return the tensors of one or more checkpoints by the names of the release.
 
     Buffers and CLIP's text tower are left out.
@@ -28,8 +45,14 @@ def open_sources(paths: Sequence[Path]) -> dict[str, Tensor]:
       UserError: a file is not a checkpoint, two checkpoints have the same tensor, or no tensor belongs to an Emu.
     """
     tensors: dict[str, Tensor] = {}
+    notes: list[str] = []
     for path in map(emu_folder, paths):
-        for tensor in open_tensors(path).values():
+        check_layout(path)
+        opened = open_checkpoint(path)
+        unwrapped, removed = without_wrappers(opened.tensors, _OWN)
+        check_names(unwrapped, path)
+        notes += [*opened.notes, *removed]
+        for tensor in unwrapped.values():
             name = release_name(tensor.name)
             if name is None:
                 continue
@@ -38,13 +61,20 @@ def open_sources(paths: Sequence[Path]) -> dict[str, Tensor]:
             tensors[name] = tensor
     if not tensors:
         raise UserError(f"{', '.join(map(str, paths))} has no tensor of an Emu.")
-    return tensors
+    return Sources(tensors, tuple(notes))
 
 
 def emu_folder(path: Path) -> Path:
     """Return the folder of the Emu in a source: `multimodal_encoder` in the release, otherwise the source."""
     inner = path / MULTIMODAL_ENCODER
     return inner if inner.is_dir() else path
+
+
+def find_tokenizer(sources: Sequence[Path]) -> Path | None:
+    """Return the tokenizer.model in or next to a source, or in its `llama_config/`, as in the code of the release."""
+    folders = [folder if folder.is_dir() else folder.parent for folder in map(emu_folder, sources)]
+    candidates = [folder / name for folder in folders for name in (TOKENIZER, f"{LLAMA_CONFIG}/{TOKENIZER}")]
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def has_emu(path: Path) -> bool:

@@ -15,7 +15,7 @@ from emu_jax.io.files import write_json, write_text
 from emu_jax.models.config import EmuConfig
 
 MODEL_TYPE = "emu"
-_CODE = ("configuration_emu.py", "generation_emu.py", "modeling_emu.py", "processing_emu.py")
+_CODE = ("configuration_emu.py", "generation_emu.py", "modeling_emu.py", "processing_emu.py", "vision_emu.py")
 _PARTS = {"vision": "vision", "causal_former": "causal_former", "decoder": "language_model"}  # our name: theirs
 _TRAINING = ("remat", "saved_activations")  # fields of the parts that are not sizes
 _AUTO_MAP = {

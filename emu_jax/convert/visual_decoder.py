@@ -128,6 +128,7 @@ def import_visual_decoder(
     if width is None and (destination / CONFIG).is_file():
         width = read_config(destination / CONFIG).decoder.width
     opened = _open(source, width=width, seed=seed)
+    _check_channels(opened.unet, opened.vae, source)
     with atomic_folder(target) as temporary:
         for part, config in opened.configs.items():
             tensors = [
@@ -164,6 +165,16 @@ def _open(directory: Path, *, width: int | None, seed: int) -> _Source:
         initialized = initial_projections(unet, dtypes=tensors[UNET], seed=seed)
         tensors[UNET] |= initialized
     return _Source(unet, vae, configs, tensors, tuple(initialized))
+
+
+def _check_channels(unet: UNetConfig, vae: VAEConfig, directory: Path) -> None:
+    inputs, latents = unet.in_channels, vae.latent_channels
+    if not inputs == unet.out_channels == latents:
+        raise UserError(
+            f"The U-Net in {directory} has {inputs} input and {unet.out_channels} output channels, but the latents "
+            f"have {latents}: it is a model for inpainting, editing or another task. Use a text-to-image model, such "
+            "as Stable Diffusion v1.5."
+        )
 
 
 def initial_projections(config: UNetConfig, *, dtypes: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ A tokenizer without `[USER]` and `[ASSISTANT]` (one for pretraining) encodes the
 """
 
 import dataclasses
+import enum
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -22,6 +23,14 @@ SYSTEM_VIDEO = (
     "[IMG]ImageContent[/IMG]. You will be able to see the video after I provide it to you. Please answer my questions "
     "based on the given video."
 )
+
+
+class ChatStyle(enum.Enum):
+    """Differences between the layout of the training data and the prompts of the release."""
+
+    TRAINING = "training"  # consecutive texts are joined by a space
+    RELEASE = "release"  # consecutive texts are joined as they are; a user turn that is one image ends with `</s>`
+
 
 MediaT = TypeVar("MediaT")
 
@@ -46,23 +55,26 @@ def system_tokens(message: str, *, tokenizer: Tokenizer) -> list[TokenSpan]:
     return [TokenSpan(tokenizer.encode(message, special_tokens=special_tokens), loss=False)]
 
 
-def turn_tokens(role: Role, parts: Iterable[str | MediaT], *, tokenizer: Tokenizer) -> list[TokenSpan | MediaT]:
+def turn_tokens(
+    role: Role, parts: Iterable[str | MediaT], *, tokenizer: Tokenizer, style: ChatStyle = ChatStyle.TRAINING
+) -> list[TokenSpan | MediaT]:
     """Lay out one turn of the user or the assistant.
 
-    Strings are text and become `TokenSpan`s; consecutive ones are joined by a space. Everything else (images, videos)
-    is returned unchanged, in order. A turn of the assistant ends with `</s>`. Only the words of the assistant and its
-    `</s>` have a loss, not the opening `[ASSISTANT]:`.
+    Strings are text and become `TokenSpan`s; consecutive ones are joined as `style` says. Everything else (images,
+    videos) is returned unchanged, in order. A turn of the assistant ends with `</s>`. Only the words of the assistant
+    and its `</s>` have a loss, not the opening `[ASSISTANT]:`.
 
         turn_tokens(Role.USER, [image, "a cat?"])  ->  [USER] ":"  image  "a cat?"
     """
-    is_answer = role is Role.ASSISTANT
+    parts = list(parts)
+    is_answer, release = role is Role.ASSISTANT, style is ChatStyle.RELEASE
     spans: list[TokenSpan | MediaT] = []
     texts: list[str] = []
     is_open = False
 
     def end_text() -> None:
         nonlocal is_open
-        text = " ".join(texts)
+        text = ("" if release else " ").join(texts).strip()
         texts.clear()
         if not is_open:
             spans.extend(open_turn(role, text, tokenizer=tokenizer))
@@ -72,15 +84,16 @@ def turn_tokens(role: Role, parts: Iterable[str | MediaT], *, tokenizer: Tokeniz
 
     for part in parts:
         if isinstance(part, str):
-            texts += [part.strip()] if part.strip() else []
+            texts += [part if release else part.strip()] if part.strip() else []
             continue
         if texts or not is_open:
             end_text()
         spans.append(part)
     if texts or not is_open:
         end_text()
-    if is_answer:
-        spans.append(TokenSpan([tokenizer.eos_id]))
+    only_image = len(parts) == 1 and not isinstance(parts[0], str)
+    if is_answer or (release and only_image):
+        spans.append(TokenSpan([tokenizer.eos_id], loss=is_answer))
     return spans
 
 

@@ -12,6 +12,7 @@ from PIL import features
 from emu_jax.data.bad_data import DecodeError
 from emu_jax.data.limits import DEFAULT_LIMITS, Limits
 from emu_jax.data.regular_files import read_regular_file
+from emu_jax.errors import UserError
 from emu_jax.pixels import CLIP_MEAN, CLIP_STD
 from emu_jax.typing import Float, UInt8, typechecked
 
@@ -53,6 +54,34 @@ def resize(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S
     if image.shape[:2] == (size, size):
         return image
     return np.asarray(_bicubic(PIL.Image.fromarray(image), size))
+
+
+def resize_and_crop(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "S S 3"]:
+    """Resize the shorter side to `size` and crop the center, as Stable Diffusion trains; bicubic interpolation."""
+    height, width = image.shape[:2]
+    if height == width:
+        return resize(image, size)
+    scale = size / min(height, width)
+    shape = (max(size, round(width * scale)), max(size, round(height * scale)))
+    resized = PIL.Image.fromarray(image).resize(shape, PIL.Image.Resampling.BICUBIC)
+    left, top = (shape[0] - size) // 2, (shape[1] - size) // 2
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def decoder_pixels(image: ImageLike, size: int, *, allow_upscale: bool) -> UInt8[np.ndarray, "S S 3"]:
+    """Return the pixels that the visual decoder or the autoencoder trains on, by `resize_and_crop`.
+
+    Raises:
+      UserError: a side of the image has fewer than `size` pixels, and `allow_upscale` is False.
+    """
+    pixels = decode(image)
+    if min(pixels.shape[:2]) < size and not allow_upscale:
+        raise UserError(
+            f"A stored image has {pixels.shape[1]} x {pixels.shape[0]} pixels; training at {size} would enlarge it. "
+            f"Prepare the set with prepare-data --image-size={size} --crop, or allow it: --allow-upscale, or "
+            "allow_upscale=true in the config."
+        )
+    return resize_and_crop(pixels, size)
 
 
 def preprocess(

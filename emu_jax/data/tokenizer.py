@@ -18,6 +18,7 @@ import sentencepiece
 
 from emu_jax.errors import UserError
 from emu_jax.io.files import write_bytes
+from emu_jax.io.local_copy import local_copy
 
 PAD, BOI, EOI, IMAGE_TOKEN, USER, ASSISTANT = "[PAD]", "[IMG]", "[/IMG]", "<image>", "[USER]", "[ASSISTANT]"
 
@@ -61,7 +62,7 @@ class Tokenizer:
     def load(cls, path: str | os.PathLike, *, instruct: bool = False) -> "Tokenizer":
         """Read a SentencePiece `.model` file. Raises UserError if it cannot be read."""
         try:
-            model = Path(path).read_bytes()
+            model = local_copy(path).read_bytes()
         except OSError as error:
             raise UserError(
                 f"No tokenizer model at {path} ({error.strerror}); name a SentencePiece .model file."
@@ -153,6 +154,11 @@ def fitting_tokenizer(path: Path, *, vocab_size: int) -> Tokenizer:
         f"The tokenizer {path} has {tokenizer.vocab_size} ids ({tuned.vocab_size} for an instruction-tuned model), "
         f"but the model has {vocab_size}; pass the model's tokenizer with --tokenizer (or tokenizer=)."
     )
+
+
+def piece_count(path: Path) -> int:
+    """Return the number of pieces of a SentencePiece model, without Emu's special tokens."""
+    return Tokenizer.load(path).pad_id
 
 
 def train_tokenizer(lines: Iterable[str], path: str | os.PathLike, *, vocab_size: int) -> Tokenizer:

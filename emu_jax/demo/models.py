@@ -22,7 +22,11 @@ class EmuModel(Protocol):
 
     tokenizer: Tokenizer
 
-    def generate_text_batch(self, prompts: Sequence[Prompt], **options: Any) -> Any:
+    def build_prompt(self, prompt: Prompt) -> Any:
+        """Return what `generate_text_batch` takes too, with its `tokens`."""
+        ...
+
+    def generate_text_batch(self, prompts: Sequence[Any], **options: Any) -> Any:
         """Return the text after each prompt; options are those of `generation.options.TextOptions`."""
         ...
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from emu_jax.demo.examples import OPTIONS, Sample
-from emu_jax.demo.runner import Evaluation, format_score
+from emu_jax.demo.runner import Evaluation, format_interval, format_score
 from emu_jax.demo.world.grammar import normalize
 from emu_jax.reporting.about import about_sections, footer
 from emu_jax.reporting.page import Section, card, cards, details, escape, image_row, table, write_page
@@ -65,7 +65,7 @@ def evaluation_sections(evaluation: Evaluation) -> list[Section]:
             "Scores",
             _scores(evaluation),
             "On scenes sampled for this evaluation; half of them have a combination of color, shape and location that "
-            "is held out of training.",
+            "is held out of training. The intervals are bootstrap intervals over the scenes.",
         ),
         Section(
             "Captions", _captions(found.get("captions", [])) + _subsection("Two and three objects", _captions(several))
@@ -107,12 +107,13 @@ def _score_table(evaluation: Evaluation, titles: Mapping[str, str]) -> str:
             [
                 f"<th>{escape(title)}</th>",
                 f"<td>{value}</td>" if score.chance is None else bar,
+                format_interval(name, score) or "–",
                 "–" if other is None else format_score(name, other.value),
                 "–" if score.chance is None else format_score(name, score.chance),
                 str(score.count),
             ]
         )
-    return table(("", "trained", "untrained", "chance", "scenes"), rows) if rows else ""
+    return table(("", "trained", "95% interval", "untrained", "chance", "scenes"), rows) if rows else ""
 
 
 def _captions(samples: Sequence[Sample]) -> str:

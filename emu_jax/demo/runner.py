@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from emu_jax.demo.examples import Sample, Settings
 from emu_jax.demo.models import DiffusionImageGenerator, Models, untrained_like
-from emu_jax.demo.scores import Scores, grouped
+from emu_jax.demo.scores import Score, Scores, grouped
 from emu_jax.demo.tasks import world_tasks
 from emu_jax.generation.pipeline import EmuPipeline
 
@@ -38,9 +39,10 @@ class Evaluation:
     def metrics(self) -> dict[str, Any]:
         """Return the content of metrics.json: every score as a number, groups of scores as dictionaries.
 
-        `num_scenes` has the number of scenes of each score under the same names. `untrained` has the same layout, with
-        its own `num_scenes`. `chance` holds the scores for which guessing has a meaning. `seconds_total` and
-        `peak_rss_gb` are those of this evaluation and this process.
+        `num_scenes` has the number of scenes of each score under the same names, and `intervals` the 95% bootstrap
+        intervals over the scenes. `untrained` has the same layout, with its own `num_scenes` and `intervals`. `chance`
+        holds the scores for which guessing has a meaning. `seconds_total` and `peak_rss_gb` are those of this
+        evaluation and this process.
         """
         chances = {name: score.chance for name, score in self.scores.items() if score.chance is not None}
         return _numbers(self.scores) | {
@@ -114,15 +116,17 @@ def evaluate_pipeline(
 
 def score_table(evaluation: Evaluation) -> Table:
     """Return the scores as a table for the terminal."""
-    table = Table(title="Synthetic shapes world, scenes not seen in training", title_justify="left")
-    table.add_column("score")
-    for title in ("trained", "untrained", "chance", "scenes"):
+    title = "Synthetic shapes world, scenes not in training; ±: half of the 95% interval"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
+    table.add_column("score", no_wrap=True)
+    for title in ("trained", "±", "untrained", "chance", "scenes"):
         table.add_column(title, justify="right")
     for name, score in evaluation.scores.items():
         other = evaluation.untrained.get(name)
         table.add_row(
             name,
             format_score(name, score.value),
+            "" if score.interval is None else format_score(name, (score.interval[1] - score.interval[0]) / 2),
             "" if other is None else format_score(name, other.value),
             "" if score.chance is None else format_score(name, score.chance),
             str(score.count),
@@ -139,6 +143,11 @@ def format_score(name: str, value: float) -> str:
     return f"{value:.1%}" if value >= 0.01 or value == 0 else f"{value:.2%}"
 
 
+def format_interval(name: str, score: Score) -> str:
+    """Return the interval of a score as text; empty without one."""
+    return "" if score.interval is None else " to ".join(format_score(name, end) for end in score.interval)
+
+
 def peak_memory_gb(*, children: bool = False) -> float:
     """Return the peak resident memory of this process, or of its largest finished child, in 10^9 bytes."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF)
@@ -147,7 +156,9 @@ def peak_memory_gb(*, children: bool = False) -> float:
 
 def _numbers(scores: Scores) -> dict[str, Any]:
     values = grouped({name: score.value for name, score in scores.items()})
-    return values | {"num_scenes": grouped({name: score.count for name, score in scores.items()})}
+    intervals = grouped({name: score.interval for name, score in scores.items() if score.interval is not None})
+    counts = grouped({name: score.count for name, score in scores.items()})
+    return values | {"num_scenes": counts, "intervals": intervals}
 
 
 def _quarter(settings: Settings) -> Settings:

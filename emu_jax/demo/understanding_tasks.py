@@ -7,6 +7,7 @@ import numpy as np
 
 from emu_jax.data.images import preprocess
 from emu_jax.data.video import pick_frames
+from emu_jax.demo.answers import answer
 from emu_jax.demo.examples import (
     RenderedScene,
     Sample,
@@ -19,7 +20,7 @@ from emu_jax.demo.examples import (
     sample_scenes,
 )
 from emu_jax.demo.models import EmuModel
-from emu_jax.demo.prompts import Prompt, question_prompt
+from emu_jax.demo.prompts import question_prompt
 from emu_jax.demo.scores import Scores, mean_score
 from emu_jax.demo.world.grammar import ATTRIBUTES, caption, is_correct_caption, score_attributes
 from emu_jax.demo.world.motion import (
@@ -36,16 +37,6 @@ from emu_jax.demo.world.scenes import Scene, Split, sample_scene
 _SUFFIXES = {1: "", 2: "_two_objects", 3: "_three_objects"}
 _KINDS = (QuestionKind.COLOR, QuestionKind.SHAPE, QuestionKind.LOCATION, QuestionKind.COUNT)
 _VIDEO_FRAMES, _VIDEO_SCALE = 8, 2  # frames, and size relative to images, as in the written world
-
-
-def answer(emu: EmuModel, prompts: Sequence[Prompt], settings: Settings) -> list[str]:
-    """Return the text that the model generates after each prompt."""
-    texts: list[str] = []
-    for start in range(0, len(prompts), settings.batch_size):
-        batch = prompts[start : start + settings.batch_size]
-        options = {"num_beams": settings.num_beams, "max_new_tokens": settings.max_new_tokens}
-        texts += emu.generate_text_batch(batch, **options)
-    return [text.strip() for text in texts]
 
 
 def captions(emu: EmuModel, settings: Settings) -> TaskResult:

@@ -66,7 +66,7 @@ class UNetConfig(Checked):
 
     @property
     def size_multiple(self) -> int:
-        """Latent heights and widths must be multiples of this, as each level except the last halves them."""
+        """Latent heights and widths that are multiples of this are halved exactly by each level except the last."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     @classmethod
@@ -76,8 +76,11 @@ class UNetConfig(Checked):
         Raises:
           UserError: an option that would change the result is not supported.
         """
-        config = dict(config)
+        config = {key: _one_for_all(key, value) for key, value in config.items()}
         config["attention_head_dim"] = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
+        channels = config.get("block_out_channels") or cls.block_out_channels
+        if config.get("time_embedding_dim") == 4 * channels[0]:  # the width that it has anyway
+            config["time_embedding_dim"] = None
         return _from_diffusers(cls, config, _UNET_FIXED, "U-Net")
 
     def to_diffusers(self) -> dict[str, Any]:
@@ -115,7 +118,7 @@ class VAEConfig(Checked):
         Raises:
           UserError: an option that would change the result is not supported.
         """
-        config = dict(config)
+        config = {key: _one_for_all(key, value) for key, value in config.items()}
         levels = len(config.get("block_out_channels", cls.block_out_channels))
         blocks = {
             "down_block_types": ["DownEncoderBlock2D"] * levels,
@@ -145,7 +148,6 @@ _UNET_FIXED: dict[str, Any] = {
     "conv_out_kernel": 3,
     "cross_attention_norm": None,
     "downsample_padding": 1,
-    "dropout": 0.0,
     "dual_cross_attention": False,
     "encoder_hid_dim": None,
     "encoder_hid_dim_type": None,
@@ -171,6 +173,26 @@ _VAE_FIXED: dict[str, Any] = {
     "use_post_quant_conv": True,
     "use_quant_conv": True,
 }
+
+
+# Options that diffusers also reads as one value per level, or per dimension of the image.
+_PER_LEVEL = (
+    "cross_attention_dim", "layers_per_block", "only_cross_attention", "sample_size", "transformer_layers_per_block",
+)  # fmt: skip
+_ALIASES: dict[str, dict[Any, Any]] = {
+    "act_fn": {"swish": "silu"},
+    "shift_factor": {0: None},
+    "mid_block_only_cross_attention": {False: None},
+}
+
+
+def _one_for_all(key: str, value: Any) -> Any:
+    """Return the value of an option in the form of this package: one for all levels, and its usual name."""
+    if key in _PER_LEVEL and isinstance(value, list | tuple) and value and all(one == value[0] for one in value):
+        return value[0]
+    if key in _ALIASES and isinstance(value, str | int | float):
+        return _ALIASES[key].get(value, value)
+    return value
 
 
 def _from_diffusers(cls, config: Mapping[str, Any], fixed: Mapping[str, Any], name: str):

@@ -165,11 +165,11 @@ class VisualDecoder:
         """Return the height and width of an image's latents. Default: those in the training of the U-Net.
 
         Raises:
-          UserError: the height or width in pixels is not a multiple of the decoder's total downsampling factor.
+          UserError: the height or width in pixels is not a multiple of the autoencoder's downsampling factor.
         """
         factor, config = self.vae.config.factor, self.unet.config
         size = tuple(config.sample_size * factor if pixels is None else pixels for pixels in (height, width))
-        _check_multiple("image", size, factor * config.size_multiple)
+        _check_multiple("image", size, factor)
         return size[0] // factor, size[1] // factor
 
     def _noise(self, batch: int, options: ImageOptions) -> Array:
@@ -181,7 +181,6 @@ class VisualDecoder:
         latents, config = _check_array(latents, "latents", 4), self.unet.config
         if latents.shape[-1] != config.in_channels:
             raise UserError(f"latents must have {config.in_channels} channels, not {latents.shape[-1]}.")
-        _check_multiple("latent", latents.shape[1:3], config.size_multiple)
         return latents
 
     def _check_embeddings(self, embeddings: Any, name: str, batch: int | None = None) -> Array:

@@ -52,7 +52,7 @@ def pointwise(features: int, *, name: str | None, **dtypes: Any) -> DenseGeneral
 
 
 class Downsample(nn.Module):
-    """Halves height and width by a convolution with stride 2."""
+    """Halves height and width by a convolution with stride 2. With the default padding, an odd size is rounded up."""
 
     features: int
     padding: Padding = ((1, 1), (1, 1))
@@ -61,13 +61,16 @@ class Downsample(nn.Module):
 
     @nn.compact
     @typechecked
-    def __call__(self, x: Float[Array, "B height width C"]) -> Float[Array, "B height//2 width//2 M"]:
+    def __call__(self, x: Float[Array, "B height width C"]) -> Float[Array, "B half_height half_width M"]:
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         return Conv(self.features, stride=2, padding=self.padding, name="conv", **dtypes)(x)
 
 
 class Upsample(nn.Module):
-    """Doubles height and width by repeating each pixel, followed by a convolution."""
+    """Doubles height and width by repeating each pixel, followed by a convolution.
+
+    A `size` of one less than the double leaves out the last row or column, as diffusers' nearest interpolation does.
+    """
 
     features: int
     dtype: Dtype = jnp.float32
@@ -75,7 +78,11 @@ class Upsample(nn.Module):
 
     @nn.compact
     @typechecked
-    def __call__(self, x: Float[Array, "B height width C"]) -> Float[Array, "B height*2 width*2 M"]:
+    def __call__(
+        self, x: Float[Array, "B height width C"], size: tuple[int, int] | None = None
+    ) -> Float[Array, "B new_height new_width M"]:
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        if size is not None:
+            x = x[:, : size[0], : size[1]]
         x = Conv(self.features, name="conv", dtype=self.dtype, param_dtype=self.param_dtype)(x)
         return logical_constraint(x, IMAGE_AXES)

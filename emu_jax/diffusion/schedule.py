@@ -69,23 +69,19 @@ class NoiseSchedule(Checked):
         Raises:
           UserError: an option is not supported.
         """
-        name = config.get("_class_name")
+        name = str(config.get("_class_name") or "PNDMScheduler")
+        if name not in _DEFAULTS:
+            raise UserError(
+                f"The scheduler {name} has no noise schedule of Stable Diffusion (beta_start, beta_end), which this "
+                f"decoder needs. Supported: {', '.join(sorted(_DEFAULTS))}."
+            )
         for key, supported in _FIXED.items():
-            default = name == "DDIMScheduler" if key == "clip_sample" else supported
-            if config.get(key, default) != supported:
+            if config.get(key, _DEFAULTS[name].get(key, supported)) != supported:
                 raise UserError(
                     f"The scheduler's {key} must be {supported}. Set it in scheduler/scheduler_config.json."
                 )
-        values = {
-            "beta_start": 0.0001,
-            "beta_end": 0.02,
-            "beta_schedule": "linear",
-            "timestep_spacing": "linspace" if name == "DPMSolverMultistepScheduler" else "leading",
-            "steps_offset": 0,
-            "set_alpha_to_one": name == "DDIMScheduler",
-        }
         names = {field.name for field in dataclasses.fields(cls)}
-        values |= {key: value for key, value in config.items() if key in names}
+        values = {key: value for key, value in (_BASE | _DEFAULTS[name] | dict(config)).items() if key in names}
         return from_config_dict(cls, values, path="The scheduler's config")
 
     def to_diffusers(self) -> dict[str, Any]:
@@ -97,12 +93,55 @@ class NoiseSchedule(Checked):
 
 # Options of diffusers with the only values that are supported here.
 _FIXED: dict[str, Any] = {
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+    "use_flow_sigmas": False,
+    "use_dynamic_shifting": False,
+    "timestep_type": "discrete",
     "trained_betas": None,
     "clip_sample": False,
     "thresholding": False,
     "rescale_betas_zero_snr": False,
     "use_karras_sigmas": False,
     "skip_prk_steps": True,
+}
+
+# Defaults of diffusers 0.42: those of most classes, and where each class with such a schedule differs.
+_BASE: dict[str, Any] = {
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+    "set_alpha_to_one": False,
+}
+_LINSPACE: dict[str, Any] = {"timestep_spacing": "linspace"}
+_KARRAS: dict[str, Any] = _LINSPACE | {"beta_start": 0.00085, "beta_end": 0.012}
+_DDIM: dict[str, Any] = {"set_alpha_to_one": True, "clip_sample": True}
+_LCM: dict[str, Any] = {
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "set_alpha_to_one": True,
+}  # fmt: skip
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "PNDMScheduler": {},
+    "DDIMScheduler": _DDIM,
+    "DDIMParallelScheduler": _DDIM,
+    "DDPMScheduler": {"clip_sample": True},
+    "DDPMParallelScheduler": {"clip_sample": True},
+    "DPMSolverMultistepScheduler": _LINSPACE,
+    "DPMSolverSinglestepScheduler": _LINSPACE,
+    "DPMSolverSDEScheduler": _KARRAS,
+    "DEISMultistepScheduler": _LINSPACE,
+    "UniPCMultistepScheduler": _LINSPACE,
+    "SASolverScheduler": _LINSPACE,
+    "EulerDiscreteScheduler": _LINSPACE,
+    "EulerAncestralDiscreteScheduler": _LINSPACE,
+    "LMSDiscreteScheduler": _LINSPACE,
+    "HeunDiscreteScheduler": _KARRAS,
+    "KDPM2DiscreteScheduler": _KARRAS,
+    "KDPM2AncestralDiscreteScheduler": _KARRAS,
+    "LCMScheduler": _LCM,
+    "TCDScheduler": _LCM,
 }
 
 

@@ -74,7 +74,7 @@ class UNet(nn.Module):
                 if kind == CROSS_UP:
                     x = self._transformer(heads[level], f"{name}_attentions_{layer}")(x, conditioning)
             if level > 0:
-                x = Upsample(channels[level], name=f"{name}_upsample", **dtypes)(x)
+                x = Upsample(channels[level], name=f"{name}_upsample", **dtypes)(x, skips[-1].shape[1:3])
 
         x = nn.silu(GroupNorm(config.norm_num_groups, config.norm_eps, name="norm_out", **dtypes)(x))
         x = Conv(config.out_channels, kernel_init=nn.initializers.zeros, name="conv_out", **dtypes)(x)

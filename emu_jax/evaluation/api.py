@@ -16,11 +16,12 @@ from emu_jax.config import to_dict
 from emu_jax.errors import UserError
 from emu_jax.evaluation.catalog import find_task
 from emu_jax.evaluation.features import emu_encoder
-from emu_jax.evaluation.few_shot import FeatureSource, ShotOptions, make_shots
-from emu_jax.evaluation.image_generation import GenerateImages
+from emu_jax.evaluation.few_shot import Choice, FeatureSource, ShotOptions, make_shots
+from emu_jax.evaluation.image_generation import GenerateImages, check_reference_images
+from emu_jax.evaluation.image_metrics.networks import ImageNetworks
 from emu_jax.evaluation.report import write_task_report
 from emu_jax.evaluation.results import TaskResult
-from emu_jax.evaluation.runner import Progress, run_model
+from emu_jax.evaluation.runner import Division, Progress, run_model, spans_processes
 from emu_jax.evaluation.scoring import Selection, read_examples, score_predictions
 from emu_jax.evaluation.task import ScoreOptions, Task
 from emu_jax.generation.pipeline import EmuPipeline
@@ -53,7 +54,8 @@ def evaluate(
         interrupted is resumed. None saves nothing.
       split: default: the task's first.
       limit: the first examples only.
-      shots: few-shot examples in front of each question; a number means so many by RICES.
+      shots: few-shot examples in front of each question; a number means so many by RICES, which compares images by
+        the CLIP of `options`, or by the vision encoder of the model.
       max_missing: examples that may lack a readable image; they count in no score.
       batch_size: prompts per program.
       options: choices of the metric.
@@ -67,6 +69,7 @@ def evaluate(
       UserError: the files are not there or have another layout, or the model cannot do the task.
     """
     task = find_task(task) if isinstance(task, str) else task
+    options = options or ScoreOptions()
     selection = Selection(split, limit, max_missing)
     shot_options = ShotOptions(count=shots) if isinstance(shots, int) else shots
     if task.predictor is None:
@@ -80,13 +83,14 @@ def evaluate(
         task = dataclasses.replace(task, predictor=dataclasses.replace(task.predictor, options=changed))
     assert task.predictor is not None
     examples = read_examples(task, Path(data), selection)
+    check_reference_images(examples, options)
     fingerprint = weights_fingerprint(emu.params)
     with _folder(output) as parent:
         folder = parent / task.name
-        network = functools.partial(FeatureSource, emu_encoder(emu), fingerprint, parent / "features")
+        network = functools.partial(_feature_source, emu, fingerprint, options.networks, parent / "features")
         settings = {
             **task.predictor.describe(),
-            "shots": to_dict(shot_options),
+            "shots": _shot_settings(shot_options, options.networks),
             "limit": limit,
             "model": {"weights_fingerprint": fingerprint},
         }
@@ -99,6 +103,7 @@ def evaluate(
             identity=json.loads(json.dumps({"task": task.name, "split": selection.split_of(task), **settings})),
             batch_size=batch_size,
             max_missing=max_missing,
+            division=Division.of(emu),
             progress=progress,
         )
         if found is None:
@@ -109,7 +114,7 @@ def evaluate(
             found.predictions,
             found.missing,
             selection=selection,
-            options=dataclasses.replace(options or ScoreOptions(), folder=folder),
+            options=dataclasses.replace(options, folder=folder),
             settings=settings,
         )
         if output is not None:
@@ -122,6 +127,22 @@ def weights_fingerprint(params: Any) -> str:
     """Return 16 hexadecimal digits that change with any bit of the parameters, and not with the mesh."""
     found: Mapping[str, Any] = fingerprints(params)
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _feature_source(emu: EmuPipeline, fingerprint: str, networks: ImageNetworks, store: Path) -> FeatureSource:
+    """Return the given CLIP, or else the vision encoder of the model."""
+    clip = networks.load_clip()
+    if clip is not None:
+        return FeatureSource(clip.embed_images, clip.fingerprint, store)
+    return FeatureSource(emu_encoder(emu), fingerprint, store, together=spans_processes(emu))
+
+
+def _shot_settings(options: ShotOptions, networks: ImageNetworks) -> dict[str, Any]:
+    settings: dict[str, Any] = to_dict(options)
+    if options.count and options.choice is Choice.RICES:
+        clip = networks.load_clip()
+        settings["features"] = "vision encoder" if clip is None else f"{clip.name} ({clip.fingerprint})"
+    return settings
 
 
 @contextlib.contextmanager

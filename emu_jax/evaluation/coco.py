@@ -12,16 +12,22 @@ _KARPATHY_TRAIN = ("train", "restval")
 _GROUPS = ("answer_type", "question_type")
 
 
-def karpathy_examples(data: DataRoot, split: str, *, file: str, images: tuple[str, ...]) -> list[Example]:
+def karpathy_examples(data: DataRoot, split: str, *, dataset: str, images: tuple[str, ...]) -> list[Example]:
     """Return the images of a Karpathy split with their captions.
 
     Args:
-      file: `dataset_coco.json` or `dataset_flickr30k.json`.
+      dataset: `coco` or `flickr30k`; the file is dataset_NAME.json.
       images: folders that may hold the images.
+
+    Raises:
+      UserError: the file is that of another dataset.
     """
+    file = f"dataset_{dataset}.json"
     parts = _KARPATHY_TRAIN if split == "train" else (split,)
 
     def parse(value: Any) -> list[Example]:
+        if value.get("dataset", dataset) != dataset:
+            raise UserError(f"{data.file(file)} belongs to the dataset {value['dataset']}, not to {dataset}.")
         return [
             Example(
                 key=(int(image["cocoid"]) if "cocoid" in image else _number(image["filename"]),),

@@ -1,6 +1,8 @@
 """Image features of media files, computed once per network and stored."""
 
+import contextlib
 import hashlib
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,6 +21,7 @@ from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.generation.prompt import VIDEO_FRAMES
 from emu_jax.io.files import atomic_file
 from emu_jax.models.emu import Emu
+from emu_jax.sharding.specs import fetch
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +37,9 @@ def emu_encoder(emu: EmuPipeline) -> Encoder:
     def encode(images: Sequence[np.ndarray]) -> np.ndarray:
         pixels = np.stack([preprocess(image, size) for image in images])
         filled = np.concatenate([pixels, np.zeros((_AT_ONCE - len(pixels), *pixels.shape[1:]), np.uint8)])
-        return np.asarray(_mean_features(emu.params, filled, model=emu.model))[: len(pixels)]
+        with contextlib.nullcontext() if emu.mesh is None else jax.set_mesh(emu.mesh):
+            features = _mean_features(emu.params, filled, model=emu.model)
+        return fetch(features)[: len(pixels)]
 
     return encode
 
@@ -62,7 +67,7 @@ def media_features(paths: Sequence[Path], encode: Encoder, *, network: str, stor
             return saved["features"]
     log.info("computing the features of %d images; they are stored in %s", len(paths), file)
     counts = [VIDEO_FRAMES if path.suffix.lower() in VIDEO_SUFFIXES else 1 for path in paths]
-    rows = np.concatenate([encode(some) for some in _chunks(_images(paths))])
+    rows = np.concatenate([encode(some) for some in chunks(decoded(paths))])
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(int)
     features = np.add.reduceat(rows.astype(np.float32), starts, axis=0)
     features /= np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
@@ -71,7 +76,12 @@ def media_features(paths: Sequence[Path], encode: Encoder, *, network: str, stor
     return features
 
 
-def _images(paths: Sequence[Path]) -> Iterator[np.ndarray]:
+def decoded(paths: Sequence[Path]) -> Iterator[np.ndarray]:
+    """Yield the pixels `[H, W, 3]` of images, and of 8 frames of each video.
+
+    Raises:
+      UserError: an image or video cannot be read.
+    """
     for path in paths:
         try:
             if path.suffix.lower() in VIDEO_SUFFIXES:
@@ -82,12 +92,7 @@ def _images(paths: Sequence[Path]) -> Iterator[np.ndarray]:
             raise UserError(f"{path}: {error}.") from None
 
 
-def _chunks(images: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    chunk: list[np.ndarray] = []
-    for image in images:
-        chunk.append(image)
-        if len(chunk) == _AT_ONCE:
-            yield chunk
-            chunk = []
-    if chunk:
+def chunks(images: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """Yield lists of at most 32 images."""
+    while chunk := list(itertools.islice(images, _AT_ONCE)):
         yield chunk

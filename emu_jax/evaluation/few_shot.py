@@ -55,11 +55,19 @@ class ShotOptions(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSource:
-    """The network that RICES compares images with; `store` keeps its features."""
+    """The network that RICES compares images with.
+
+    Attributes:
+      encoder: computes features.
+      network: identifies its weights.
+      store: folder that features are saved in.
+      together: all processes compute the features together, because the network is sharded over them.
+    """
 
     encoder: Encoder
     network: str
     store: Path
+    together: bool = False
 
 
 def make_shots(
@@ -117,10 +125,10 @@ def _nearest(
         paths = [one[0] for one in of]
         return media_features(paths, network.encoder, network=network.network, store=network.store)
 
-    if jax.process_index() == 0:  # stores the features that the others read
-        features(media), features(asked)
+    both = lambda: (features(media), features(asked))
+    computed = both() if jax.process_index() == 0 or network.together else None
     barrier("features", seconds=MAX_SKEW_SECONDS)
-    table, queries = features(media), features(asked)
+    table, queries = both() if computed is None else computed  # the others read what the first process has saved
     nearest = {}
     for row, one in enumerate(asked):
         similarity = table @ queries[row]

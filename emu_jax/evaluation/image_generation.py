@@ -1,17 +1,19 @@
 """Parts that the tasks that generate images share: the predictor, the metric, and COCO's captions."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 
-from emu_jax.data.images import decode
+from emu_jax.errors import UserError
 from emu_jax.evaluation.data_root import DataRoot
 from emu_jax.evaluation.example import Example
+from emu_jax.evaluation.features import chunks, decoded
 from emu_jax.evaluation.image_metrics.fid import read_statistics
+from emu_jax.evaluation.metrics.frechet import FeatureStatistics, frechet_distance, frechet_interval
 from emu_jax.evaluation.metrics.scores import HUNDREDFOLD, Score, Scored, mean_score
 from emu_jax.evaluation.prompts import Shot
 from emu_jax.evaluation.task import BatchContext, ScoreOptions
@@ -21,6 +23,7 @@ from emu_jax.generation.prompt import Prompt
 from emu_jax.io.files import atomic_file
 
 COCO_CAPTIONS = 30_000
+_CAPTIONS = "captions_val2014.json"
 _SEED = 0
 
 # The paper's FID: guidance 5.0, the release's sampler, 256 x 256 pixels.
@@ -83,7 +86,8 @@ class GenerateImages:
         count = len(prepared[0].files)
         seed = (self.options.seed + 1_000_003 * context.seed) % 2**32
         options = dataclasses.asdict(dataclasses.replace(self.options, seed=seed))
-        images = emu.decode_embeddings(np.repeat(embeddings, count, axis=0), **options)
+        # Scores are of all images of the model: a checker would turn some of them black.
+        images = emu.decode_embeddings(np.repeat(embeddings, count, axis=0), safety=False, **options)
         results: list[str | list[str]] = []
         for row, one in enumerate(prepared):
             if one not in prepared[:row]:  # the rows that fill up a batch repeat its last one
@@ -115,6 +119,8 @@ def coco_captions(data: DataRoot, split: str) -> list[Example]:
         for row in sorted(value["annotations"], key=lambda row: row["id"]):
             captions.setdefault(row["image_id"], []).append(row["caption"])
         names = {image["id"]: image["file_name"] for image in value["images"]}
+        if any("train2014" in name for name in names.values()):
+            raise UserError(f"{data.file(_CAPTIONS)} holds the captions of train2014, not of val2014.")
         rng = np.random.default_rng(_SEED)
         ids = rng.permutation(sorted(captions))[:COCO_CAPTIONS]
         return [
@@ -126,7 +132,7 @@ def coco_captions(data: DataRoot, split: str) -> list[Example]:
             for i in ids.tolist()
         ]
 
-    return data.parse("captions_val2014.json", parse)
+    return data.parse(_CAPTIONS, parse)
 
 
 def image_file(example: Example) -> tuple[str, ...]:
@@ -150,9 +156,11 @@ def image_metric(
       fid: compute the FID to the examples' own images, or to given statistics.
       texts: compute CLIP-T, the cosine of an image with its caption.
     """
+    check_reference_images(examples, options)
     scores: dict[str, Score] = {}
     protocol: dict[str, Any] = {}
     paths = [options.folder / name for name in files]
+    _check_there(paths, "generated", "Repeat the evaluation in another folder, or complete it.")
     real = [example.details["image"] for example in examples]
     inception = options.networks.load_fid() if fid else None
     if inception is not None:
@@ -162,7 +170,10 @@ def image_metric(
             if given is not None
             else inception.reference(real, store=options.folder.parent / "features")
         )
-        scores["FID"] = Score(inception.distance(_decoded(paths), reference), len(paths), unit="Frechet distance")
+        features = inception.features(decoded(paths))
+        distance = frechet_distance(FeatureStatistics.of(features), reference)
+        interval = frechet_interval(features, reference)
+        scores["FID"] = Score(distance, len(paths), unit="Frechet distance", interval=interval)
         protocol |= {
             "inception": inception.fingerprint,
             "resize": options.networks.resize.value,
@@ -171,8 +182,8 @@ def image_metric(
     clip = options.networks.load_clip()
     per_example: Sequence[float] = ()
     if clip is not None:
-        generated = np.concatenate([clip.embed_images(some) for some in _chunks(_decoded(paths))])
-        truth = np.concatenate([clip.embed_images(some) for some in _chunks(_decoded(real))])
+        generated = np.concatenate([clip.embed_images(some) for some in chunks(decoded(paths))])
+        truth = np.concatenate([clip.embed_images(some) for some in chunks(decoded(real))])
         per_example = np.sum(generated * truth, axis=1).astype(np.float64).tolist()
         scores["CLIP-I"] = mean_score(per_example, scale=100, unit=HUNDREDFOLD)
         if texts:
@@ -183,16 +194,16 @@ def image_metric(
     return Scored(scores, per_example, {}, protocol) if scores else None
 
 
-def _decoded(paths: Sequence[Path]) -> Iterator[np.ndarray]:
-    return (decode(path) for path in paths)
+def check_reference_images(examples: Sequence[Example], options: ScoreOptions) -> None:
+    """Raise UserError if scores require real images that are not there."""
+    networks = options.networks
+    if networks.clip is None and (networks.inception is None or networks.reference is not None):
+        return
+    real = [example.details["image"] for example in examples if "image" in example.details]
+    _check_there(real, "real", "Complete the data, or leave out --clip and compare with --fid-reference.")
 
 
-def _chunks(images: Iterator[np.ndarray], size: int = 32) -> Iterator[list[np.ndarray]]:
-    chunk: list[np.ndarray] = []
-    for image in images:
-        chunk.append(image)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+def _check_there(paths: Sequence[Path], kind: str, advice: str) -> None:
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(f"{len(missing)} of {len(paths)} {kind} images are missing, such as {missing[0]}. {advice}")

@@ -47,8 +47,10 @@ class PredictionFile:
     Examples whose media cannot be read are listed likewise in skipped.jsonl, with the reason.
     """
 
-    def __init__(self, folder: Path, task: Task, *, process: int = 0, processes: int = 1) -> None:
+    def __init__(self, folder: Path, task: Task, *, process: int = 0, processes: int = 1, saves: bool = True) -> None:
+        """Take OUT/TASK. `saves=False` is for a process whose predictions another process saves."""
         self.folder, self.task = folder, task
+        self._saves = saves
         self._part = "" if processes == 1 else f"-{process:05d}-of-{processes:05d}"
         self._files: dict[str, IO[str]] = {}
         with file_errors("write", folder):
@@ -100,6 +102,8 @@ class PredictionFile:
         self._files.clear()
 
     def _append(self, name: str, field: str, rows: Iterable[tuple[Key, Any]]) -> None:
+        if not self._saves:
+            return
         stem, suffix = name.split(".")
         path = self.folder / f"{stem}{self._part}.{suffix}"
         with file_errors("write", path):

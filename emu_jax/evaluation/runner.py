@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]  # (examples done, examples of this process)
 
 RUN = "run.json"
-MAX_SKEW_SECONDS = 24 * 3600  # one process may have most of the predictions that are left after a resume
+MAX_SKEW_SECONDS = 24 * 3600  # the first process scores the task before; one may have most predictions after a resume
 _BATCHES_AHEAD = 2
 
 
@@ -38,6 +38,31 @@ class ModelRun:
 
     predictions: Mapping[Key, Any]
     missing: Mapping[Key, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Division:
+    """The part of this process in a run.
+
+    Attributes:
+      index, count: this process and the number of processes that divide the batches.
+      is_first: this process gets the result.
+    """
+
+    index: int = 0
+    count: int = 1
+    is_first: bool = True
+
+    @classmethod
+    def of(cls, emu: EmuPipeline) -> "Division":
+        """Divide the batches over the processes, unless one model is sharded over all of them."""
+        index = jax.process_index()
+        return cls(0, 1, index == 0) if spans_processes(emu) else cls(index, jax.process_count(), index == 0)
+
+    @property
+    def saves(self) -> bool:
+        """False if another process saves the same predictions."""
+        return self.is_first or self.count > 1
 
 
 def run_model(
@@ -50,16 +75,19 @@ def run_model(
     identity: Mapping[str, Any],
     batch_size: int,
     max_missing: int,
+    division: Division = Division(),
     progress: Progress = lambda done, total: None,
 ) -> ModelRun | None:
     """Predict all examples; those that an interrupted run has predicted are not repeated.
 
-    Each process predicts every n-th batch and appends to its own file under `folder`. Batches are the same for any
-    number of processes and after a resume, and so are the predictions.
+    Each process holds a model, predicts every n-th batch, and appends to its own file under `folder`. If the model is
+    sharded over several processes, all of them predict every batch together, and the first one appends. Batches are the
+    same for any number of processes and after a resume, and so are the predictions.
 
     Args:
       identity: what must not change between a run and its resumption; saved in FOLDER/run.json.
       max_missing: images that may be missing or unreadable.
+      division: default: this process predicts every batch.
 
     Returns:
       The predictions; None on processes other than the first.
@@ -68,22 +96,21 @@ def run_model(
       UserError: FOLDER holds another run, or too many images are missing or unreadable.
     """
     assert task.predictor is not None
-    process, processes = jax.process_index(), jax.process_count()
     missing = missing_media(examples)
     check_missing(task, missing, total=len(examples), max_missing=max_missing)
     present = [example for example in examples if example.key not in missing]
     lengths = [task.predictor.length(emu, example, shots(example)) for example in present]
     plan = plan_batches(present, lengths, batch_size=batch_size)
 
-    file = PredictionFile(folder, task, process=process, processes=processes)
-    _check_identity(folder, identity, is_main=process == 0)
+    file = PredictionFile(folder, task, process=division.index, processes=division.count, saves=division.saves)
+    _check_identity(folder, identity, is_main=division.is_first)
     done, _ = file.read()  # media that could not be read are tried again
-    barrier("read predictions")  # before a process appends
-    own = [batch for batch in plan.batches if batch.number % processes == process]
+    barrier("read predictions", seconds=MAX_SKEW_SECONDS)  # before a process appends
+    own = [batch for batch in plan.batches if batch.number % division.count == division.index]
     _predict_all(emu, task, plan, own, file, shots, done, max_missing - len(missing), progress)
     file.close()
     barrier("predictions of the other processes", seconds=MAX_SKEW_SECONDS)
-    if process != 0:
+    if not division.is_first:
         return None
     predictions, skipped = file.finish(examples)
     return ModelRun(predictions, {**missing, **skipped})
@@ -101,6 +128,11 @@ def missing_media(examples: Sequence[Example]) -> dict[Key, str]:
                 missing[example.key] = f"there is no file {path}"
                 break
     return missing
+
+
+def spans_processes(emu: EmuPipeline) -> bool:
+    """Return True if one model is sharded over several processes, which then make the same calls."""
+    return emu.mesh is not None and len({device.process_index for device in emu.mesh.devices.flat}) > 1
 
 
 def _predict_all(

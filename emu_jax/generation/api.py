@@ -73,8 +73,8 @@ def load_adapters(
         check_base(one, local_path(directory), source=adapters[name])
     parts = load_model(directory, mesh=mesh, dtype=dtype, quantization=quantization)
     tuned = {name: adapt(parts, one, mesh=mesh) for name, one in opened.items()}
-    models: dict[str | None, ModelParts] = {None: parts, **tuned}
-    return {name: _pipeline(one, directory, tokenizer=tokenizer, mesh=mesh) for name, one in models.items()}
+    models = [(None, parts), *tuned.items()]
+    return {name: _pipeline(one, directory, tokenizer=tokenizer, mesh=mesh) for name, one in models}
 
 
 def _pipeline(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from emu_jax.data.document import Document
-from emu_jax.data.images import preprocess
+from emu_jax.data.images import decoder_pixels, preprocess
 from emu_jax.data.loader.divided import DividedBatches, rows_per_process
 from emu_jax.data.loader.prepared_set import PreparedSet
 from emu_jax.data.loader.visual_decoder_examples import Condition, WeightedSet, endless
@@ -32,6 +32,7 @@ class CaptionedImages:
       image_size: V, pixels.
       prompt_length: L, tokens; pairs with a longer prompt are left out.
       max_caption_length: characters; pairs with a longer caption are left out.
+      allow_upscale: enlarge stored images that are smaller than S, instead of refusing them.
     """
 
     sets: tuple[WeightedSet, ...]
@@ -41,6 +42,7 @@ class CaptionedImages:
     image_size: int
     prompt_length: int
     max_caption_length: int
+    allow_upscale: bool = False
 
     def loader(self, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1) -> DividedBatches:
         """Return an endless iterator over this process's rows of each batch, resumable after any batch.
@@ -48,9 +50,10 @@ class CaptionedImages:
         The order is that of stored examples.
 
         Raises:
-          UserError: a set is missing or has no pairs, or the number of processes does not divide the batch size.
+          UserError: a set is missing, has no pairs or too small images, or the number of processes does not divide the
+            batch size.
         """
-        rows_per_process(batch_size, process_count)
+        rows_per_process(batch_size, process_count)  # before the sets are read
         opened = [PreparedSet(one.path) for one in self.sets]
         for one in opened:
             self._check(one)
@@ -63,7 +66,7 @@ class CaptionedImages:
         if pair is None:
             return None
         caption, image = pair
-        row = {"target_images": preprocess(image, self.target_size)}
+        row = {"target_images": decoder_pixels(image, self.target_size, allow_upscale=self.allow_upscale)}
         if self.condition is Condition.ENCODED:
             return row | {"images": preprocess(image, self.image_size)}
         prompt = build_prompt(

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
+import functools
 import json
 import os
+import re
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from emu_jax.errors import UserError
+
+_HOST = socket.gethostname()[:60]
+_TEMPORARY = re.compile(rf"\..*\.{re.escape(_HOST)}\.(\d{{1,9}})\.(?:\w+\.)?tmp$")  # of this host, by process
 
 
 @contextlib.contextmanager
@@ -28,7 +35,8 @@ def file_errors(action: str, path: str | os.PathLike[str]) -> Iterator[None]:
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path next to `path`, and move it to `path` when the block ends without an error.
 
-    Readers see the old file or the complete new one, also after `kill -9` or a power failure.
+    Readers see the old file or the complete new one, also after `kill -9` or a power failure. Temporary files that
+    killed processes of this host left in the folder are removed.
 
     Raises:
       UserError: the folder cannot be written to, or the disk is full.
@@ -38,7 +46,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         if target.is_dir():
             raise UserError(f"Cannot write {target}: it is a folder. Name a file.")
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name[:200]}.{os.getpid()}.tmp")
+        _remove_stale(target.parent)
+        temporary = target.with_name(f".{target.name[:100]}.{_HOST}.{os.getpid()}.tmp")
         try:
             yield temporary
             _sync(temporary)
@@ -78,18 +87,14 @@ def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Ite
 def temporary_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder on the file system of `target`, and remove it when the block ends.
 
-    Folders that processes of this host left when they were killed while writing the same target are removed too.
+    Temporary folders that killed processes of this host left next to it are removed too.
     """
     target = Path(os.path.abspath(target))
     new_parents = [parent for parent in target.parents if not parent.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.name[:100]}.{socket.gethostname()[:60]}."
-    for other in target.parent.iterdir():
-        if other.name.startswith(prefix) and other.suffix == ".tmp":
-            pid = other.name.removeprefix(prefix).partition(".")[0]
-            if pid.isdigit() and not _is_running(int(pid)):
-                shutil.rmtree(other, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}.", suffix=".tmp", dir=target.parent))
+    _remove_stale(target.parent)
+    prefix = f".{target.name[:100]}.{_HOST}.{os.getpid()}."
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=target.parent))
     try:
         yield temporary
     finally:
@@ -139,6 +144,12 @@ def read_text(path: str | os.PathLike[str]) -> str:
         raise UserError(f"{path} is not a UTF-8 text file (byte {error.start}).") from error
 
 
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Return the contents of a file. Raises UserError if there is no such file, or it cannot be read."""
+    with file_errors("read", path):
+        return Path(path).read_bytes()
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Return the value of a JSON file.
 
@@ -154,9 +165,50 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path} is not valid JSON: it is nested too deeply.") from error
 
 
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Return True if `path` is a file.
+
+    Raises:
+      UserError: the system refuses the question, as for a name that is too long or a folder without permission.
+    """
+    with file_errors("read", path):
+        try:
+            return stat.S_ISREG(os.stat(path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except ValueError:  # a NUL character
+            return False
+
+
+def list_files(folder: str | os.PathLike[str], pattern: str = "*") -> list[Path]:
+    """Return the entries of a folder that match a glob pattern, sorted by name; none if there is no such folder.
+
+    Raises:
+      UserError: the folder cannot be read.
+    """
+    with file_errors("read", folder):
+        try:
+            names = os.listdir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+    return [Path(folder) / name for name in sorted(names) if fnmatch.fnmatchcase(name, pattern)]
+
+
 def _sync(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+
+
+@functools.cache  # once per process
+def _remove_stale(folder: Path) -> None:
+    """Remove the temporary files and folders of this host's processes that have ended."""
+    for path in folder.iterdir():
+        match = _TEMPORARY.match(path.name)
+        if match and not _is_running(int(match[1])):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _is_running(pid: int) -> bool:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from etils import epath
+
 from emu_jax.errors import UserError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+-]+):/+")  # also "gs:/BUCKET", which is what Path makes of a URL
@@ -37,6 +39,19 @@ def local_text(path: str | os.PathLike[str]) -> str:
     return _expanded(text)
 
 
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Return True for a URL such as gs://BUCKET/FOLDER, False for a local path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+-]+://", os.fspath(path)) is not None
+
+
+def absolute_path(path: str | os.PathLike[str]) -> epath.Path:
+    """Return the absolute path of a local path, and a URL unchanged.
+
+    `epath.Path(path).absolute()` makes the local path FOLDER/gs:/BUCKET/... of a URL.
+    """
+    return epath.Path(path if is_url(path) else os.path.abspath(path))
+
+
 def path_or_url(path: str | os.PathLike[str]) -> str:
     """Return a local path with `~` expanded, or the URL of a folder in an object store, `gs://...` or `s3://...`.
 
@@ -44,6 +59,8 @@ def path_or_url(path: str | os.PathLike[str]) -> str:
       UserError: another kind of URL, no bucket in it, or `~` cannot be expanded.
     """
     text = os.fspath(path)
+    if not text:
+        raise UserError("A path is empty; name a folder or a file.")
     match = _SCHEME.match(text)
     if not match:
         return _expanded(text)

@@ -1,8 +1,10 @@
-"""Read and write PyTorch's `.bin`, `.pt` and `.pth` files one tensor at a time; PyTorch is imported on demand."""
+"""Read and write PyTorch's `.bin`, `.pt`, `.pth` and `.ckpt` files tensor by tensor. PyTorch is imported on demand."""
 
 from __future__ import annotations
 
+import argparse
 import functools
+import pathlib
 import pickle
 import warnings
 from collections.abc import Iterable, Mapping
@@ -15,9 +17,13 @@ import numpy as np
 from emu_jax.errors import UserError
 from emu_jax.io.tensors import Progress, Tensor, no_progress
 
-TORCH_SUFFIXES = (".bin", ".pt", ".pth")
-_WRAPPERS = ("module", "state_dict", "model")  # keys under which training programs store the state dict
+# Keys under which training programs store the state dict, best first. The average of the weights is the last choice.
+_WRAPPERS = (
+    "module", "state_dict", "model_state_dict", "model", "params", "weights", "app", "checkpoint", "network", "net",
+    "ema_state_dict", "model_ema", "params_ema", "ema",
+)  # fmt: skip
 _REOPEN_BYTES = 2**30
+_HARMLESS = [argparse.Namespace, pathlib.PosixPath, pathlib.WindowsPath]  # options that programs store with weights
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _DTYPES = {
     f"torch.{name}": np.dtype(name)
@@ -25,8 +31,10 @@ _DTYPES = {
 } | {"torch.bfloat16": _BFLOAT16}
 
 
-def open_torch(file: Path) -> list[Tensor]:
-    """Return the tensors of one file. Code in the file is never executed.
+def open_torch(file: Path) -> tuple[list[Tensor], str]:
+    """Return the tensors of one file, and the keys under which they are stored, such as "model.state_dict".
+
+    Code in the file is never executed.
 
     Raises:
       UserError: PyTorch is not installed, or the file is damaged or contains anything else than dense tensors.
@@ -34,6 +42,8 @@ def open_torch(file: Path) -> list[Tensor]:
     opened = _TorchFile(file)
     tensors = []
     for name, tensor in opened.tensors.items():
+        if name.endswith("_extra_state"):  # of modules, not a parameter
+            continue
         if not hasattr(tensor, "numpy"):
             raise UserError(
                 f"{name} in {file} is {type(tensor).__name__}, not a tensor. Save a state dict of tensors only."
@@ -43,7 +53,7 @@ def open_torch(file: Path) -> list[Tensor]:
             found = "has no values" if tensor.is_meta else f"is {tensor.dtype}, {tensor.layout}"
             raise UserError(f"{name} in {file} {found}, which is not supported. Save it as dense float32.")
         tensors.append(Tensor(name, tuple(tensor.shape), dtype, functools.partial(opened.read, name), file))
-    return tensors
+    return tensors, opened.wrapper
 
 
 def write_torch(file: Path, tensors: Iterable[Tensor], *, progress: Progress = no_progress) -> None:
@@ -76,7 +86,7 @@ class _TorchFile:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.tensors = _load(file)
+        self.tensors, self.wrapper = _load(file)
         self._read_bytes = 0
 
     def read(self, name: str) -> np.ndarray:
@@ -89,7 +99,7 @@ class _TorchFile:
         self._read_bytes += array.nbytes
         if self._read_bytes > _REOPEN_BYTES:
             self.tensors, self._read_bytes = {}, 0
-            self.tensors = _load(self.file)
+            self.tensors, _ = _load(self.file)
         return array
 
 
@@ -98,35 +108,49 @@ def _torch() -> Any:
         import torch
     except ImportError:
         raise UserError(
-            "Reading and writing .bin, .pt and .pth files requires PyTorch: pip install torch, or use safetensors."
+            "Reading and writing .bin, .pt and .ckpt files requires PyTorch: pip install torch, or use safetensors."
         ) from None
     return torch
 
 
-def _load(file: Path) -> Mapping[str, Any]:
+def _load(file: Path) -> tuple[Mapping[str, Any], str]:
+    """Return the state dict in a file and the keys under which it is stored."""
     torch = _torch()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about unusual pickles; the errors below say more
         loaded = _unpickle(torch, file)
-    for wrapper in _WRAPPERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
+    keys: list[str] = []
+    while (key := next((key for key in _WRAPPERS if _has_tensors(loaded, key)), None)) is not None:
+        loaded = loaded[key]
+        keys.append(key)
     if not isinstance(loaded, Mapping) or not loaded:
         raise UserError(f"{file} contains {type(loaded).__name__}, not a state dict of named tensors.")
-    return loaded
+    return loaded, ".".join(keys)
+
+
+def _has_tensors(loaded: Any, key: str) -> bool:
+    """Return True if `loaded[key]` is a state dict, or a wrapper of one."""
+    inner = loaded.get(key) if isinstance(loaded, Mapping) else None
+    if not isinstance(inner, Mapping):
+        return False
+    return any(hasattr(value, "numpy") for value in inner.values()) or any(_has_tensors(inner, k) for k in _WRAPPERS)
 
 
 def _unpickle(torch: Any, file: Path) -> Any:
     try:
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            return torch.load(file, map_location="cpu", weights_only=True)  # the format before torch 1.6
+        with torch.serialization.safe_globals(_HARMLESS):
+            try:
+                return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError as error:
+                if "mmap" not in str(error):
+                    raise
+                return torch.load(file, map_location="cpu", weights_only=True)  # the format before torch 1.6
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or _is_pickle(file):
-            raise UserError(f"{file} was not opened: it is a pickle with code in it, not only tensors.") from None
+            raise UserError(
+                f"{file} was not opened: it is a pickle with code in it, not only tensors. Save its "
+                f"state dict only, with torch.save."
+            ) from None
         raise UserError(f"{file} is not a PyTorch checkpoint, or it is damaged.") from None
     except Exception:  # torch raises a different exception for each way in which a file can be damaged
         raise UserError(f"{file} is not a PyTorch checkpoint, or it is truncated. Copy or download it again.") from None

@@ -53,7 +53,7 @@ class EvaluationConfig(Checked):
     Attributes:
       sets: held-out sets, for one loss per set and loss term.
       batches: batches per set, read once at the start.
-      tasks: benchmarks, for stages of an Emu on one process.
+      tasks: benchmarks, for stages of an Emu.
       data: folder that holds a folder per task.
       batch_size: prompts per program of the benchmarks.
     """

@@ -26,8 +26,11 @@ def start_processes(*, timeout: int = 300) -> None:
       UserError: JAX cannot connect the processes with the settings of the cluster.
     """
     count = index = None
-    if "JAX_COORDINATOR_ADDRESS" in os.environ and "JAX_NUM_PROCESSES" in os.environ:
-        count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+    if "JAX_NUM_PROCESSES" in os.environ or "JAX_PROCESS_ID" in os.environ:
+        if "JAX_COORDINATOR_ADDRESS" not in os.environ:
+            raise UserError("Set JAX_COORDINATOR_ADDRESS to HOST:PORT of process 0, or unset JAX_NUM_PROCESSES.")
+        count = _integer("JAX_NUM_PROCESSES", low=1)
+        index = _integer("JAX_PROCESS_ID", high=count - 1)
     elif not _in_cluster():
         return
     timer = threading.Timer(timeout, _exit, (timeout,))
@@ -35,7 +38,7 @@ def start_processes(*, timeout: int = 300) -> None:
     timer.start()
     try:
         jax.distributed.initialize(num_processes=count, process_id=index, initialization_timeout=timeout + 60)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, KeyError, IndexError, AssertionError) as error:
         raise UserError(f"The processes of the run cannot connect: {error}") from error
     finally:
         timer.cancel()
@@ -57,4 +60,14 @@ def _in_cluster() -> bool:
         return False
     if tpu_attached():
         return importlib.util.find_spec("libtpu") is not None
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    return "SLURM_STEP_NUM_TASKS" in os.environ and _integer("SLURM_STEP_NUM_TASKS", low=1) > 1
+
+
+def _integer(variable: str, *, low: int = 0, high: int = 10**6) -> int:
+    """Return the value of an environment variable; raise UserError if it is not an integer in the range."""
+    text = os.environ.get(variable)
+    if text is None:
+        raise UserError(f"Set {variable}, an integer from {low} to {high}, or unset the other variables of the run.")
+    if not text.isascii() or not text.isdecimal() or not low <= int(text) <= high:
+        raise UserError(f"{variable} must be an integer from {low} to {high}, not {text!r}.")
+    return int(text)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
+import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +24,7 @@ from emu_jax.chat.terminal import ChatCompleter, Terminal, read_line
 from emu_jax.chat.terminal_images import Protocol, escape_sequences, find_protocol
 from emu_jax.errors import UserError
 from emu_jax.serving.local import LocalClient
-from tests.serving.conftest import png, solid_image
+from tests.serving.conftest import png, solid_image, wait_until
 
 OPTIONS = {"temperature": 0.0, "max_tokens": 4, "seed": 0, "num_inference_steps": 2}
 
@@ -47,28 +51,33 @@ def test_typed_lines(terminal: Terminal, tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_an_interrupt_ends_the_answer_and_not_the_program(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    terminal: Terminal, local: LocalClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = iter(["a dog", KeyboardInterrupt, "/system be brief", "a dog", "/quit"])
+    """A real signal while the answer is generated: its slot is free, and the next answer is complete."""
+    do = local.engine._text.do
+    monkeypatch.setattr(local.engine._text, "do", lambda work: (time.sleep(0.02), do(work)))
+    lines = iter(["/system be brief", "a dog", "a dog", "/quit"])
+    terminal.session.options |= {"max_tokens": 150, "min_tokens": 150}
 
     def read() -> str:
         line = next(lines)
-        if line is KeyboardInterrupt:
-            raise KeyboardInterrupt
-        return str(line)
+        if line == "a dog" and terminal.session.options["max_tokens"] == 150:
+            threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        return line
 
-    show = Terminal.show
+    take = Terminal.take
 
-    def interrupted(self: Terminal, answer) -> None:
-        if not terminal.session.messages:
-            next(answer)
-            answer.close()
-            raise KeyboardInterrupt
-        show(self, answer)
+    def take_and_shorten(self: Terminal, line: str) -> None:
+        try:
+            take(self, line)
+        finally:
+            if line == "a dog":
+                wait_until(lambda: local.engine.in_flight == 0, seconds=1)
+                self.session.options |= {"max_tokens": 4, "min_tokens": 0}
 
-    monkeypatch.setattr(Terminal, "show", interrupted)
+    monkeypatch.setattr(Terminal, "take", take_and_shorten)
     terminal.run(read)
-    assert "stopped" in capsys.readouterr().out
+    assert "\nstopped\n" in capsys.readouterr().out
     assert [message["role"] for message in terminal.session.messages] == ["system", "user", "assistant"]
 
 

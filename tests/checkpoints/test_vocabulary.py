@@ -9,6 +9,7 @@ from emu_jax.checkpoints.model_directory import boxed_shapes, save_model
 from emu_jax.checkpoints.params import save_params, warm_start
 from emu_jax.checkpoints.vocabulary import grow
 from emu_jax.convert.load import load_model
+from emu_jax.models.emu import Emu
 from emu_jax.sharding.mesh import MeshConfig, make_mesh
 from emu_jax.sharding.specs import shardings, unbox
 from emu_jax.training.partition import flatten
@@ -75,3 +76,24 @@ def test_the_config_of_a_run_is_found_for_its_steps(tmp_path, model):
 def test_the_example_in_the_docstring():
     grown = grow(jnp.array([[1.0, 1], [3, 5], [0, 0]]), axis=0, known=2, vocab_size=3, rows=4)
     assert grown.tolist() == [[1, 1], [3, 5], [2, 3], [0, 0]]
+
+
+def test_new_tokens_start_from_named_ones_and_no_logit_of_the_others_moves(model):
+    sources = {300: (17,), 301: (23, 24)}
+    larger = with_parts(small_config(), decoder={"vocab_size": 302})
+    params, _ = warm_start(model, zeros(larger, mesh=make_mesh(MeshConfig(1, 1, 1), devices=jax.devices()[:1])),
+                           vocab_size=302, token_sources=sources)  # fmt: skip
+    saved = load_model(model).params
+    table, head = (
+        np.asarray(params["decoder"]["token_embedding"]),
+        np.asarray(params["lm_head"]["projection"]["kernel"]),
+    )
+    np.testing.assert_array_equal(table[300], table[17])
+    np.testing.assert_allclose(table[301], (table[23] + table[24]) / 2, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(head[:, 300], head[:, 17])
+    tokens = jnp.arange(12, dtype=jnp.int32)[None]
+    logits = [
+        np.asarray(Emu(config, image_token_id=299).apply({"params": tree}, tokens).logits)[..., :300]
+        for config, tree in ((small_config(), saved), (larger, params))
+    ]
+    np.testing.assert_array_equal(*logits)

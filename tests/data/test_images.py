@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from emu_jax.data.images import FORMATS, DecodeError, decode, encode_png, normalize, preprocess, resize
+from emu_jax.data.images import FORMATS, DecodeError, decode, encode_png, normalize, preprocess, resize, resize_and_crop
 from emu_jax.data.limits import DEFAULT_LIMITS, Limits
 from emu_jax.errors import UserError
 
@@ -296,3 +296,14 @@ def test_jpeg_with_too_many_scans():
     assert decode(data).shape == (640, 640, 3)
     with pytest.raises(DecodeError, match="the JPEG has too many scans"):
         decode(data, limits=Limits(image_scans=2))
+
+
+def test_decoder_images_keep_their_aspect():
+    """The shorter side is resized and the center cropped: a circle stays a circle."""
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[:, 20:60] = 200  # the central square
+    cropped = resize_and_crop(image, 20)
+    assert cropped.shape == (20, 20, 3)
+    assert cropped.min() > 150
+    assert resize_and_crop(image.transpose(1, 0, 2), 20).min() > 150
+    assert resize_and_crop(image[:, :40], 40).shape == (40, 40, 3)

@@ -54,6 +54,13 @@ def decode(embeddings: np.ndarray) -> Scene:
 
 
 @dataclasses.dataclass
+class BuiltPrompt:
+    """The parts of a prompt; to the oracle each is a token."""
+
+    tokens: list[Any]
+
+
+@dataclasses.dataclass
 class Oracle:
     """A model that answers every prompt of the synthetic world; `change` alters the scenes to get wrong answers."""
 
@@ -61,8 +68,11 @@ class Oracle:
     change: Change = lambda scene: scene
     reverse_videos: bool = False
 
-    def generate_text_batch(self, prompts: Sequence[Any], **options: Any) -> list[str]:
-        return [self._answer(list(prompt)) for prompt in prompts]
+    def build_prompt(self, prompt: Sequence[Any]) -> BuiltPrompt:
+        return BuiltPrompt(list(prompt))
+
+    def generate_text_batch(self, prompts: Sequence[BuiltPrompt], **options: Any) -> list[str]:
+        return [self._answer(prompt.tokens) for prompt in prompts]
 
     def _answer(self, prompt: list[Any]) -> str:
         frames = [part for part in prompt if isinstance(part, np.ndarray)]

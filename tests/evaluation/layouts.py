@@ -60,7 +60,7 @@ def _karpathy(root: Path, task: str, file: str, folder: str) -> None:
             row |= {"filepath": "val2014", "cocoid": n}
         images.append(row)
         image(root / folder / name, n)
-    dump(root / task / file, {"images": images, "dataset": "coco"})
+    dump(root / task / file, {"images": images, "dataset": file.removeprefix("dataset_").removesuffix(".json")})
 
 
 def _nocaps(root: Path) -> None:

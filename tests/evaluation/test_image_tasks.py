@@ -4,86 +4,29 @@ from __future__ import annotations
 
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from emu_jax.convert.clip_table import clip_table
-from emu_jax.diffusion.clip_vision import ClipVisionConfig
-from emu_jax.diffusion.config import UNetConfig, VAEConfig
-from emu_jax.diffusion.decoder import VisualDecoder, unet_inputs, vae_inputs
-from emu_jax.diffusion.schedule import NoiseSchedule
-from emu_jax.diffusion.unet import UNet
-from emu_jax.diffusion.vae import VAE
 from emu_jax.errors import UserError
 from emu_jax.evaluation.api import evaluate
-from emu_jax.evaluation.image_metrics.clip_text import ClipTextConfig, clip_text_table
 from emu_jax.evaluation.image_metrics.fid import read_statistics
 from emu_jax.evaluation.image_metrics.inception_table import inception_table, load_inception
 from emu_jax.evaluation.image_metrics.networks import ImageNetworks
 from emu_jax.evaluation.image_metrics.resize import Resize, resize_for_inception
 from emu_jax.evaluation.task import ScoreOptions
 from emu_jax.generation.pipeline import EmuPipeline
-from emu_jax.sharding.specs import unbox
-from tests.evaluation.layouts import WORDS, write_layout
+from tests.evaluation.layouts import write_layout
+from tests.generation.conftest import tiny_visual_decoder
 
-UNET = UNetConfig(
-    sample_size=8,
-    block_out_channels=(32,),
-    down_block_types=("CrossAttnDownBlock2D",),
-    up_block_types=("CrossAttnUpBlock2D",),
-    layers_per_block=1,
-    cross_attention_dim=128,
-    attention_head_dim=2,
-    norm_num_groups=8,
-)
-AUTOENCODER = VAEConfig(block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=8)
 QUICK = {"steps": 2, "sampler": "ddim"}
-
-
-def some_params(module, *inputs):
-    rng = np.random.default_rng(0)
-    shapes = unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
-    return jax.tree.map(lambda s: jnp.asarray(0.1 * rng.standard_normal(s.shape), s.dtype), shapes)
 
 
 @pytest.fixture(scope="module")
 def with_decoder(tiny):
-    unet, vae = UNet(UNET), VAE(AUTOENCODER)
-    params = {"unet": some_params(unet, *unet_inputs(UNET)), "vae": some_params(vae, *vae_inputs(AUTOENCODER))}
-    decoder = VisualDecoder(unet, vae, schedule=NoiseSchedule(), params=params)
+    decoder = tiny_visual_decoder(tiny.config.decoder.width)
     return EmuPipeline(tiny.config, tiny.params, tokenizer=tiny.tokenizer, visual_decoder=decoder)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """A random CLIP in the layout of transformers."""
-    folder = tmp_path_factory.mktemp("clip") / "tiny-clip"
-    folder.mkdir()
-    words = [*WORDS, "a", "[START]", "[END]"]
-    tower = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    text = {**tower, "vocab_size": len(words), "max_position_embeddings": 8}
-    vision = {**tower, "image_size": 16, "patch_size": 4}
-    config = {"projection_dim": 12, "text_config": text, "vision_config": vision}
-    rng = np.random.default_rng(0)
-    draw = lambda row: {n: rng.normal(scale=0.3, size=row.torch_shape).astype(np.float32) for n in row.names}
-    tensors = {k: v for row in clip_text_table(ClipTextConfig.from_transformers(config)) for k, v in draw(row).items()}
-    for row in clip_table(ClipVisionConfig.from_transformers(config)):
-        prefix = "" if row.torch.startswith("visual_projection") else "vision_model."
-        tensors |= {prefix + name: value for name, value in draw(row).items()}
-    save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"shortest_edge": 16}, "crop_size": 16}))
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="a"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    ends = [("[START]", len(words) - 2), ("[END]", len(words) - 1)]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[START] $A [END]", special_tokens=ends)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,9 @@ def test_empty_and_absent_folders_are_refused(tmp_path):
 
 def test_a_tensor_in_two_files_is_refused(tmp_path):
     write_state(tmp_path, {"a": np.zeros(2, np.float32)})
-    (tmp_path / "other.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
+    for name in ("eva.safetensors", "llama.safetensors"):
+        (tmp_path / name).write_bytes((tmp_path / "model.safetensors").read_bytes())
+    (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="Keep one"):
         open_tensors(tmp_path)
 

@@ -102,6 +102,23 @@ def test_predict_noise(tmp_path, inputs, changes):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("size", [(12, 12), (7, 5), (65, 33), (1, 1)])
+def test_sizes_that_do_not_divide_by_the_levels(tmp_path, inputs, size):
+    """96 pixels with four levels and 520 pixels with Stable Diffusion: upsampled to the size of the skip connection."""
+    levels = {
+        "block_out_channels": (8, 16, 16, 16),
+        "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+    }
+    theirs = unet(**levels)
+    ours = saved(tmp_path, theirs, vae())
+    latents = np.random.default_rng(2).normal(size=(2, *size, 4)).astype(np.float32)
+    timesteps = np.array([3, 977])
+    expected = theirs(first(latents), torch.from_numpy(timesteps), torch.from_numpy(inputs["context"])).sample
+    assert_within(ours.predict_noise(latents, timesteps, inputs["context"]), expected)
+
+
+@torch.no_grad()
 def test_autoencoder_of_two_levels(tmp_path):
     theirs = vae(
         block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,

@@ -1,5 +1,8 @@
 """The format transformers, opened by `AutoModel` with its own code, computes and generates what emu_jax does."""
 
+import re
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
@@ -196,6 +199,20 @@ def test_device_map(case):
         mapped.generate(**inputs, max_new_tokens=5).tolist()
         == case.theirs.generate(**inputs, max_new_tokens=5).tolist()
     )
+
+
+def test_the_documented_program_runs(case, tmp_path, monkeypatch):
+    pytest.importorskip("accelerate")
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "pytorch.md"
+    (program,) = re.findall(r"^```py\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model").symlink_to(case.folder)
+    PIL.Image.new("RGB", (20, 30), "teal").save(tmp_path / "cat.jpg")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(program, names)
+    assert names["embeddings"].shape == (1, case.config.causal_former.num_image_tokens, case.config.decoder.width)
+    assert case.tokenizer.user_id in names["inputs"]["input_ids"][0]
 
 
 def assert_same_params(actual, expected):

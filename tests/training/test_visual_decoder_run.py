@@ -30,6 +30,7 @@ from emu_jax.models.presets import emu_tiny
 from emu_jax.sharding.mesh import MeshConfig, make_mesh
 from emu_jax.sharding.specs import unbox
 from emu_jax.training.config import OptimizerConfig, TrainConfig
+from emu_jax.training.evaluation import EvaluationConfig, HeldOutSet
 from emu_jax.training.log import read_metrics
 from emu_jax.training.loop import train
 from emu_jax.training.optimizer import make_optimizer
@@ -100,7 +101,7 @@ def world(tmp_path_factory) -> World:
         stored[condition] = folder / condition.value
         count = prepare_examples(
             pipeline, made, sets=[str(pairs)], output=stored[condition], condition=condition,
-            image_size=8, max_caption_length=LONGEST, batch_size=16,
+            image_size=8, max_caption_length=LONGEST, batch_size=16, dtype="float32",
         )  # fmt: skip
         assert 20 < count < 61  # some captions are too long
     return World(folder / "emu", folder / "decoder", pairs, stored, config)
@@ -175,6 +176,25 @@ def test_runs_on_computed_and_stored_examples_are_equal(world, condition, tmp_pa
     final, initial = (load_visual_decoder(path) for path in (tmp_path / "computed" / "visual_decoder", world.decoder))
     jax.tree.map(np.testing.assert_array_equal, final.params["unet"], jax.device_get(computed.ema["unet"]))
     jax.tree.map(np.testing.assert_array_equal, final.params["vae"], initial.params["vae"])
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("source", ["stored", "computed"])
+def test_held_out_losses_are_evaluated_in_training(world, source, tmp_path):
+    condition = Condition.PREDICTED
+    stored = source == "stored"
+    examples = {"examples": str(world.stored[condition])} if stored else {"computed": world.computed(condition)}
+    path = str(world.stored[condition] if stored else world.pairs)
+    held_out = EvaluationConfig(sets=(HeldOutSet(path, name="held_out"),), batches=2)
+    run = open_run(to_dict(dataclasses.replace(run_of(world, **examples), evaluation=held_out)))
+    train(
+        dataclasses.replace(run.train, steps=2, evaluate_every=1), stage=run.stage, data=run.data, workdir=tmp_path,
+        initialize=run.initialize, evaluations=run.evaluations,
+    )  # fmt: skip
+    first, last = (r for r in read_metrics(tmp_path) if "eval/held_out/loss" in r)
+    assert (first["step"], last["step"]) == (1, 2)
+    assert np.isfinite(last["eval/held_out/loss"])
+    assert last["eval/held_out/loss"] != first["eval/held_out/loss"]
 
 
 def test_frozen_parameters_have_no_moments(world):

@@ -113,8 +113,16 @@ do_wait() {
   echo "$(date +%T) ACTIVE"
 }
 
+# Say which files of the checkout differ from HEAD, as the workers get HEAD.
+list_uncommitted() {
+  local files
+  files=$(git -C "$FOLDER/../.." status --porcelain --untracked-files=all 2>/dev/null | cut -c4-) || return 0
+  [[ -z $files ]] || { echo "# not committed, so not copied to the workers:"; echo "#   ${files//$'\n'/$'\n'#   }"; }
+}
+
 do_setup() {
   local archive=/tmp/emu_jax-$NAME.tar.gz
+  list_uncommitted
   run git -C "$FOLDER/../.." archive --format=tar.gz "--output=$archive" HEAD
   queued scp "$archive" "$NAME:emu_jax.tar.gz" --node=all --worker=all
   on_all 'mkdir -p emu_jax && tar xzf emu_jax.tar.gz -C emu_jax && bash emu_jax/tools/tpu/worker.sh install'

@@ -16,7 +16,6 @@ Size = tuple[int, int]  # tokens and images of a document
 Choose = Callable[..., list[int]]
 
 _GOAL = Fill(tokens=0.95, images=0.85)
-_MAX_ROWS = 400  # simulated rows
 _SETTLED = 4  # the pool is replaced this many times before rows are counted
 
 
@@ -33,15 +32,21 @@ def document_sizes(batch: Batch, *, image_token_id: int) -> list[Size]:
 
 
 def simulate_fill(
-    sizes: Sequence[Size], *, length: int, max_images: int, pool: int = 256, choose: Choose = choose_row
+    sizes: Sequence[Size],
+    *,
+    length: int,
+    max_images: int,
+    pool: int = 256,
+    rows: int = 400,
+    choose: Choose = choose_row,
 ) -> tuple[Fill, float]:
     """Return the used fractions of rows packed from an endless stream of `sizes`, and the documents per row."""
     mean = np.mean(sizes, axis=0)
     per_row = max(1.0, min(length / max(mean[0], 1), max_images / max(mean[1], 1e-9)))
     settle = math.ceil(_SETTLED * pool / per_row)
-    position, tokens, images, documents, rows = 0, 0, 0, 0, 0
+    position = tokens = images = documents = 0
     waiting: list[Size] = []
-    for row in range(settle + _MAX_ROWS):
+    for row in range(settle + rows):
         while len(waiting) < pool:
             waiting.append(sizes[position % len(sizes)])
             position += 1
@@ -49,7 +54,7 @@ def simulate_fill(
         if row >= settle:
             tokens += sum(waiting[i][0] for i in chosen)
             images += sum(waiting[i][1] for i in chosen)
-            documents, rows = documents + len(chosen), rows + 1
+            documents += len(chosen)
         waiting = [size for i, size in enumerate(waiting) if i not in chosen]
     return Fill(tokens / (rows * length), images / (rows * max_images)), documents / rows
 

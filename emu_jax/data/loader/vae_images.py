@@ -7,7 +7,7 @@ import numpy as np
 
 from emu_jax.bounds import Checked, Pixels
 from emu_jax.data.document import Document, Image, Video
-from emu_jax.data.images import preprocess
+from emu_jax.data.images import decoder_pixels
 from emu_jax.data.loader.divided import DividedBatches
 from emu_jax.data.loader.prepared_set import PreparedSet
 from emu_jax.errors import UserError
@@ -20,10 +20,12 @@ class ImageDataConfig(Checked):
     Attributes:
       sets: folders that `prepare-data` wrote.
       image_size: pixels per side.
+      allow_upscale: enlarge stored images that are smaller, instead of refusing them.
     """
 
     sets: tuple[str, ...]
     image_size: Pixels
+    allow_upscale: bool = False
 
 
 def make_image_loader(
@@ -34,14 +36,16 @@ def make_image_loader(
     Each batch has the rows of this process.
 
     Raises:
-      UserError: no sets, or a batch size that does not divide among the processes.
+      UserError: no sets, or a batch size that does not divide among the processes; from the iterator, an image smaller
+        than `image_size`.
     """
     if not config.sets:
         raise UserError("The image data has no sets; name at least one prepared set.")
 
     def draw(document: Document, rng: np.random.Generator) -> dict[str, np.ndarray]:
         images = document_images(document)
-        return {"images": preprocess(images[int(rng.integers(len(images)))], config.image_size)}
+        image = images[int(rng.integers(len(images)))]
+        return {"images": decoder_pixels(image, config.image_size, allow_upscale=config.allow_upscale)}
 
     documents = [grain.MapDataset.source(PreparedSet(path)).filter(document_images) for path in config.sets]
     items = grain.MapDataset.concatenate(documents).seed(seed).shuffle().random_map(draw).repeat()

@@ -1,29 +1,33 @@
 """Precomputed training examples of the visual decoder: Emu's embeddings of an image, and the latents of the image.
 
 A folder holds `examples.json` (shapes and settings), `unconditional.npy` (the embeddings of the empty prompt, `[Q, D]`)
-and `examples.array_record`. Each record is the float32 values of `conditioning [Q D]`, `latent_mean [h w C]` and
-`latent_log_variance [h w C]`, concatenated. A document that was skipped (for example because its caption is too long)
-has an empty record, so that a run reads the others in the order in which it would read the documents.
+and shards, `examples.array_record-00000-of-00008` and so on. Each record is the values of `conditioning [Q D]`,
+`latent_mean [h w C]` and `latent_log_variance [h w C]`, concatenated, in the dtype that `examples.json` names. A
+document that was skipped (for example because its caption is too long) has an empty record, so that a run reads the
+others in the order in which it would read the documents. Older folders have one file, `examples.array_record`, of
+float32 values.
 """
 
 import dataclasses
 import enum
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import grain
+import ml_dtypes
 import numpy as np
-from array_record.python import array_record_module
 
 from emu_jax.bounds import Checked, Positive
 from emu_jax.data.loader.divided import DividedBatches
 from emu_jax.data.loader.reading import Records
 from emu_jax.errors import UserError
-from emu_jax.io.files import read_json, write_json
+from emu_jax.io.files import read_json
+from emu_jax.io.local_copy import local_copy
 
 SETTINGS, UNCONDITIONAL, RECORDS = "examples.json", "unconditional.npy", "examples.array_record"
+DTYPES: dict[str, Any] = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 FIELDS = ("conditioning", "latent_mean", "latent_log_variance")
 
 Example = Mapping[str, np.ndarray]
@@ -64,24 +68,34 @@ class DecoderExamples:
 
     Attributes:
       shapes: shape of each field.
+      dtype: of the stored values, a key of `DTYPES`.
+      shards: the files, in order.
       unconditional: embeddings of the empty prompt, float32 `[Q, D]`.
     """
 
     directory: Path
     shapes: dict[str, tuple[int, ...]]
     unconditional: np.ndarray
+    dtype: str
+    shards: tuple[Path, ...]
 
     @classmethod
     def open(cls, directory: str | os.PathLike) -> "DecoderExamples":
         """Open a folder. Raises UserError if it holds no examples."""
-        directory = Path(directory)
+        directory = local_copy(directory)
         if not (directory / SETTINGS).is_file():
             raise UserError(f"{directory} holds no decoder examples; make them with prepare-decoder-data.")
-        shapes = read_json(directory / SETTINGS)["shapes"]
+        settings = read_json(directory / SETTINGS)
+        shapes, count = settings["shapes"], settings.get("shards")
+        names = [shard_name(i, count) for i in range(count)] if count else [RECORDS]
+        if missing := [name for name in names if not (directory / name).is_file()]:
+            raise UserError(f"{directory} lacks {len(missing)} of {len(names)} shards, such as {missing[0]}.")
         return cls(
             directory=directory,
             shapes={name: tuple(shapes[name]) for name in FIELDS},
             unconditional=np.load(directory / UNCONDITIONAL),
+            dtype=settings.get("dtype", "float32"),
+            shards=tuple(directory / name for name in names),
         )
 
     def loader(self, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1) -> DividedBatches:
@@ -92,7 +106,7 @@ class DecoderExamples:
         )  # fmt: skip
 
     def _parse(self, record: bytes) -> dict[str, np.ndarray]:
-        values = np.frombuffer(record, np.float32)
+        values = np.frombuffer(record, DTYPES[self.dtype]).astype(np.float32)
         ends = np.cumsum([int(np.prod(self.shapes[name])) for name in FIELDS])
         parts = np.split(values, ends[:-1])
         return {name: part.reshape(self.shapes[name]) for name, part in zip(FIELDS, parts, strict=True)}
@@ -114,46 +128,14 @@ def load_examples(
         the processes.
     """
     for other in sets[1:]:
-        if other.shapes != sets[0].shapes or not np.array_equal(other.unconditional, sets[0].unconditional):
-            raise UserError(f"{other.directory} and {sets[0].directory} are examples of different models.")
-    records = [Records((folder.directory / RECORDS,)) for folder in sets]
-    items = endless(records, weights=weights, seed=seed).filter(bool).map(sets[0]._parse)
+        if (other.shapes, other.dtype) != (sets[0].shapes, sets[0].dtype) or not np.array_equal(
+            other.unconditional, sets[0].unconditional
+        ):
+            raise UserError(f"{other.directory} and {sets[0].directory} are examples of different models or dtypes.")
+    items = endless([Records(one.shards) for one in sets], weights=weights, seed=seed).filter(bool).map(sets[0]._parse)
     return DividedBatches(items, batch_size=batch_size, process_index=process_index, process_count=process_count)
 
 
-def write_examples(
-    directory: str | os.PathLike,
-    examples: Iterable[Example | None],
-    *,
-    unconditional: np.ndarray,
-    settings: Mapping[str, Any],
-) -> int:
-    """Write a folder of examples and return their number; `examples.json`, which makes it valid, is written last.
-
-    Args:
-      examples: None is a skipped document.
-
-    Raises:
-      UserError: there is no example.
-    """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / f".{RECORDS}.partial"
-    writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
-    count, shapes = 0, {}
-    for example in examples:
-        if example is None:
-            writer.write(b"")
-            continue
-        arrays = [np.ascontiguousarray(example[name], np.float32) for name in FIELDS]
-        shapes = {name: list(array.shape) for name, array in zip(FIELDS, arrays, strict=True)}
-        writer.write(b"".join(array.tobytes() for array in arrays))
-        count += 1
-    writer.close()
-    if not count:
-        partial.unlink()
-        raise UserError(f"No image with a caption was found, so {directory} was not written.")
-    partial.replace(directory / RECORDS)
-    np.save(directory / UNCONDITIONAL, np.asarray(unconditional, np.float32))
-    write_json(directory / SETTINGS, {"count": count, "shapes": shapes, **settings})
-    return count
+def shard_name(shard: int, count: int) -> str:
+    """Return the file name of a shard."""
+    return f"{RECORDS}-{shard:05d}-of-{count:05d}"

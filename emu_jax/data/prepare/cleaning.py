@@ -9,7 +9,7 @@ import numpy as np
 
 from emu_jax.bounds import Between, Checked, CountOrZero, Fraction, NumFrames, Pixels
 from emu_jax.data.document import Document, Image, Segment, Text, Video
-from emu_jax.data.images import DecodeError, decode, encode_jpeg, encode_png, resize
+from emu_jax.data.images import DecodeError, decode, encode_jpeg, encode_png, resize, resize_and_crop
 from emu_jax.data.sources import SOURCES, ReadOptions
 from emu_jax.data.video import map_frames
 from emu_jax.errors import UserError
@@ -32,6 +32,9 @@ class PrepareConfig(Checked):
       name: name of the set in its documents; empty means the name of the source.
       image_size: pixels per side; every image is stored at this size, ignoring its aspect ratio as in the release.
         None stores the files unchanged (they are still decoded, as a check).
+      crop: resize the shorter side and crop the center instead, as Stable Diffusion trains: for the visual decoder.
+        Images with a side of fewer pixels than `image_size` are then dropped, unless `allow_upscale`.
+      allow_upscale: with `crop`, enlarge images that are smaller.
       exact: resize exactly as the release; otherwise large JPEGs are decoded at a reduced scale, in less than half the
         time (see `images.decode`).
       store: encoding of resized images.
@@ -45,6 +48,8 @@ class PrepareConfig(Checked):
     source: str
     name: str = ""
     image_size: Pixels | None = 224
+    crop: bool = False
+    allow_upscale: bool = False
     exact: bool = False
     store: Store = Store.PNG
     frames: NumFrames = 8
@@ -64,6 +69,8 @@ class PrepareConfig(Checked):
                 f"image_size must be from 1 to {self.options.limits.image_side} pixels, or 0 to store the files "
                 f"unchanged, not {self.image_size}."
             )
+        if self.crop and self.image_size is None:
+            raise UserError("crop requires an image_size.")
 
 
 class Dropped(Exception):
@@ -120,7 +127,12 @@ def _clean_image(data: bytes | np.ndarray, config: PrepareConfig) -> bytes | np.
         raise Dropped("the aspect ratio of an image is too large")
     if size is None:
         return data if isinstance(data, bytes) else encode_png(pixels)
-    pixels = resize(pixels, size)
+    if config.crop:
+        if min(height, width) < size and not config.allow_upscale:
+            raise Dropped("an image is smaller than the stored size")
+        pixels = resize_and_crop(pixels, size)
+    else:
+        pixels = resize(pixels, size)
     if config.store is Store.RAW:
         return pixels
     return encode_png(pixels) if config.store is Store.PNG else encode_jpeg(pixels)

@@ -14,6 +14,7 @@ file, or under `--media`.
 video is VIDEO_ID.mp4, .mkv or .webm.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,6 +47,7 @@ def _read(source: str, turns_of: _Turns, *, names: tuple[str, ...]):
 
         def convert(key: str, record: Any) -> Iterator[Document]:
             turns = turns_of(record)
+            _check_order(turns)
             if has_media:
                 segments = _insert_media(turns, *_media(record, path, options))
             else:
@@ -61,6 +63,13 @@ def _chat(source: str, key: str, segments: list[Segment]) -> Document:
     if not any(segment.role is Role.ASSISTANT for segment in segments):
         raise RecordError("the chat has no answer")
     return Document(tuple(segments), source=source, key=key, layout=Layout.CHAT)
+
+
+def _check_order(turns: list[_Turn]) -> None:
+    """Raise RecordError unless user and assistant alternate; either may begin, as in ShareGPT."""
+    for number, ((before, _), (role, _)) in enumerate(itertools.pairwise(turns), start=1):
+        if role is before or role is Role.SYSTEM:
+            raise RecordError("the turns do not alternate", f"turn {number} is of the {role.value}")
 
 
 def _has_media_field(record: Any) -> bool:

@@ -1,8 +1,8 @@
 """Videos with a caption: WebVid.
 
 `webvid`: `results_10M_train.csv` with the columns videoid, page_dir and name (the text); the videos are
-`videos/PAGE_DIR/VIDEOID.mp4` next to it, or under `--media`. Rows whose video is absent were not downloaded. The text is
-cleaned by `webvid_text`; a row without any text after that is dropped.
+`videos/PAGE_DIR/VIDEOID.mp4` next to it, or under `--media`. Rows whose video is absent were not downloaded. The text
+is cleaned by `webvid_text`; a row without any text after that is dropped.
 """
 
 from collections.abc import Iterator

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import logging
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from emu_jax.data.images import decode
 from emu_jax.errors import UserError
+from emu_jax.evaluation.features import decoded
 from emu_jax.evaluation.image_metrics.inception import FEATURES, SIDE, Inception
 from emu_jax.evaluation.image_metrics.inception_table import load_inception
 from emu_jax.evaluation.image_metrics.resize import Resize, resize_for_inception
-from emu_jax.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
+from emu_jax.evaluation.metrics.frechet import FeatureStatistics
 from emu_jax.io.files import atomic_file
 
 log = logging.getLogger(__name__)
 
 
 class Fid:
-    """`Fid(weights, resize)` computes statistics and distances with one network and one resize."""
+    """`Fid(weights, resize)` computes features and their statistics with one network and one resize."""
 
     def __init__(self, weights: str | os.PathLike[str], *, resize: Resize = Resize.CLEAN, rows: int = 32) -> None:
         """Read `pt_inception-2015-12-05`; `rows` images go through it at a time.
@@ -57,14 +58,10 @@ class Fid:
         if file.is_file():
             return read_statistics(file)
         log.info("computing the FID statistics of %d reference images; they are stored in %s", len(paths), file)
-        found = self.statistics(decode(path) for path in paths)
+        found = self.statistics(decoded(paths))
         with atomic_file(file) as temporary, temporary.open("wb") as stream:
             np.savez(stream, mu=found.mean, sigma=found.covariance, count=found.count)
         return found
-
-    def distance(self, generated: Iterator[np.ndarray], reference: FeatureStatistics) -> float:
-        """Return the FID."""
-        return frechet_distance(self.statistics(generated), reference)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -89,7 +86,7 @@ def read_statistics(path: Path) -> FeatureStatistics:
         with np.load(path) as saved:
             mean, covariance = saved["mu"].astype(np.float64), saved["sigma"].astype(np.float64)
             count = int(saved["count"]) if "count" in saved else 0
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} does not hold FID statistics `mu` and `sigma` ({error}).") from None
     return FeatureStatistics(mean, covariance, count)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from emu_jax.errors import UserError
+from emu_jax.evaluation.metrics.meteor import combined_meteor, run_meteor
 from emu_jax.evaluation.metrics.scores import HUNDREDFOLD, Score, Scored, bootstrap_interval
 
 log = logging.getLogger(__name__)
@@ -86,8 +87,9 @@ def score_captions(tokens: TokenizedCaptions, *, meteor: bool = True) -> Scored:
         scores[f"BLEU-{order}"] = Score(float(bleu[order - 1]), count, 100, HUNDREDFOLD, interval)
     scores["ROUGE-L"] = Score(float(np.mean(rouge_each)), count, 100, HUNDREDFOLD, bootstrap_interval(rouge_each))
     if meteor and tokens.tokenizer is PTB:
-        # No interval: the corpus score is neither a mean nor a function of summed statistics.
-        scores["METEOR"] = Score(_meteor(captions, references), count, 100, HUNDREDFOLD)
+        value, meteor_statistics = run_meteor(captions, references)
+        interval = bootstrap_interval(meteor_statistics * count, combined_meteor)
+        scores["METEOR"] = Score(value, count, 100, HUNDREDFOLD, interval)
     return Scored(
         scores,
         [float(value) for value in cider_each],
@@ -126,17 +128,6 @@ def _official_scorers():
     except ImportError:
         raise UserError("Captions are scored with pycocoevalcap: pip install 'emu-jax[eval]'.") from None
     return CiderScorer(n=4, sigma=6.0), BleuScorer(n=4), Rouge()
-
-
-def _meteor(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    from pycocoevalcap.meteor.meteor import Meteor
-
-    keys = range(len(captions))
-    try:
-        score, _ = Meteor().compute_score(dict(zip(keys, references, strict=True)), {i: [captions[i]] for i in keys})
-    except (OSError, ValueError) as error:
-        raise UserError(f"METEOR failed in Java ({error}); it requires 2 GB of memory.") from None
-    return float(score)
 
 
 def _bleu_statistics(comparisons: Sequence[dict]) -> np.ndarray:

@@ -45,9 +45,26 @@ def wordnet_similarity() -> Similarity:
 
 
 def wordnet_lemma() -> Callable[[str], str]:
-    """Return a function that maps a word to its base form by WordNet, or to itself."""
-    wordnet = _wordnet()
-    return functools.cache(lambda word: wordnet.morphy(word) or word)
+    """Return a function that maps a word to its base form by WordNet, or to a stem in WordNet, or to itself."""
+    from nltk.stem import PorterStemmer
+
+    wordnet, stem = _wordnet(), PorterStemmer().stem
+
+    @functools.cache
+    def lemma(word: str) -> str:
+        found = wordnet.morphy(word)
+        if found is None and wordnet.synsets(stem(word)):
+            return stem(word)
+        return found or word
+
+    return lemma
+
+
+def word_tokenizer() -> Callable[[str], list[str]]:
+    """Return nltk's tokenizer of one sentence: "the man's dog." -> "the", "man", "'s", "dog", "."."""
+    from nltk.tokenize import NLTKWordTokenizer
+
+    return NLTKWordTokenizer().tokenize
 
 
 def _wordnet():

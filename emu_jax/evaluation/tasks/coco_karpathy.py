@@ -8,7 +8,7 @@ from emu_jax.evaluation.task import Task, check_text, rows_for_server
 
 
 def read(data: DataRoot, split: str) -> list[Example]:
-    return karpathy_examples(data, split, file="dataset_coco.json", images=("coco", "images", "."))
+    return karpathy_examples(data, split, dataset="coco", images=("coco", "images", "."))
 
 
 TASK = Task(

@@ -8,7 +8,7 @@ from emu_jax.evaluation.task import Task, check_text, rows_for_server
 
 
 def read(data: DataRoot, split: str) -> list[Example]:
-    return karpathy_examples(data, split, file="dataset_flickr30k.json", images=("flickr30k-images", "images"))
+    return karpathy_examples(data, split, dataset="flickr30k", images=("flickr30k-images", "images"))
 
 
 TASK = Task(

@@ -1,7 +1,6 @@
 """NExT-QA, open-ended: causal, temporal and descriptive questions about videos, scored by WUPS."""
 
 import csv
-import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -9,13 +8,21 @@ from emu_jax.errors import UserError
 from emu_jax.evaluation.data_root import DataRoot
 from emu_jax.evaluation.example import Example
 from emu_jax.evaluation.metrics.scores import HUNDREDFOLD, Score, Scored, mean_score
-from emu_jax.evaluation.metrics.wups import wordnet_lemma, wordnet_similarity, wups
+from emu_jax.evaluation.metrics.wups import word_tokenizer, wordnet_lemma, wordnet_similarity, wups
 from emu_jax.evaluation.task import ScoreOptions, Task, check_text
 from emu_jax.evaluation.video import ANSWER
 
 _EXACT = ("DB", "DC")  # yes or no, and counts: equal or not
 _KINDS = {"C": "causal", "T": "temporal", "D": "descriptive"}
-_STOP_WORDS = frozenset("a an and at he her him his in is it of on she the their them they to".split())  # noqa: SIM905
+_STOP_WORDS = """\
+i me my myself we our ours ourselves you you're you've you'll you'd your yours yourself yourselves he him his
+himself she she's her hers herself it it's its itself they them their theirs themselves what which who whom this
+that that'll these those am is are was were be been being have has had having do does did doing a an the and but if
+or because as until while to from of at for with about into through during again further then here there when where
+why how all any each most other some such only own so than too very s t can will just don don't should should've
+now d ll m o re ve y ain aren aren't couldn couldn't didn didn't doesn doesn't hadn hadn't hasn hasn't haven
+haven't isn isn't ma mightn mightn't mustn mustn't needn needn't shan shan't shouldn shouldn't wasn wasn't weren
+weren't won won't wouldn wouldn't"""  # of NExT-OE; "no", "not", "up", "down", "in", "on" and others are not among them
 _COLUMNS = ("video", "question", "answer", "qid", "type")
 
 
@@ -64,7 +71,7 @@ def metric(examples: Sequence[Example], answers: Sequence[str], options: ScoreOp
     for example, value in zip(examples, by_threshold["WUPS@0"], strict=True):
         groups[_KINDS[example.details["type"][0]]].append(value)
     scores["per_kind"] = {name: mean_score(values, scale=100, unit=HUNDREDFOLD) for name, values in groups.items()}
-    protocol = {"lemmas": "WordNet morphy without part-of-speech tags; the benchmark's code tags with pywsd"}
+    protocol = {"lemmas": "by WordNet without part-of-speech tags; the benchmark's code tags with pywsd"}
     return Scored(scores, by_threshold["WUPS@0"], {}, protocol)
 
 
@@ -78,8 +85,8 @@ def answers_by_video(examples: Sequence[Example], answers: Sequence[str]) -> dic
 
 
 def _words() -> Callable[[str], list[str]]:
-    lemma = wordnet_lemma()
-    return lambda text: [w for w in map(lemma, re.findall(r"\w+", text.lower())) if w not in _STOP_WORDS]
+    lemma, split, stop_words = wordnet_lemma(), word_tokenizer(), frozenset(_STOP_WORDS.split())
+    return lambda text: [word for word in map(lemma, split(text.lower())) if word not in stop_words]
 
 
 TASK = Task(

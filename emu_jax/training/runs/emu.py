@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from emu_jax.bounds import Checked
+from emu_jax.bounds import Checked, CountOrZero
 from emu_jax.config import from_config_dict
 from emu_jax.data.loader.config import DataConfig, Frames, SetConfig
 from emu_jax.data.loader.pipeline import Loader, make_loader
@@ -16,6 +16,7 @@ from emu_jax.data.loader.read_plan import plans_from_states
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.hardware import generation
+from emu_jax.io.local_copy import local_copy
 from emu_jax.models.config import EmuConfig
 from emu_jax.training.chips import ChipConfig
 from emu_jax.training.config import TrainConfig
@@ -42,8 +43,7 @@ class EmuRunConfig(Checked):
       instruct: True if the tokenizer has the tokens `[USER]` and `[ASSISTANT]`.
       chips: settings for some TPU generations.
       evaluation: held-out sets and benchmarks.
-      samples_per_step: documents per step of the published recipe, which `inspect-data` compares with those of the data;
-        0 if there is none.
+      samples_per_step: documents per step of the published recipe, for `inspect-data`; 0 if there is none.
     """
 
     model: EmuConfig
@@ -55,7 +55,7 @@ class EmuRunConfig(Checked):
     instruct: bool = False
     chips: tuple[ChipConfig, ...] = ()
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
-    samples_per_step: int = 0
+    samples_per_step: CountOrZero = 0
 
 
 def open_emu_run(config: Mapping[str, Any] | Any) -> Run:
@@ -75,7 +75,7 @@ def open_emu_run(config: Mapping[str, Any] | Any) -> Run:
         train=without_decay(run),
         stage=stage,
         data=emu_data(run, tokenizer=tokenizer),
-        tokenizer=Path(run.tokenizer),
+        tokenizer=local_copy(run.tokenizer),
         evaluations=held_out_losses(run.evaluation, stage, load, mesh=run.train.mesh),
     )
 

@@ -45,6 +45,7 @@ class ComputedExamples(Checked):
       max_caption_length: maximum number of characters; pairs with a longer caption are dropped.
       prompt_length: maximum number of tokens of a caption, including `<s>` and `[IMG]`; longer pairs are dropped. Only
         for predictions from the caption.
+      allow_upscale: enlarge stored images that are smaller than the autoencoder's input, instead of refusing them.
     """
 
     emu: str
@@ -52,6 +53,7 @@ class ComputedExamples(Checked):
     condition: Condition = Condition.PREDICTED
     max_caption_length: Count = 150
     prompt_length: Tokens = 64
+    allow_upscale: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +238,7 @@ class ComputedSource:
             image_size=self.emu.config.vision.image_size,
             prompt_length=self.config.prompt_length,
             max_caption_length=self.config.max_caption_length,
+            allow_upscale=self.config.allow_upscale,
         )
         return functools.partial(images.loader, batch_size=batch_size, seed=seed)
 

@@ -11,7 +11,8 @@ import pytest
 
 from emu_jax.errors import UserError
 from emu_jax.evaluation.metrics import captions
-from emu_jax.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
+from emu_jax.evaluation.metrics.frechet import FeatureStatistics, frechet_distance, frechet_interval
+from emu_jax.evaluation.metrics.meteor import combined_meteor, run_meteor
 from emu_jax.evaluation.metrics.scores import bootstrap_interval, mean_score
 from emu_jax.evaluation.metrics.visdial import ndcg, score_visdial
 
@@ -61,6 +62,34 @@ def test_frechet_distance_of_known_gaussians():
     assert np.isfinite(frechet_distance(one, singular))
     with pytest.raises(UserError, match="at least 2 images"):
         FeatureStatistics.of(features[:1])
+
+
+def test_the_interval_of_a_frechet_distance_is_that_of_repeated_experiments():
+    rng = np.random.default_rng(0)
+    scale = np.array([1.0, 2.0, 0.5])
+    reference = FeatureStatistics(np.ones(3), np.diag([2.0, 1.0, 1.5]), 10_000)
+    sample = lambda: rng.normal(size=(2000, 3)) * scale
+    distances = [frechet_distance(FeatureStatistics.of(sample()), reference) for _ in range(400)]
+    low, high = frechet_interval(features := sample(), reference)
+    assert low < frechet_distance(FeatureStatistics.of(features), reference) < high
+    assert high - low == pytest.approx(2 * 1.96 * np.std(distances), rel=0.15)
+    one = FeatureStatistics.of(features)
+    assert frechet_interval(features, one) == pytest.approx((0, 0), abs=1e-6)
+    assert frechet_interval(features[:1], one) is None
+    assert np.isfinite(frechet_interval(np.repeat(features[:, :1], 3, axis=1), one)).all()
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="METEOR requires Java")
+def test_meteor_is_that_of_its_summed_statistics():
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    texts = ["a dog runs on the small table", "a red cat", "", "two men walking quickly near a big house"]
+    people = [["the dogs are running on tables", "a dog"], ["a red cat"], ["a b"], ["two persons walk to the home"]]
+    value, statistics = run_meteor(texts, people)
+    official, each = Meteor().compute_score(dict(enumerate(people)), {i: [text] for i, text in enumerate(texts)})
+    assert value == official
+    np.testing.assert_allclose(combined_meteor(statistics), each, rtol=1e-12)
+    np.testing.assert_allclose(combined_meteor(statistics.sum(axis=0)[None]), [official], rtol=1e-12)
 
 
 def test_captions_without_java_say_that_they_are_not_comparable(monkeypatch, caplog):

@@ -6,6 +6,7 @@ import pytest
 
 from emu_jax.errors import UserError
 from emu_jax.evaluation.metrics.wups import wordnet_lemma, wordnet_similarity, wups
+from emu_jax.evaluation.tasks import nextqa
 
 
 def test_wu_palmer_similarities(wordnet):
@@ -27,6 +28,15 @@ def test_wups_is_the_smaller_of_two_products(wordnet):
     assert score("dog unheard", "dog") == 1
     assert score("", "dog") == 0
     assert wordnet_lemma()("dogs") == "dog"
+
+
+def test_words_are_those_of_the_benchmarks_script(wordnet):
+    words = nextqa._words()
+    # Its list of stop words has no "no", "up" or "on", and a token of punctuation is a word.
+    assert words("The dogs are not on a table.") == ["dog", "not", "on", "table", "."]
+    assert words("it's the man's cat") == ["'s", "man", "'s", "cat"]
+    assert wordnet_lemma()("tabling") == "tabling"  # stem "tabl" is not in WordNet
+    assert wordnet_lemma()("catting") == "cat"  # the stem is
 
 
 def test_a_missing_wordnet_is_one_line(tmp_path, monkeypatch):
