@@ -12,8 +12,9 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from emu_jax.bounds import Between, Checked
 from emu_jax.chat.session import Session, question_parts
 from emu_jax.diffusion.samplers import Sampler
 from emu_jax.errors import UserError
@@ -22,6 +23,7 @@ from emu_jax.serving.client import Client
 
 _HEIGHT = 320  # pixels of an image's box
 _CONCURRENT = 16  # answers; the engine's slots bound those that are computed
+_SHUTDOWN_SECONDS = 1  # for the streams to open pages, which do not end otherwise
 _FILE_TYPES = ["image", "video"]
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -36,25 +38,26 @@ Messages = list[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class WebOptions:
+class WebOptions(Checked):
     """Of the page's server. `max_upload_mb` bounds one file, `max_beams` the panel's choice."""
 
     host: str
-    port: int
-    max_upload_mb: int
-    max_beams: int
+    port: Annotated[int, Between(0, 65_535)]  # 0: a free one
+    max_upload_mb: Annotated[int, Between(1, 2**20)]
+    max_beams: Annotated[int, Between(1, 64)]
 
 
 def serve_page(client: Client, web: WebOptions, options: Mapping[str, Any]) -> None:
     """Serve the page until a signal ends the process. `options`: of every request that the panel does not change."""
     import uvicorn
 
-    from emu_jax.serving.server import listen
+    from emu_jax.serving.server import QuietServer, listen
 
     with tempfile.TemporaryDirectory(prefix="emu_jax_chat") as folder, listen(web.host, web.port) as bound:
         app = create_app(client, web, options, folder=Path(folder))
         print(f"web page at http://{web.host}:{bound.getsockname()[1]}", flush=True)
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[bound])
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_SHUTDOWN_SECONDS)
+        QuietServer(config).run(sockets=[bound])
 
 
 def create_app(client: Client, web: WebOptions, options: Mapping[str, Any], *, folder: Path) -> Any:
@@ -91,10 +94,22 @@ def create_page(client: Client, web: WebOptions, options: Mapping[str, Any], *, 
 
     defaults = ImageOptions()
 
+    opened: dict[str, tuple[Session, Session]] = {}  # by the id of a browser's tab
+
     def new_session() -> Session:
         own = folder / uuid.uuid4().hex
         own.mkdir()
         return Session(client, own, dict(options))
+
+    def open_tab(request: Any) -> tuple[Session, Session]:
+        opened[request.session_hash] = sessions = new_session(), new_session()
+        return sessions
+
+    def close_tab(request: Any) -> None:
+        stop(*opened.pop(request.session_hash, ()))
+
+    for listener in (open_tab, close_tab):  # gradio passes the request to an argument of this type
+        listener.__annotations__["request"] = gr.Request
 
     def stop(*sessions: Session) -> None:
         for session in sessions:
@@ -103,7 +118,8 @@ def create_page(client: Client, web: WebOptions, options: Mapping[str, Any], *, 
     with gr.Blocks(title="Emu", analytics_enabled=False, fill_height=True) as page:
         # Each tab has its own session, so that the other tabs do not change the conversation.
         chat, single = gr.State(None), gr.State(None)
-        page.load(lambda: (new_session(), new_session()), outputs=[chat, single], show_progress="hidden", queue=False)
+        page.load(open_tab, outputs=[chat, single], show_progress="hidden", queue=False)
+        page.unload(close_tab)
         with gr.Accordion("Options", open=False):
             with gr.Row():
                 seed = gr.Number(int(options.get("seed", 0)), label="seed", precision=0, minimum=0, maximum=2**32 - 1)

@@ -145,13 +145,15 @@ class ArgumentParser(argparse.ArgumentParser):
         return arguments, rest
 
 
-def at_least(minimum: int) -> Callable[[str], int]:
-    """Return an argparse type: an integer that is not below `minimum`."""
+def at_least(minimum: int, *, at_most: int | None = None) -> Callable[[str], int]:
+    """Return an argparse type: an integer that is not below `minimum`, and not above `at_most`."""
 
     def parse(text: str) -> int:
         value = int(text)
         if value < minimum:
             raise argparse.ArgumentTypeError(f"must be at least {minimum}, not {value}")
+        if at_most is not None and value > at_most:
+            raise argparse.ArgumentTypeError(f"must be at most {at_most}, not {value}")
         return value
 
     parse.__name__ = "integer"  # argparse names the type in its error for other text

@@ -133,7 +133,9 @@ def parser() -> ArgumentParser:
     web = parser.add_argument_group("web page")
     web.add_argument("--web", action="store_true", help="show a web page instead of the terminal")
     web.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
-    web.add_argument("--port", type=int, default=7860, help="0: a free one (default: 7860)")
+    web.add_argument(
+        "--port", type=at_least(0, at_most=65_535), default=7860, metavar="N", help="0: a free one (default: 7860)"
+    )
     web.add_argument("--max-upload-mb", type=at_least(1), default=20, metavar="N", help="of one file (default: 20)")
     return parser
 

@@ -49,10 +49,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--legacy-attention", action="store_true", help="name the VAE's attention as diffusers before 0.17 does"
     )
-    group = parser.add_argument_group("model card of --format transformers")
-    group.add_argument("--license", metavar="ID", help="identifier of the Hugging Face Hub (default: other)")
-    group.add_argument("--base-model", metavar="ID", help="model on the Hugging Face Hub that training started from")
-    group.add_argument("--scores", metavar="DIR", type=Path, help="output folder of evaluate")
+    options = parser.add_argument_group("model card of --format transformers")
+    options.add_argument("--license", metavar="ID", help="identifier of the Hugging Face Hub (default: other)")
+    options.add_argument("--base-model", metavar="ID", help="model on the Hugging Face Hub that training started from")
+    options.add_argument("--scores", metavar="DIR", type=Path, help="output folder of evaluate")
     arguments = parser.parse_args(argv)
 
     with heavy_imports():

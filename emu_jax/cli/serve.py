@@ -15,28 +15,31 @@ import importlib.util
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-
-from emu_jax.cli.arguments import ArgumentParser
+from emu_jax.cli.arguments import ArgumentParser, at_least
 from emu_jax.cli.generate import SYSTEMS, system_message
-from emu_jax.cli.loading import load_named
+from emu_jax.cli.imports import heavy_imports
 from emu_jax.errors import UserError
-from emu_jax.generation.pipeline import EmuPipeline
+
+if TYPE_CHECKING:
+    from emu_jax.generation.pipeline import EmuPipeline
 
 _NEEDED = ("python_multipart", "starlette", "uvicorn")
 
 
 def main(argv: list[str]) -> None:
+    """Run the command."""
     arguments = parser().parse_args(argv)
+    sizes = tuple(map(_size, arguments.image_size))
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"serve needs {', '.join(missing)}; install them with: pip install 'emu_jax[serve]'")
-    from emu_jax.serving.transport import read_keys
+    with heavy_imports():
+        from emu_jax.cli.loading import load_named
+        from emu_jax.serving.transport import read_keys
 
     keys = read_keys(arguments.api_key_file)
-    sizes = tuple(map(_size, arguments.image_size))
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("emu_jax.serving").setLevel(logging.INFO)
     models = load_named(arguments, name=arguments.model_name or arguments.checkpoint.resolve().name)
@@ -46,6 +49,8 @@ def main(argv: list[str]) -> None:
 
 def serve(models: dict[str, EmuPipeline], arguments: Any, config: Any, keys: tuple[str, ...]) -> None:
     """Run the server on process 0 until a signal ends it; the other processes repeat its device work."""
+    import jax
+
     from emu_jax.serving.app import Service, create_app
     from emu_jax.serving.build import create_device, create_engine
     from emu_jax.serving.config import Limits
@@ -117,7 +122,7 @@ def parser() -> ArgumentParser:
     parser.add_argument("--no-safety", action="store_true", help="send images unscreened though there is a checker")
     http = parser.add_argument_group("HTTP")
     http.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
-    http.add_argument("--port", type=int, default=8000, help="0: a free one (default: 8000)")
+    http.add_argument("--port", type=at_least(0, at_most=65_535), default=8000, help="0: a free one (default: 8000)")
     http.add_argument("--api-key-file", type=Path, metavar="FILE", help="keys that requests must bring, one a line")
     http.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="for CORS (default: any)")
     http.add_argument("--allow-url-host", action="append", default=[], metavar="HOST",

@@ -59,8 +59,8 @@ def crop_vocabulary(tensors: Mapping[str, Tensor], *, pieces: int | None) -> tup
     tables = {} if is_release(tensors) else {name: tensors[name] for name in (EMBEDDING, HEAD) if name in tensors}
     rows = max((tensor.shape[0] for tensor in tables.values()), default=0)
     if pieces is None:
-        kept = f"all {rows} rows of the vocabulary are kept, as there is no tokenizer to compare with"
-        return dict(tensors), ((kept,) if rows else ())
+        note = f"all {rows} rows of the vocabulary are used, as there is no tokenizer to compare with"
+        return dict(tensors), ((note,) if rows else ())
     if rows <= pieces:
         return dict(tensors), ()
     cropped = {

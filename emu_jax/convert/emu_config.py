@@ -40,8 +40,8 @@ def is_emu_config(values: Any) -> bool:
         "decoder" in values
         or "cformer" in values
         or isinstance(values.get("model"), dict)
-        or is_transformers_config(values)
         or is_release_form(values)
+        or is_transformers_config(values)
     )
 
 

@@ -154,13 +154,6 @@ class PreparedExport:
         rename = (lambda name: peft_name(base_layer_name(name))) if self.base_layer else peft_name
         return [dataclasses.replace(tensor, name=rename(tensor.name)) for tensor in self.tensors]
 
-    def _used_tensors(self) -> list[Tensor]:
-        """Return the tensors that Emu reads: those of the layout transformers."""
-        if self.config.lora is not None:
-            raise UserError("The format transformers has no adapters. Give --merge-lora, or --format release.")
-        unused = unused_shapes(self.config)
-        return [tensor for tensor in self.tensors if tensor.name not in unused]
-
     def _release_config(self) -> dict[str, Any]:
         return to_release_config(
             self.config, pieces=self._pieces, embed_dim=self._rows("visual.head.weight"), dtype=self._dtype
@@ -200,6 +193,13 @@ class PreparedExport:
 
     def _rows(self, name: str) -> int:
         return next(tensor.shape[0] for tensor in self.tensors if tensor.name == name)
+
+    def _used_tensors(self) -> list[Tensor]:
+        """Return the tensors that Emu reads: those of the layout transformers."""
+        if self.config.lora is not None:
+            raise UserError("The format transformers has no adapters. Give --merge-lora, or --format release.")
+        unused = unused_shapes(self.config)
+        return [t for t in self.tensors if t.name not in unused and not t.name.endswith("inv_freq")]
 
     def _split_llama(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the tensors of the LLaMA by Hugging Face's names, and the rest."""

@@ -148,7 +148,7 @@ def _config_near(folders: list[Path], names: tuple[str, ...]) -> dict[str, Any] 
 
 
 def _json(path: Path) -> Any:
-    """Return the value of a JSON file; None for a file of another kind with that ending."""
+    """Return the value of a JSON file; None if it is not JSON."""
     if path.name == CONFIG:
         return read_json(path)
     try:

@@ -21,7 +21,7 @@ _EMU_ONLY = ("cformer.", "ln_visual.", "decoder.lm.stu_regress_head.")
 _EVA_WITHOUT_PREFIX = re.compile(r"(blocks\.|patch_embed\.|cls_token$|pos_embed$|norm\.|head\.)")
 _BUFFER = re.compile(r".*\.(rotary_emb\.inv_freq|relative_position_index)$")  # computed, not learned
 _ADAPTER = re.compile(r"\.lora_([AB])\.weight$")  # from `get_peft_model_state_dict`, without the adapter's name
-# Names that follow the `model.` of a wrapper. A LLaMA has names of its own that begin with `model.`.
+# Names that follow the `model.` of a wrapper. The names of a LLaMA also begin with `model.`.
 _OWN = re.compile(
     r"(visual|cformer|ln_visual|decoder\.lm)\.|model\.(layers|embed_tokens|norm)\.|lm_head\.|blocks\.|patch_embed\."
 )

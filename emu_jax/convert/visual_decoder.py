@@ -128,6 +128,7 @@ def import_visual_decoder(
     if width is None and (destination / CONFIG).is_file():
         width = read_config(destination / CONFIG).decoder.width
     opened = _open(source, width=width, seed=seed)
+    _check_channels(opened.unet, opened.vae, source)
     with atomic_folder(target) as temporary:
         for part, config in opened.configs.items():
             tensors = [
@@ -153,7 +154,6 @@ def _open(directory: Path, *, width: int | None, seed: int) -> _Source:
     configs = {part: read_part_config(directory, part) for part in REQUIRED}
     unet, vae = UNetConfig.from_diffusers(configs[UNET]), VAEConfig.from_diffusers(configs[VAE])
     NoiseSchedule.from_diffusers(configs[SCHEDULER])  # raises its error before any work
-    _check_channels(unet, vae, directory)
     tensors: dict[str, dict[str, Tensor]] = {SCHEDULER: {}}
     for part, table in ((UNET, unet_table(unet)), (VAE, vae_table(vae))):
         tensors[part] = open_part(directory, part)

@@ -52,9 +52,10 @@ def answer(emu: EmuModel, prompts: Sequence[Prompt], settings: Settings) -> list
         metric=None,
         headline="",
     )
+    model: Any = emu  # only the predictor uses it
     with tempfile.TemporaryDirectory() as folder:
         run = run_model(
-            emu, task, examples, folder=Path(folder), shots=lambda example: (), identity={},
+            model, task, examples, folder=Path(folder), shots=lambda example: (), identity={},
             batch_size=settings.batch_size, max_missing=0,
         )  # fmt: skip
     assert run is not None

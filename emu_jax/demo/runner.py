@@ -116,9 +116,9 @@ def evaluate_pipeline(
 
 def score_table(evaluation: Evaluation) -> Table:
     """Return the scores as a table for the terminal."""
-    title = "Synthetic shapes world, scenes not seen in training; ± is half of the 95% bootstrap interval"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("score")
+    title = "Synthetic shapes world, scenes not in training; ±: half of the 95% interval"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
+    table.add_column("score", no_wrap=True)
     for title in ("trained", "±", "untrained", "chance", "scenes"):
         table.add_column(title, justify="right")
     for name, score in evaluation.scores.items():

@@ -81,7 +81,7 @@ class NoiseSchedule(Checked):
                     f"The scheduler's {key} must be {supported}. Set it in scheduler/scheduler_config.json."
                 )
         names = {field.name for field in dataclasses.fields(cls)}
-        values = {key: value for key, value in (_BASE | _DEFAULTS[name] | config).items() if key in names}
+        values = {key: value for key, value in (_BASE | _DEFAULTS[name] | dict(config)).items() if key in names}
         return from_config_dict(cls, values, path="The scheduler's config")
 
     def to_diffusers(self) -> dict[str, Any]:

@@ -125,11 +125,10 @@ def _nearest(
         paths = [one[0] for one in of]
         return media_features(paths, network.encoder, network=network.network, store=network.store)
 
-    if jax.process_index() == 0 or network.together:
-        table, queries = features(media), features(asked)
+    both = lambda: (features(media), features(asked))
+    computed = both() if jax.process_index() == 0 or network.together else None
     barrier("features", seconds=MAX_SKEW_SECONDS)
-    if not (jax.process_index() == 0 or network.together):
-        table, queries = features(media), features(asked)  # reads what the first process has saved
+    table, queries = both() if computed is None else computed  # the others read what the first process has saved
     nearest = {}
     for row, one in enumerate(asked):
         similarity = table @ queries[row]

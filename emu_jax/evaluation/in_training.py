@@ -20,7 +20,7 @@ from emu_jax.evaluation.scoring import Selection, read_examples
 from emu_jax.evaluation.task import ScoreOptions, check_text
 from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.models.config import EmuConfig
-from emu_jax.waiting import barrier
+from emu_jax.waiting import barrier, waiting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +57,18 @@ class TaskEvaluation:
         """Return TASK/SCORE for each score, the same on every process."""
         del step
         emu = EmuPipeline(self.config, params, tokenizer=self.tokenizer, mesh=self.mesh)
-        result = evaluate(
-            emu,
-            self.task,
-            self.data,
-            split=self.selection.split,
-            limit=self.selection.limit,
-            shots=self.shots,
-            batch_size=self.batch_size,
-        )
-        scores = {} if result is None or result.scored is None else flat_scores(result.scored.scores)
-        return _from_first_process({f"{self.task}/{name}": score.printed for name, score in scores.items()})
+        with waiting(f"benchmark {self.task}", seconds=MAX_SKEW_SECONDS):  # longer than the steps of a run
+            result = evaluate(
+                emu,
+                self.task,
+                self.data,
+                split=self.selection.split,
+                limit=self.selection.limit,
+                shots=self.shots,
+                batch_size=self.batch_size,
+            )
+            scores = {} if result is None or result.scored is None else flat_scores(result.scored.scores)
+            return _from_first_process({f"{self.task}/{name}": score.printed for name, score in scores.items()})
 
 
 def _from_first_process(metrics: dict[str, float]) -> dict[str, float]:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]  # (examples done, examples of this process)
 
 RUN = "run.json"
-MAX_SKEW_SECONDS = 24 * 3600  # one process may have most of the predictions that are left after a resume
+MAX_SKEW_SECONDS = 24 * 3600  # the first process scores the task before; one may have most predictions after a resume
 _BATCHES_AHEAD = 2
 
 
@@ -105,7 +105,7 @@ def run_model(
     file = PredictionFile(folder, task, process=division.index, processes=division.count, saves=division.saves)
     _check_identity(folder, identity, is_main=division.is_first)
     done, _ = file.read()  # media that could not be read are tried again
-    barrier("read predictions")  # before a process appends
+    barrier("read predictions", seconds=MAX_SKEW_SECONDS)  # before a process appends
     own = [batch for batch in plan.batches if batch.number % division.count == division.index]
     _predict_all(emu, task, plan, own, file, shots, done, max_missing - len(missing), progress)
     file.close()

@@ -41,6 +41,9 @@ def candidate_ids(
 ) -> list[list[list[int]]]:
     """Return the tokens of the candidates of each prompt, with `</s>` if `end`.
 
+    The release ranks the options of VisDial without `</s>`. It divides the log-likelihood of an option's tokens by the
+    length of prompt and option minus one, which is the same order as that of the sum for options of equal length.
+
     Raises:
       UserError: there is no candidate, or one is empty.
     """

@@ -20,7 +20,7 @@ def without_wrappers(tensors: Mapping[str, Tensor], own: re.Pattern[str]) -> tup
     Wrappers are removed anywhere in a name. A leading `model.` is removed as long as names that match `own` follow it.
 
         _orig_mod.module.model.visual.cls_token  ->  visual.cls_token
-        model.layers.0.mlp.up_proj.weight        ->  unchanged: `layers.` alone is no name of a model
+        model.layers.0.mlp.up_proj.weight        ->  unchanged, as `layers.` does not match
 
     Raises:
       UserError: two tensors have the same name without their wrappers.

@@ -20,6 +20,8 @@ from emu_jax.errors import UserError
 
 _TIMEOUT_SECONDS = 600
 
+Connected = Callable[[socket.socket], None]
+
 
 class Answer(Protocol):
     """An answer, piece by piece: text, and PNG files in order. It begins when it is iterated."""
@@ -58,10 +60,10 @@ class Client(Protocol):
 class ServerAnswer:
     """An answer of a server."""
 
-    def __init__(self, send: Callable[[], Any], read: Callable[[Any], Iterator[str | bytes]]) -> None:
+    def __init__(self, send: Callable[[Connected], Any], read: Callable[[Any], Iterator[str | bytes]]) -> None:
         """`send` makes the request and returns its response, `read` yields the pieces of a response."""
         self._send, self._read = send, read
-        self._response: Any = None
+        self._connection: socket.socket | None = None
         self.stopped = False
 
     def __iter__(self) -> Iterator[str | bytes]:
@@ -71,11 +73,14 @@ class ServerAnswer:
           UserError: the server cannot be reached, refuses the request or ends the connection.
         """
         try:
-            with self._send() as self._response:
-                for piece in self._read(self._response):
+            with self._send(self._connected) as response:
+                for piece in self._read(response):
                     if self.stopped:
                         return
                     yield piece
+        except UserError:
+            if not self.stopped:
+                raise
         except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
             if not self.stopped:
                 raise UserError(f"The connection to the server ended before the answer did ({error}).") from None
@@ -83,9 +88,14 @@ class ServerAnswer:
     def stop(self) -> None:
         """End the answer, from any thread: the connection is shut down, at which the server aborts the request."""
         self.stopped = True
-        if self._response is not None:
-            with contextlib.suppress(OSError, ValueError), socket.socket(fileno=os.dup(self._response.fileno())) as end:
+        if self._connection is not None:
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as end:
                 end.shutdown(socket.SHUT_RDWR)
+
+    def _connected(self, connection: socket.socket) -> None:
+        self._connection = connection
+        if self.stopped:
+            self.stop()
 
 
 class ServerClient:
@@ -106,7 +116,9 @@ class ServerClient:
     def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> ServerAnswer:
         """Return the answer to messages, with options as in /v1/chat/completions."""
         body = json.dumps({"messages": messages, "stream": True, **options}).encode()
-        return ServerAnswer(lambda: self._open("/chat/completions", body, "application/json"), _stream)
+        return ServerAnswer(
+            lambda connected: self._open("/chat/completions", body, "application/json", connected=connected), _stream
+        )
 
     def images(self, prompt: str, files: Sequence[Path] = (), **options: Any) -> ServerAnswer:
         """Return PNG files: of a text, or edits of image files by a text.
@@ -117,20 +129,47 @@ class ServerClient:
         fields = {"prompt": prompt, **options}
         body, kind = _form(fields, files) if files else (json.dumps(fields).encode(), "application/json")
         route = "/images/edits" if files else "/images/generations"
-        return ServerAnswer(lambda: self._open(route, body, kind), _files)
+        return ServerAnswer(lambda connected: self._open(route, body, kind, connected=connected), _files)
 
     def close(self) -> None:
         """Do nothing: the server continues for its other clients."""
 
-    def _open(self, route: str, body: bytes | None = None, kind: str = "") -> Any:
+    def _open(
+        self, route: str, body: bytes | None = None, kind: str = "", *, connected: Connected = lambda _: None
+    ) -> Any:
         headers = self._headers | ({"Content-Type": kind} if body is not None else {})
         request = urllib.request.Request(self._url + route, data=body, headers=headers)
         try:
-            return urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+            return urllib.request.build_opener(_Handler(connected)).open(request, timeout=_TIMEOUT_SECONDS)
         except urllib.error.HTTPError as error:
             raise UserError(f"The server refuses the request ({error.code}): {_message(error)}") from None
         except (OSError, ValueError) as error:
             raise UserError(f"There is no server at {self._url} ({getattr(error, 'reason', error)}).") from None
+
+
+class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Report the socket of a request before the request is sent, so that another thread can end it at any time."""
+
+    def __init__(self, connected: Connected) -> None:
+        super().__init__()
+        self._connected = connected
+
+    def http_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(_reporting(http.client.HTTPConnection, self._connected), req)
+
+    def https_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(_reporting(http.client.HTTPSConnection, self._connected), req)
+
+
+def _reporting(kind: type[http.client.HTTPConnection], connected: Connected) -> Any:
+    """Return the class of connections with a report when they are connected."""
+
+    class Connection(kind):  # type: ignore[valid-type, misc]
+        def connect(self) -> None:
+            super().connect()
+            connected(self.sock)
+
+    return Connection
 
 
 def _stream(response: Any) -> Iterator[str | bytes]:

@@ -15,14 +15,22 @@ from emu_jax.serving.errors import ApiError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _PART = 2**16
+_IPV6_PUBLIC = ipaddress.IPv6Network("2000::/3")  # the only range with addresses of hosts (RFC 4291)
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # leads to the IPv4 address in its last 32 bits (RFC 6052)
+# Protocol assignments, among them Teredo; 6to4, which leads to an IPv4 address; documentation (RFC 9637).
+_IPV6_NOT_PUBLIC = tuple(map(ipaddress.IPv6Network, ("2001::/23", "2002::/16", "3fff::/20")))
 
 
 def is_public(address: Address) -> bool:
-    """Return False for private, loopback, link-local, multicast and reserved addresses."""
-    mapped = getattr(address, "ipv4_mapped", None)
-    if mapped is not None:
-        return is_public(mapped)
-    return address.is_global and not address.is_multicast
+    """Return False for private, loopback, link-local, multicast and reserved addresses, and for tunnels to any."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return is_public(address.ipv4_mapped)
+        if address in _NAT64:
+            return is_public(ipaddress.IPv4Address(int(address) % 2**32))
+        if address not in _IPV6_PUBLIC or any(address in network for network in _IPV6_NOT_PUBLIC):
+            return False
+    return address.is_global and not address.is_multicast and not address.is_reserved
 
 
 def fetch(url: str, *, field: str, limits: Limits, allowed: Callable[[Address], bool] = is_public) -> bytes:
@@ -44,7 +52,7 @@ def fetch(url: str, *, field: str, limits: Limits, allowed: Callable[[Address], 
         raise refuse("the URL is malformed.") from None
     if parts.scheme not in ("http", "https") or host is None or parts.username is not None:
         raise refuse("the URL must begin with data:, https:// or http:// and hold no user name.")
-    if host not in limits.url_hosts:
+    if host not in map(str.lower, limits.url_hosts):
         raise refuse(f"images from {host} are not accepted; allowed are {', '.join(limits.url_hosts)}.")
     secure = parts.scheme == "https"
     port = port or (443 if secure else 80)

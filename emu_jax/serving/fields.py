@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from emu_jax.serving.errors import ApiError, bad_field
+
+_LARGEST = sys.float_info.max  # an integer of JSON can be larger, which float() refuses
 
 
 class Fields:
@@ -86,7 +88,7 @@ class Fields:
                 raise bad_field(name, f"must be a number, not {value!r}.") from None
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST <= value <= _LARGEST:
             raise bad_field(name, f"must be a number, not {_shown(value)}.")
         return value
 

@@ -22,7 +22,24 @@ _BACKLOG = 2048  # connections that wait to be accepted; the default of uvicorn
 log = logging.getLogger(__name__)
 
 
-class Server(uvicorn.Server):
+class QuietServer(uvicorn.Server):
+    """Return from `run` after a signal. uvicorn raises the signal again, which ends the process before cleanup."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle SIGINT and SIGTERM in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+
+
+class Server(QuietServer):
     """One SIGTERM (or Ctrl-C) drains: no new requests, the others are completed. A second one ends at once."""
 
     def __init__(self, app: ASGIApp, engine: Engine, *, drain_seconds: int) -> None:
@@ -43,19 +60,6 @@ class Server(uvicorn.Server):
         self.force_exit = self.should_exit
         self.should_exit = True
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Handle both signals; uvicorn would raise them again at the end, and so end the process by a signal."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for sig, handler in before.items():
-                signal.signal(sig, handler)
-
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens; port 0 takes a free one.
@@ -71,6 +75,7 @@ def listen(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
         bound.listen(_BACKLOG)
-    except OSError as error:
-        raise UserError(f"The server cannot listen on {host}:{port} ({error.strerror}).") from None
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"The server cannot listen on {host}:{port} ({reason}).") from None
     return bound

@@ -350,18 +350,20 @@ class _Loop:
     def _save_if_possible(
         self, state: TrainState, data_state: Any, metrics: dict[str, float], log_state: Any, *, required: bool = False
     ) -> None:
-        """Save. If the config says to continue, report a failed save in one line, and an error if it is required."""
-        try:
-            self._save(state, data_state, metrics, log_state)
-        except SaveError as error:
-            last = required and not error.previous
-            if last or self.config.checkpoint.on_failed_save is OnFailedSave.STOP:
-                raise
-            self.console.message(f"WARNING: {error} The run continues (train.checkpoint.on_failed_save).")
-            if self.log is not None:
-                self.log.warn(int(state.step), str(error))
-            if error.previous:
-                self._save_if_possible(state, data_state, metrics, log_state, required=required)
+        """Save, with a second attempt if the config says to continue after a failed save.
+
+        A step that cannot be saved is reported in one line, or raises the error if it is required.
+        """
+        for last in (False, True):
+            try:
+                return self._save(state, data_state, metrics, log_state)
+            except SaveError as error:
+                if self.config.checkpoint.on_failed_save is OnFailedSave.STOP or (last and required):
+                    raise
+                if last or error.previous:
+                    self.console.message(f"WARNING: {error} The run continues (train.checkpoint.on_failed_save).")
+                    if self.log is not None:
+                        self.log.warn(int(state.step), str(error))
 
     def _save(self, state: TrainState, data_state: Any, metrics: dict[str, float], log_state: Any) -> None:
         params, rest = to_items(state)

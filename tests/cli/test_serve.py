@@ -21,6 +21,8 @@ from emu_jax.serving.server import listen
         (("--checkpoint", "none", "--image-size", "8"), "WIDTHxHEIGHT"),
         (("--checkpoint", "none", "--mesh", "data"), "mesh"),
         (("--checkpoint", "none", "--slots", "many"), "--slots"),
+        (("--checkpoint", "none", "--port", "65536"), "--port: must be at most 65535, not 65536"),
+        (("--checkpoint", "none", "--port", "-1"), "--port: must be at least 0, not -1"),
     ],
 )
 def test_bad_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str) -> None:
@@ -37,3 +39,5 @@ def test_a_port_in_use() -> None:
             listen("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(UserError, match="cannot listen"):
         listen("nowhere.invalid", 8000)
+    with pytest.raises(UserError, match="cannot listen"):
+        listen("a" * 70, 8000)

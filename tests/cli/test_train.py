@@ -183,7 +183,7 @@ def test_losses_and_benchmarks_are_evaluated_in_training(config_file, tmp_path):
         (["--config.train.stepz=3"], r"--config.train.stepz is not a field .* did you mean --config.train.steps\?"),
         (
             ["--config.nothing.like.it=3"],
-            "the top-level fields are chips, data, evaluation, instruct, model, pretrain, stage",
+            "the top-level fields are chips, data, evaluation, instruct, model, pretrain, samples_per_step",
         ),
         (["--config.train.steps=many"], "invalid literal"),
         (["--config.train.steps=0"], "config.train.steps must be an integer from 1 to"),

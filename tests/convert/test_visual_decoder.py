@@ -192,3 +192,35 @@ def test_the_result_of_a_decoder_stage_is_exported(tmp_path, diffusers, capsys):
         assert "unet/diffusion_pytorch_model.safetensors" in capsys.readouterr().out
     assert main(["export-torch", str(run_folder), str(out)]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_a_unet_of_another_task_is_refused_at_import(tmp_path, diffusers, capsys):
+    """An inpainting model has nine input channels: latents, masked latents and a mask."""
+    file = diffusers / "unet" / "diffusion_pytorch_model.safetensors"
+    state = {name: tensor.read() for name, tensor in open_tensors(file).items()}
+    state["conv_in.weight"] = np.zeros((8, 9, 3, 3), np.float32)
+    file.unlink()
+    write_state(diffusers / "unet", state)
+    config = diffusers / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": 9}))
+    assert run(diffusers, tmp_path / "model") == 2
+    assert "has 9 input and 4 output channels" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_sharded_parts_with_prefixes_are_imported(tmp_path, diffusers, index):
+    file = diffusers / "unet" / "diffusion_pytorch_model.safetensors"
+    state = {name: tensor.read() for name, tensor in open_tensors(file).items()}
+    file.unlink()
+    write_state(diffusers / "unet", {f"module._orig_mod.{n}": a for n, a in state.items()}, shard_bytes=30_000)
+    name = diffusers / "unet" / "model.safetensors.index.json"
+    if index:
+        name.rename(diffusers / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json")
+    else:
+        name.unlink()
+    assert run(diffusers, tmp_path / "model") == 0
+    imported = open_tensors(tmp_path / "model" / "visual_decoder" / "unet")
+    assert imported.keys() == state.keys()
+    for name, array in state.items():
+        np.testing.assert_array_equal(imported[name].read(), array)

@@ -1,14 +1,23 @@
-"""The web page in a headless browser: upload, ask, tokens one after another, an image, stop, blend and edit."""
+"""The web page in a headless browser: upload, ask, tokens one after another, an image, stop, blend and edit.
+
+The last test starts the page as a user does, by its command.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import uvicorn
 
@@ -16,7 +25,9 @@ from emu_jax.chat.web import WebOptions, create_app
 from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.serving.local import LocalClient
 from emu_jax.serving.server import listen
+from tests.e2e.test_serve import checkpoint  # noqa: F401  (a fixture)
 from tests.serving.conftest import MODEL, emu, png, solid_image, wait_until  # noqa: F401  (a fixture)
+from tests.serving.test_chat import video
 
 sync_api = pytest.importorskip("playwright.sync_api")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -47,8 +58,8 @@ def url(local: LocalClient, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         thread.join(timeout=20)
 
 
-@pytest.fixture
-def page(url: str) -> Iterator[sync_api.Page]:
+@contextlib.contextmanager
+def browse(url: str) -> Iterator[sync_api.Page]:
     """The open page; requests to any other host fail the test."""
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
@@ -64,18 +75,26 @@ def page(url: str) -> Iterator[sync_api.Page]:
 
 
 @pytest.fixture
-def slow(local: LocalClient) -> Iterator[None]:
+def page(url: str) -> Iterator[sync_api.Page]:
+    with browse(url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def slow(local: LocalClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slow the engine down, so that the browser sees the answer grow."""
-    work = local.engine._text
-    do = work.do
-    work.do = lambda *arguments: (time.sleep(0.2), do(*arguments))
-    yield
-    del work.do
+    for work in (local.engine._text, local.engine._images):
+        monkeypatch.setattr(work, "do", lambda *arguments, do=work.do: (time.sleep(0.2), do(*arguments)))
 
 
 def ask(page: sync_api.Page, text: str) -> None:
     page.fill("#question textarea", text)
     page.press("#question textarea", "Enter")
+
+
+def choose(page: sync_api.Page, answer: str) -> None:
+    """Choose the kind of the next answers in the tab that is open first."""
+    page.locator("label", has=page.get_by_role("radio", name=answer, exact=True)).first.click()
 
 
 def last_answer(page: sync_api.Page) -> str:
@@ -101,10 +120,37 @@ def test_a_conversation(page: sync_api.Page, local: LocalClient, tmp_path: Path,
     wait_until(lambda: local.engine.in_flight == 0, seconds=2)
     page.wait_for_selector("text=(stopped)")
 
-    page.click("label:has-text('image') >> nth=0")
+    choose(page, "image")
     ask(page, "a red circle")
     page.wait_for_selector("#conversation .bot img")
     page.screenshot(path=tmp_path / "chat.png")
+
+
+def test_a_video(page: sync_api.Page, local: LocalClient, tmp_path: Path) -> None:
+    """An uploaded video is shown in the conversation and is 8 frames of the question."""
+    frames = [np.asarray(solid_image(30 * i, 0, 0, side=32)) for i in range(8)]
+    (tmp_path / "clip.mp4").write_bytes(video(frames))
+    encoded = local.engine.metrics.registry.get_sample_value("emu_encoded_images_total")
+    page.set_input_files("#question input[type=file]", str(tmp_path / "clip.mp4"))
+    page.locator("#question .thumbnail-item").first.wait_for()
+    ask(page, "which way?")
+    page.wait_for_selector("#conversation .bot")
+    assert page.locator("#conversation .user video").count() == 1
+    wait_until(lambda: local.engine.in_flight == 0, seconds=30)
+    assert local.engine.metrics.registry.get_sample_value("emu_encoded_images_total") == encoded + 8
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_a_closed_tab_frees_the_slot(url: str, local: LocalClient, slow: None, kind: str) -> None:
+    """The request is aborted, of text that is streamed and of an image that is not complete."""
+    aborted = local.engine.metrics.registry.get_sample_value("emu_aborted_requests_total")
+    with browse(url) as page:
+        choose(page, kind)
+        ask(page, "a red circle")
+        wait_until(lambda: local.engine.in_flight == 1, seconds=30)
+        page.close()
+        assert wait_until(lambda: local.engine.in_flight == 0, seconds=30) < 2
+    assert local.engine.metrics.registry.get_sample_value("emu_aborted_requests_total") == aborted + 1
 
 
 def test_edit_and_blend(page: sync_api.Page, tmp_path: Path) -> None:
@@ -146,3 +192,32 @@ def test_uploads_are_bounded(page: sync_api.Page, tmp_path: Path) -> None:
     page.set_input_files("#question input[type=file]", str(tmp_path / "small.png"))
     uploaded.first.wait_for()
     assert uploaded.count() == 1
+
+
+def test_the_command(root: Path, user_environment: dict[str, str], checkpoint: Path, tmp_path: Path) -> None:  # noqa: F811
+    """`chat --checkpoint DIR --web`: a question in the browser; SIGTERM ends it though the page is open."""
+    environment = user_environment | {
+        "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "TMPDIR": str(tmp_path),
+    }  # fmt: skip
+    options = ["--checkpoint", str(checkpoint), "--web", "--port", "0", "--max-tokens", "5", "--min-tokens", "5"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "emu_jax", "chat", *options],
+        cwd=root, env=environment, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        found = next(match for line in lines if (match := re.search(r"web page at (http://127\.0\.0\.1:\d+)", line)))
+        with browse(found[1]) as page:
+            ask(page, "what is this?")
+            page.wait_for_selector("#conversation .bot")
+            choose(page, "image")
+            ask(page, "a red circle")
+            page.wait_for_selector("#conversation .bot img")
+            assert [*tmp_path.glob("emu_jax_chat*/*/emu-1.png")]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert [*tmp_path.glob("emu_jax_chat*")] == []  # the images of the page

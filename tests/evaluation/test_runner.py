@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from emu_jax.errors import UserError
@@ -11,6 +12,8 @@ from emu_jax.evaluation.api import evaluate
 from emu_jax.evaluation.batches import plan_batches
 from emu_jax.evaluation.example import Example
 from emu_jax.evaluation.few_shot import Choice, ShotOptions
+from emu_jax.evaluation.image_metrics.networks import ImageNetworks
+from emu_jax.evaluation.task import ScoreOptions
 from tests.evaluation.layouts import write_layout
 
 
@@ -109,6 +112,13 @@ def test_few_shot_predictions_through_the_model(tiny, root, tmp_path):
     summary = result.summary()
     assert summary["shots"] == {"count": 1, "choice": "rices", "seed": 0, "features": "vision encoder"}
     assert summary["num_examples"] == 2
+
+
+def test_a_given_clip_finds_the_nearest_images(tiny, root, clip, tmp_path):
+    options = ScoreOptions(networks=ImageNetworks(clip=clip))
+    result = run(tiny, root, tmp_path, shots=1, limit=2, options=options)
+    assert result.summary()["shots"]["features"].startswith("tiny-clip (")
+    assert {np.load(path)["features"].shape[1] for path in (tmp_path / "features").iterdir()} == {12}
 
 
 def test_batches_are_sorted_and_warm_up_comes_first():

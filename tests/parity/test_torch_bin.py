@@ -1,6 +1,8 @@
 """`.bin` and `.pt` files: PyTorch's files are read, and PyTorch loads ours with strict=True."""
 
+import argparse
 import os
+import pathlib
 import pickle
 
 import ml_dtypes
@@ -10,7 +12,7 @@ import pytest
 from emu_jax.__main__ import main
 from emu_jax.convert.emu_table import emu_table, peft_name, unused_shapes
 from emu_jax.convert.export_torch import prepare_export
-from emu_jax.io.tensor_files import open_tensors
+from emu_jax.io.tensor_files import open_checkpoint, open_tensors
 from tests.convert.release import random_state, small_config, write_release
 
 torch = pytest.importorskip("torch")
@@ -42,6 +44,25 @@ def test_bin_files_are_read(tmp_path, wrap, dtype):
     assert_same(open_tensors(tmp_path / "pytorch_model.bin"), state)
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {}}, "epoch": 3},
+        lambda state: {"ema_state_dict": state},
+        lambda state: {"state_dict": state, "ema_state_dict": {n: 2 * t for n, t in state.items()}},
+        lambda state: {"weights": state, "args": argparse.Namespace(lr=1e-4, out=pathlib.PosixPath("runs"))},
+        lambda state: {"params": state, "module": {"lr": 0.1}},
+        lambda state: {"app": {"model": state}},
+    ],
+)
+def test_wrapped_state_dicts_are_found_and_reported(tmp_path, wrap):
+    state = random_state(small_config())
+    torch.save(wrap(in_torch(state)), tmp_path / "last.ckpt")
+    opened = open_checkpoint(tmp_path / "last.ckpt")
+    assert_same(opened.tensors, state)
+    assert len(opened.notes) == 1
+
+
 def test_files_of_pytorch_before_1_6_are_read(tmp_path):
     state = random_state(small_config())
     torch.save(in_torch(state), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
@@ -64,7 +85,7 @@ def test_the_release_loads_an_export_with_strict(tmp_path, lora):
     words = ("import-torch", tmp_path / "Emu.pt", tmp_path / "model", "--config", tmp_path / "c" / "config.json")
     assert run(*words) == 0
     assert run("export-torch", tmp_path / "model", tmp_path / "out", "--bin") == 0
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", "pytorch_model.bin"]
+    assert {"config.json", "pytorch_model.bin"} <= {p.name for p in (tmp_path / "out").iterdir()}
     exported = torch.load(tmp_path / "out" / "pytorch_model.bin", weights_only=True)
 
     shapes = {n: row.torch_shape for row in emu_table(config) for n in row.names} | unused_shapes(config)

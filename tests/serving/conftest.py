@@ -119,6 +119,21 @@ def running(
         bound.close()
 
 
+@contextlib.contextmanager
+def another_port(server: Running, *, limits: Limits = LIMITS, keys: tuple[str, ...] = ()) -> Iterator[Running]:
+    """Serve the same engine on one more port, with other limits or keys."""
+    service = Service(Preparation(server.emu, server.engine, limits, system=""), models=(MODEL,))
+    other = Server(create_app(service, keys=keys, stop_engine=False), server.engine, drain_seconds=5)
+    with listen("127.0.0.1", 0) as bound:
+        thread = threading.Thread(target=other.run, kwargs={"sockets": [bound]}, daemon=True)
+        thread.start()
+        try:
+            yield dataclasses.replace(server, url=f"http://127.0.0.1:{bound.getsockname()[1]}")
+        finally:
+            other.should_exit = True
+            thread.join(timeout=10)
+
+
 @pytest.fixture(scope="session")
 def server(emu: EmuPipeline) -> Iterator[Running]:
     with running(emu) as serving:

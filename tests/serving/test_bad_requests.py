@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
+import socket
 import struct
 import zlib
 
@@ -14,7 +16,7 @@ import hypothesis.strategies as st
 import openai
 import pytest
 
-from tests.serving.conftest import CONTEXT, LIMITS, MODEL, N, Running, solid_image, user
+from tests.serving.conftest import CONTEXT, LIMITS, MODEL, N, Running, another_port, solid_image, user
 
 RED = solid_image(200, 0, 0)
 
@@ -34,8 +36,14 @@ def ask(http: httpx.Client, **body: object) -> httpx.Response:
         ({"temperature": True}, "temperature"),
         ({"top_p": 2}, "top_p"),
         ({"top_k": 2**40}, "top_k"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"max_tokens": 10**400}, "max_tokens"),
+        ({"seed": -(10**400)}, "seed"),
         ({"num_beams": 6}, "num_beams"),
         ({"num_beam": 3}, "num_beam"),
+        ({"num_beams": 2, "temperature": 1}, "num_beams"),
+        ({"length_penalty": 11}, "length_penalty"),
+        ({"min_tokens": 2**31}, "min_tokens"),
         ({"n": 2}, "n"),
         ({"stop": ["a"] * 5}, "stop"),
         ({"stop": 3}, "stop"),
@@ -48,12 +56,18 @@ def ask(http: httpx.Client, **body: object) -> httpx.Response:
         ({"modalities": ["audio"]}, "modalities"),
         ({"modalities": ["text", "image"], "num_beams": 2}, "num_beams"),
         ({"modalities": ["image"], "num_inference_steps": 0}, "num_inference_steps"),
+        ({"modalities": ["image"], "num_inference_steps": 101}, "num_inference_steps"),
+        ({"modalities": ["image"], "height": 512, "width": 512}, "size"),
+        ({"modalities": ["image"], "height": 10**9}, "size"),
         ({"open_image": "never"}, "open_image"),
         ({"messages": None}, "messages"),
         ({"messages": []}, "messages"),
         ({"messages": "hello"}, "messages"),
         ({"messages": ["hello"]}, "messages[0]"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "messages[0].role"),
+        ({"messages": [{"role": ["user"], "content": "a"}]}, "messages[0].role"),
+        ({"messages": [{"role": {}, "content": "a"}]}, "messages[0].role"),
+        ({"messages": [{"content": "a"}]}, "messages[0].role"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "messages[0].role"),
         ({"messages": [*user("a"), {"role": "system", "content": "b"}]}, "messages[1].role"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
@@ -123,6 +137,26 @@ def test_bad_urls(http: httpx.Client, url: str, status: int, word: str) -> None:
     assert got.status_code == status, got.text
     assert word in got.json()["error"]["message"]
     assert got.json()["error"]["param"] == "messages[0].content[0].image_url.url"
+
+
+def test_private_addresses_are_refused_on_an_allowed_host(server: Running) -> None:
+    """localhost is allowed by name, and its address is not public; the connection is never made."""
+    part = lambda url: [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+    limits = dataclasses.replace(LIMITS, url_hosts=("LocalHost", "127.0.0.1", "::1"))
+    with socket.socket() as private, another_port(server, limits=limits) as allowing:
+        private.bind(("127.0.0.1", 0))
+        private.listen()
+        private.settimeout(0)
+        port = private.getsockname()[1]
+        for host in ("localhost", "127.0.0.1", "[::1]"):
+            with pytest.raises(openai.BadRequestError) as refused:
+                allowing.client().chat.completions.create(model=MODEL, messages=part(f"http://{host}:{port}/a.png"))
+            assert "not public" in str(refused.value)
+            assert refused.value.param == "messages[0].content[0].image_url.url"
+        with pytest.raises(openai.BadRequestError, match=r"example\.com are not accepted"):
+            allowing.client().chat.completions.create(model=MODEL, messages=part("http://example.com/a.png"))
+        with pytest.raises(BlockingIOError):
+            private.accept()
 
 
 def bomb(side: int) -> bytes:

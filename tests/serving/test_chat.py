@@ -15,7 +15,7 @@ from emu_jax.data.media_paths import PlainText
 from emu_jax.generation.chat import Turn, chat_prompt
 from emu_jax.generation.options import ImageOptions
 from emu_jax.generation.pipeline import EmuPipeline
-from tests.serving.conftest import IMAGE_SIZE, MODEL, N, Running, data_url, solid_image, user
+from tests.serving.conftest import IMAGE_SIZE, MODEL, N, Running, solid_image, user
 
 RED, BLUE = solid_image(200, 0, 0), solid_image(0, 0, 200)
 CASES = {
@@ -175,16 +175,28 @@ def test_a_video_is_eight_images(server: Running, client: openai.OpenAI) -> None
     assert got.usage.prompt_tokens_details.image_tokens == 8 * (N + 2)
 
 
-def test_the_request_of_lmms_eval(client: openai.OpenAI) -> None:
-    """`--model openai` sends an image as a PNG data URL, text after it, max_tokens and temperature, nothing else."""
-    content = [
-        {"type": "image_url", "image_url": {"url": data_url(RED)}},
-        {"type": "text", "text": "what is this?\nAnswer with one word."},
-    ]
-    payload = {"messages": [{"role": "user", "content": content}], "model": MODEL, "max_tokens": 16, "temperature": 0}
-    got = client.chat.completions.create(**payload)
-    assert isinstance(got.choices[0].message.content, str)
-    assert got.usage.prompt_tokens
+QUESTION = "what is this?\nAnswer with one word."
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [(QUESTION,), (RED, QUESTION), (QUESTION, RED, BLUE), (*[RED] * 8, QUESTION), ("the first", RED, QUESTION, BLUE)],
+    ids=["text", "chat", "simple", "video", "interleaved"],
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_tokens": 16, "temperature": 0},
+        {"response_format": {"type": "text"}, "max_completion_tokens": 16},  # names with o1, o3, o4 or gpt-5
+    ],
+    ids=["usual", "reasoning"],
+)
+def test_the_request_of_lmms_eval(server: Running, client: openai.OpenAI, parts: tuple, options: dict) -> None:
+    """`--model openai` sends images and frames of videos as PNG data URLs; it reads the text and the token counts."""
+    got = client.chat.completions.create(messages=user(*parts), model=MODEL, **options)
+    prompt = prompt_of(server.emu, *parts)
+    assert got.choices[0].message.content == server.emu.generate_text(prompt, max_new_tokens=16).strip()
+    assert got.usage.prompt_tokens == len(server.emu.build_prompt(prompt).tokens)
     assert got.usage.completion_tokens <= 16
 
 

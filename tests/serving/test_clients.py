@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +17,10 @@ import pytest
 from emu_jax.data.document import Role
 from emu_jax.generation.chat import Turn, chat_prompt
 from emu_jax.generation.pipeline import EmuPipeline
-from tests.serving.conftest import CONTEXT, ENGINE, MODEL, Running, running, solid_image, user, wait_until
+from tests.serving.conftest import CONTEXT, ENGINE, MODEL, Running, another_port, running, solid_image, user, wait_until
 
 LONG = {"model": MODEL, "messages": user("a red circle on a blue ground"), "max_tokens": 60}
+ORIGIN = {"origin": "http://page.example"}
 SLOW_IMAGE = {"model": MODEL, "messages": user("a"), "modalities": ["image"], "num_inference_steps": 100}
 
 
@@ -130,8 +130,11 @@ def test_a_full_queue_refuses_with_429(server: Running, monkeypatch: pytest.Monk
             stack.enter_context(raw_request(server, LONG))
         wait_until(lambda: engine.in_flight == ENGINE.slots + limit, seconds=10)
         with pytest.raises(openai.RateLimitError) as refused:
-            server.client().chat.completions.create(**LONG)
-    assert int(refused.value.response.headers["retry-after"]) >= 1
+            server.client().chat.completions.create(**LONG, extra_headers=ORIGIN)
+    headers = refused.value.response.headers
+    assert int(headers["retry-after"]) >= 1
+    assert headers["access-control-allow-origin"] == "*"
+    assert "retry-after" in headers["access-control-expose-headers"]
     assert refused.value.code == "queue_full"
 
 
@@ -159,30 +162,16 @@ def test_the_time_limit(server: Running, monkeypatch: pytest.MonkeyPatch) -> Non
     assert engine.in_flight == 0
 
 
-def test_keys(emu: EmuPipeline, server: Running) -> None:
+def test_keys(server: Running) -> None:
     """Only requests with a key are served; probes and scrapers need none; CORS is answered before keys are checked."""
-    from emu_jax.serving.app import Service, create_app
-    from emu_jax.serving.prepare import Preparation
-    from emu_jax.serving.server import Server, listen
-    from tests.serving.conftest import LIMITS
-
-    app = create_app(
-        Service(Preparation(emu, server.engine, LIMITS, system=""), models=(MODEL,)),
-        keys=("first-key", "second-key"),
-        stop_engine=False,
-    )
-    guarded, bound = Server(app, server.engine, drain_seconds=5), listen("127.0.0.1", 0)
-    thread = threading.Thread(target=guarded.run, kwargs={"sockets": [bound]}, daemon=True)
-    thread.start()
-    url = f"http://127.0.0.1:{bound.getsockname()[1]}"
-    try:
+    with another_port(server, keys=("first-key", "second-key")) as guarded:
         for key in ("first-key", "second-key"):
-            client = openai.OpenAI(base_url=f"{url}/v1", api_key=key)
+            client = openai.OpenAI(base_url=f"{guarded.url}/v1", api_key=key)
             assert client.chat.completions.create(model=MODEL, messages=user("a"), max_tokens=1).choices
         with pytest.raises(openai.AuthenticationError) as refused:
-            openai.OpenAI(base_url=f"{url}/v1", api_key="third-key").models.list()
+            openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="third-key").models.list()
         assert refused.value.code == "invalid_api_key"
-        with httpx.Client(base_url=url, headers={"origin": "http://page.example"}) as http:
+        with httpx.Client(base_url=guarded.url, headers=ORIGIN) as http:
             assert http.get("/health").status_code == http.get("/metrics").status_code == 200
             refused = http.post("/tokenize", json={"prompt": "a"})
             assert refused.status_code == 401
@@ -191,21 +180,18 @@ def test_keys(emu: EmuPipeline, server: Running) -> None:
             preflight = http.options("/v1/chat/completions", headers=asked)
             assert preflight.status_code == 200
             assert "x-stainless-os" in preflight.headers["access-control-allow-headers"]
-    finally:
-        guarded.should_exit = True
-        thread.join(timeout=10)
-        bound.close()
 
 
 def test_cors_on_answers_and_errors(http: httpx.Client) -> None:
-    origin = {"origin": "http://page.example"}
-    for got in (
-        http.get("/v1/models", headers=origin),
-        http.post("/v1/chat/completions", content=b"{", headers=origin),
-        http.get("/nothing", headers=origin),
-        http.post("/v1/chat/completions", content=b" " * 2**21, headers=origin),
-    ):
-        assert got.headers["access-control-allow-origin"] == "*", got.status_code
+    for status, got in {
+        200: http.get("/v1/models", headers=ORIGIN),
+        400: http.post("/v1/chat/completions", content=b"{", headers=ORIGIN),
+        404: http.get("/nothing", headers=ORIGIN),
+        405: http.get("/v1/chat/completions", headers=ORIGIN),
+        413: http.post("/v1/chat/completions", content=b" " * 2**21, headers=ORIGIN),
+    }.items():
+        assert got.status_code == status
+        assert got.headers["access-control-allow-origin"] == "*", status
 
 
 def test_health_is_503_until_every_shape_is_compiled(emu: EmuPipeline) -> None:

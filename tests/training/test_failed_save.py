@@ -16,10 +16,10 @@ from tests.training.toy_run import config
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Return the folder of a file system of 4 MB."""
+    """Return the folder of a file system of 64 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode:
         pytest.skip("mounting a file system requires root")
     yield folder
@@ -44,12 +44,11 @@ def run(tmp_path, folder, on_failed_save, actions):
 
 
 def fill(folder):
-    with open(folder / "filler", "wb") as file:
+    with open(folder / "filler", "wb", buffering=0) as file:
         for size in (65536, 4096, 1):
             while True:
                 try:
                     file.write(bytes(size))
-                    file.flush()
                 except OSError:
                     break
 
@@ -94,5 +93,6 @@ def test_a_run_continues_after_its_folder_was_away(tmp_path, capsys):
 
     result = run(tmp_path, checkpoints, OnFailedSave.CONTINUE, {8: vanish, 13: come_back})
     assert result.step == 20
-    assert "WARNING: Could not" in capsys.readouterr().err
-    assert steps_in(checkpoints) == [5, 15, 20]
+    error = capsys.readouterr().err
+    assert "WARNING: Could not" in error
+    assert steps_in(checkpoints) == [5, 15, 20], error

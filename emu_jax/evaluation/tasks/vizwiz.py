@@ -44,7 +44,7 @@ TASK = Task(
         "vizwiz/val/": "VizWiz_val_*.jpg (test/, train/ likewise)",
     },
     splits=("val", "test"),
-    source="Emu release, mm_eval/datasets/vizwiz.py and vqa_tools/vqa_eval.py",
+    source="Emu release, mm_eval/datasets/vizwiz.py, which leaves scores to the server; accuracy as for VQAv2",
     read=read,
     key_fields=("image",),
     value_field="answer",

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from emu_jax.bounds import Checked
+from emu_jax.bounds import Checked, CountOrZero
 from emu_jax.config import from_config_dict
 from emu_jax.data.loader.config import DataConfig, Frames, SetConfig
 from emu_jax.data.loader.pipeline import Loader, make_loader
@@ -54,7 +54,7 @@ class EmuRunConfig(Checked):
     instruct: bool = False
     chips: tuple[ChipConfig, ...] = ()
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
-    samples_per_step: int = 0
+    samples_per_step: CountOrZero = 0
 
 
 def open_emu_run(config: Mapping[str, Any] | Any) -> Run:
