@@ -26,11 +26,10 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
 
     with heavy_imports():
-        from etils import epath
-
         from emu_jax.checkpoints.adapter import DESCRIPTION, make_adapter, read_adapter, save_adapter
         from emu_jax.checkpoints.model_directory import params_directory
         from emu_jax.checkpoints.step import step_config
+        from emu_jax.io.paths import absolute_path
 
     if arguments.destination is None:
         print(read_adapter(arguments.checkpoint).summary())
@@ -40,7 +39,7 @@ def main(argv: list[str]) -> None:
     base = arguments.base
     if base is None:
         step = params_directory(arguments.checkpoint)
-        saved = None if step is None else step_config(epath.Path(step).absolute())
+        saved = None if step is None else step_config(absolute_path(step))
         base = ((saved or {}).get("train") or {}).get("warm_start")
         if base is None:
             raise UserError(f"{arguments.checkpoint} does not name its base. Name it with --base.")

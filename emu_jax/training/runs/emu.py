@@ -16,6 +16,7 @@ from emu_jax.data.loader.read_plan import plans_from_states
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.hardware import generation
+from emu_jax.io.local_copy import local_copy
 from emu_jax.models.config import EmuConfig
 from emu_jax.training.chips import ChipConfig
 from emu_jax.training.config import TrainConfig
@@ -74,7 +75,7 @@ def open_emu_run(config: Mapping[str, Any] | Any) -> Run:
         train=without_decay(run),
         stage=stage,
         data=emu_data(run, tokenizer=tokenizer),
-        tokenizer=Path(run.tokenizer),
+        tokenizer=local_copy(run.tokenizer),
         evaluations=held_out_losses(run.evaluation, stage, load, mesh=run.train.mesh),
     )
 
