@@ -9,12 +9,14 @@ Otherwise they are the release's: `base_model.model.decoder.lm.model.layers.0. .
 """
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from emu_jax.checkpoints.adapter import Adapter, adapted_config, difference, join_table, open_params
@@ -64,8 +66,8 @@ def save_peft_adapter(directory: Path, adapter: Adapter, *, base: str | os.PathL
         array = adapter.arrays[row.path]
         if row.path in TABLES:
             size = row.stacked_shape[TABLES[row.path]]
-            array = np.asarray(join_table(stored.read(row.path), array, row.path, adapter, rows=size))
-        tensors += to_tensors(row, lambda array=array: array, array.dtype)
+            array = np.asarray(join_table(stored.read(row.path), jnp.asarray(array), row.path, adapter, rows=size))
+        tensors += to_tensors(row, functools.partial(np.asarray, array), array.dtype)
     named = [dataclasses.replace(tensor, name=_peft_name(tensor.name, prefix)) for tensor in tensors]
     values = {
         "peft_type": "LORA",
@@ -119,14 +121,19 @@ def _lora_settings(directory: Path) -> tuple[int, float, float]:
     ]
     if other:
         raise UserError(f"{directory / PEFT_CONFIG} has settings that are not supported: {', '.join(other)}.")
-    numbers = values.get("r"), values.get("lora_alpha"), values.get("lora_dropout", 0.0)
-    rank, alpha, dropout = numbers
-    is_number = [isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers]
-    if not all(is_number) or not isinstance(rank, int) or rank < 1 or alpha < 0 or not 0 <= dropout < 1:
+    rank = values.get("r")
+    alpha, dropout = (_number(values, name) for name in ("lora_alpha", "lora_dropout"))
+    if type(rank) is not int or rank < 1 or not alpha >= 0 or not 0 <= dropout < 1:
         raise UserError(f"{directory / PEFT_CONFIG}: r, lora_alpha or lora_dropout is missing or invalid.")
     if values.get("use_rslora"):
         alpha *= math.sqrt(rank)  # rank-stabilized LoRA scales by alpha / sqrt(rank)
-    return rank, float(alpha), float(dropout)
+    return rank, alpha, dropout
+
+
+def _number(values: Mapping[str, Any], name: str) -> float:
+    """Return a setting; 0 as peft's default dropout, NaN (which fails every check) if it is not a number."""
+    value = values.get(name, 0.0 if name == "lora_dropout" else math.nan)
+    return float(value) if type(value) in (int, float) and math.isfinite(value) else math.nan
 
 
 def _open(directory: Path) -> dict[str, Tensor]:
