@@ -19,11 +19,11 @@ from configs import common
 # Mean tokens (with those of images) and images of a document, by set. Estimates: `inspect-data` measures them on your
 # sets, and prints the rows per step that they require.
 SIZES = {
-    "laion2b": (54, 1.0),
-    "laion_coco": (54, 1.0),
-    "mmc4": (430, 1.8),
-    "webvid": (293, 8.0),
-    "yt_storyboard": (880, 13.0),
+    "laion2b": (53, 1.0),
+    "laion_coco": (53, 1.0),
+    "mmc4": (453, 1.8),
+    "webvid": (294, 8.0),
+    "yt_storyboard": (872, 13.6),
 }
 
 
@@ -31,12 +31,12 @@ def get_config(page_length: str = "1024") -> ConfigDict:
     """Return the run, with sections of `page_length` tokens of an MMC4 page."""
     config = common.base(
         "emu_14b",
-        # Inferred: 82M samples in 10k steps are 8,192 per step. With documents of SIZES these are about 1,430 rows;
+        # Inferred: 82M samples in 10k steps are 8,192 per step. With documents of SIZES these are about 1,420 rows;
         # this is the next multiple of 512.
         steps=10_000,
         batch_size=1536,
         length=1024,
-        max_images=14,  # not published; fills at least 95% of the tokens and 85% of the slots (experiments/records)
+        max_images=14,  # not published; rows are filled best (experiments/records/packing.md)
     )
     config.samples_per_step = 8192
     config.model.decoder.vocab_size = common.LLAMA_VOCAB

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _end("interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader of the output has ended, as in `| head -1`
         _discard_output()
-        return BROKEN_PIPE
+        return _end("the reader of the output has ended", BROKEN_PIPE)
     except Exception as error:
         message = describe(error)
         if message is None:

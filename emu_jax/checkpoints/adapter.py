@@ -26,6 +26,7 @@ from emu_jax.checkpoints.vocabulary import TABLES
 from emu_jax.config import from_config_dict, to_dict
 from emu_jax.errors import UserError
 from emu_jax.io.files import atomic_folder, read_json, write_json
+from emu_jax.io.paths import absolute_path
 from emu_jax.io.safetensors_files import open_safetensors, write_safetensors
 from emu_jax.io.tensors import tensor_of
 from emu_jax.layers.linear import LoraConfig
@@ -79,7 +80,7 @@ def base_fingerprint(directory: str | os.PathLike[str]) -> str:
     stored_in = params_directory(Path(directory))
     if stored_in is None:
         raise UserError(f"{directory} is not a model directory. Import other formats with import-torch first.")
-    return _fingerprint(epath.Path(stored_in).absolute())
+    return _fingerprint(absolute_path(stored_in))
 
 
 def _fingerprint(stored_in: epath.Path) -> str:
@@ -154,7 +155,7 @@ def open_params(directory: str | os.PathLike[str]) -> tuple[StoredParams, EmuCon
     config = None if stored_in is None else find_config(stored_in)
     if stored_in is None or config is None:
         raise UserError(f"{directory} is not a model directory: it has no parameters.")
-    return StoredParams(epath.Path(stored_in).absolute() / PARAMS), read_config(Path(config))
+    return StoredParams(absolute_path(stored_in) / PARAMS), read_config(Path(config))
 
 
 def token_rows(table: Any, path: str, start: int, stop: int) -> Any:

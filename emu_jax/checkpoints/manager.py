@@ -37,6 +37,7 @@ from emu_jax.checkpoints.step import (
     steps_in,
 )
 from emu_jax.errors import UserError
+from emu_jax.io.paths import absolute_path
 from emu_jax.waiting import barrier, first_line, lost_process, waiting
 
 
@@ -107,7 +108,7 @@ class Checkpoints:
         Raises:
           UserError: the directory cannot be created or written.
         """
-        self.directory = epath.Path(directory).absolute()
+        self.directory = absolute_path(directory)
         _check_writable(self.directory)
         preserved: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
         if keep_every_steps:

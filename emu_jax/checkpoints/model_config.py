@@ -11,6 +11,7 @@ from emu_jax.checkpoints.step import step_config
 from emu_jax.config import from_config_dict, to_dict
 from emu_jax.errors import UserError
 from emu_jax.io.files import read_json, write_json
+from emu_jax.io.paths import absolute_path
 from emu_jax.models.config import EmuConfig
 
 CONFIG = "config.json"
@@ -26,7 +27,7 @@ def find_config(checkpoint: str | os.PathLike[str]) -> epath.Path | None:
     Raises:
       DamagedError: the config of the step is damaged.
     """
-    folder = epath.Path(checkpoint).absolute()
+    folder = absolute_path(checkpoint)
     if step_config(folder) is not None:
         return folder / STEP_CONFIG
     folders = (folder, *(list(folder.parents)[:2] if folder.name.isdigit() else ()))  # RUN/checkpoints/STEP

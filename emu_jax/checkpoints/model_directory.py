@@ -17,6 +17,8 @@ from emu_jax.checkpoints.model_config import CONFIG, find_config, read_config, w
 from emu_jax.checkpoints.params import check_fits, load_params, naming_good_step, save_params
 from emu_jax.errors import UserError
 from emu_jax.io.files import file_errors, temporary_folder
+from emu_jax.io.local_copy import local_copy
+from emu_jax.io.paths import absolute_path, store_errors
 from emu_jax.io.safetensors_files import write_safetensors
 from emu_jax.io.tensor_files import open_tensors
 from emu_jax.io.tensors import Tensor, tensor_of
@@ -109,17 +111,25 @@ def save_unused(directory: Path, tensors: Iterable[Tensor]) -> None:
         temporary.rename(directory / UNUSED)
 
 
-def open_unused(directory: Path) -> dict[str, Tensor]:
-    """Return the unused tensors of a model directory, a run, or one step of a run; empty if there are none."""
-    for folder in (directory, *Path(os.path.abspath(directory)).parents[:2]):  # RUN/checkpoints/STEP
-        if (folder / UNUSED).is_dir():
-            return open_tensors(folder / UNUSED)
-        if (folder / CONFIG).is_file():
-            break
+def open_unused(directory: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the unused tensors of a model directory, a run, or one step of a run; empty if there are none.
+
+    Those of a URL such as gs://BUCKET/FOLDER are copied to this machine.
+
+    Raises:
+      UserError: the object store cannot be read.
+    """
+    start = absolute_path(directory)
+    with store_errors(start):
+        for folder in (start, *list(start.parents)[:2]):  # RUN/checkpoints/STEP
+            if (folder / UNUSED).is_dir():
+                return open_tensors(local_copy(folder / UNUSED))
+            if (folder / CONFIG).is_file():
+                break
     return {}
 
 
-def carry_unused(start: Path, workdir: Path) -> None:
+def carry_unused(start: str | os.PathLike[str], workdir: Path) -> None:
     """Copy the unused tensors of the model that a run starts from to the run's directory, for its export."""
     unused = open_unused(start)
     if unused and not (workdir / UNUSED).exists():

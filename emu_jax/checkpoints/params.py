@@ -28,14 +28,14 @@ from emu_jax.checkpoints.step import (
 )
 from emu_jax.checkpoints.vocabulary import TokenSources, grow, growing_tables, vocabulary_of
 from emu_jax.errors import UserError
-from emu_jax.io.paths import store_errors
+from emu_jax.io.paths import absolute_path, store_errors
 
 Tree = dict[str, Any]
 
 
 def save_params(directory: str | epath.Path, params: Tree) -> None:
     """Write DIR/params, complete or not at all, and their checksums. Existing parameters are replaced."""
-    path = epath.Path(directory).absolute() / "params"
+    path = absolute_path(directory) / "params"
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_record(path.parent)
     with ocp.StandardCheckpointer() as checkpointer:
@@ -225,7 +225,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _params_path(directory: str | epath.Path) -> epath.Path:
-    path = epath.Path(directory).absolute() / PARAMS
+    path = absolute_path(directory) / PARAMS
     with store_errors(path):
         if path.exists():
             return path
@@ -311,7 +311,7 @@ def naming_good_step(directory: str | epath.Path) -> Iterator[None]:
     try:
         yield
     except DamagedError as error:
-        step = epath.Path(directory).absolute()
+        step = absolute_path(directory)
         if not step.name.isdigit():
             raise UserError(f"{directory} is damaged: {error}. Copy or import it again.") from error
         others = (step.parent / str(other) for other in reversed(steps_in(step.parent)) if other != int(step.name))

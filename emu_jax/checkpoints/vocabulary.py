@@ -24,7 +24,7 @@ def vocabulary_of(checkpoint: epath.Path) -> int | None:
         return None
     try:
         values = json.loads(config.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{config} cannot be read ({error}).") from error
     return emu_config(values, source=Path(config.name)).decoder.vocab_size
 

@@ -20,10 +20,10 @@ from emu_jax.io.paths import local_text, path_or_url
 
 _ROOT = Path(__file__).resolve().parents[2]  # of the repository
 
-# Names of the config fields that are paths. The code reads a warm start from an object store, and all others from the
-# local file system.
-LOCAL_PATHS = ("tokenizer", "path", "rejects", "decoder", "emu", "examples", "data")
-REMOTE_PATHS = ("warm_start",)
+# Names of the config fields that are paths. Those in REMOTE_PATHS may be URLs: a warm start is streamed, the others are
+# copied to the machine (`io.local_copy`).
+LOCAL_PATHS = ("rejects", "decoder", "emu", "data")
+REMOTE_PATHS = ("warm_start", "tokenizer", "path", "examples", "sets")
 
 
 def read_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:

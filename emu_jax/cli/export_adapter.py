@@ -33,12 +33,11 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
 
     with heavy_imports():
-        from etils import epath
-
         from emu_jax.checkpoints.adapter import DESCRIPTION, check_base, make_adapter, read_adapter, save_adapter
         from emu_jax.checkpoints.model_directory import params_directory
         from emu_jax.checkpoints.step import step_config
         from emu_jax.convert.peft_adapter import PEFT_CONFIG, read_peft_adapter, save_peft_adapter
+        from emu_jax.io.paths import absolute_path
 
     checkpoint, destination, base = arguments.checkpoint, arguments.destination, arguments.base
     is_adapter, is_peft = (checkpoint / DESCRIPTION).is_file(), (checkpoint / PEFT_CONFIG).is_file()
@@ -49,7 +48,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{checkpoint} is an adapter in this format already. Copy it.")
     if base is None:
         step = params_directory(checkpoint)
-        saved = None if step is None else step_config(epath.Path(step).absolute())
+        saved = None if step is None else step_config(absolute_path(step))
         base = ((saved or {}).get("train") or {}).get("warm_start")
         if base is None:
             raise UserError(f"{checkpoint} does not name its base. Name it with --base.")

@@ -50,7 +50,7 @@ def layout_document(
 def _pair(document: Document, config: SequenceConfig, tokenizer: Tokenizer, rng: np.random.Generator) -> DocumentSpans:
     ids = [i for s in document.segments if isinstance(s, Text) for i in _text_ids(s.text, tokenizer)]
     images = [image for s in document.segments if not isinstance(s, Text) for image in _image_spans(s)]
-    # The loader returns at most `frames` per video; a row with room for fewer gets evenly spaced ones.
+    # The loader returns at most `frames` per video; a row with capacity for fewer gets evenly spaced ones.
     max_images = min(config.max_images, (config.length - 2) // config.image_length)
     if len(images) > max_images:
         images = [images[i] for i in np.linspace(0, len(images) - 1, max_images).round().astype(int)]
@@ -86,22 +86,22 @@ def _section(spans: Sequence[Span], layout: Layout, config: SequenceConfig, rng:
 
     A section of a page has its first `max_images` images and loses the others; a storyboard ends before the next image.
     """
-    room = config.length - 2
+    capacity = config.length - 2
     is_image = np.array([isinstance(span, ImageSpan) for span in spans], bool)
     sizes = np.array([len(span.ids) if isinstance(span, TokenSpan) else config.image_length for span in spans], int)
     tokens, images = np.cumsum(sizes[::-1])[::-1], np.cumsum(is_image[::-1])[::-1]  # in a span and those after it
     if layout is Layout.PAGE:
         tokens = tokens - config.image_length * np.maximum(images - config.max_images, 0)
-        starts, fits = tokens >= room, tokens[:1] <= room
+        starts, fits = tokens >= capacity, tokens[:1] <= capacity
     else:
-        starts = (tokens >= room) | (images >= config.max_images)
-        fits = (tokens[:1] <= room) & (images[:1] <= config.max_images)
+        starts = (tokens >= capacity) | (images >= config.max_images)
+        fits = (tokens[:1] <= capacity) & (images[:1] <= config.max_images)
     start = 0 if fits.all() else int(rng.choice(np.flatnonzero(starts)))
     if layout is not Layout.PAGE:
         return spans[start:]
     number = np.cumsum(is_image[start:])  # of each image in the section
     used = ~is_image[start:] | (number <= config.max_images)
-    return [spans[start + i] for i in np.flatnonzero(used)]
+    return [spans[start + int(i)] for i in np.flatnonzero(used)]
 
 
 def _chat(document: Document, config: SequenceConfig, tokenizer: Tokenizer) -> DocumentSpans:

@@ -18,6 +18,7 @@ import sentencepiece
 
 from emu_jax.errors import UserError
 from emu_jax.io.files import write_bytes
+from emu_jax.io.local_copy import local_copy
 
 PAD, BOI, EOI, IMAGE_TOKEN, USER, ASSISTANT = "[PAD]", "[IMG]", "[/IMG]", "<image>", "[USER]", "[ASSISTANT]"
 
@@ -61,7 +62,7 @@ class Tokenizer:
     def load(cls, path: str | os.PathLike, *, instruct: bool = False) -> "Tokenizer":
         """Read a SentencePiece `.model` file. Raises UserError if it cannot be read."""
         try:
-            model = Path(path).read_bytes()
+            model = local_copy(path).read_bytes()
         except OSError as error:
             raise UserError(
                 f"No tokenizer model at {path} ({error.strerror}); name a SentencePiece .model file."

@@ -179,7 +179,11 @@ _VAE_FIXED: dict[str, Any] = {
 _PER_LEVEL = (
     "cross_attention_dim", "layers_per_block", "only_cross_attention", "sample_size", "transformer_layers_per_block",
 )  # fmt: skip
-_ALIASES = {"act_fn": {"swish": "silu"}, "shift_factor": {0: None}, "mid_block_only_cross_attention": {False: None}}
+_ALIASES: dict[str, dict[Any, Any]] = {
+    "act_fn": {"swish": "silu"},
+    "shift_factor": {0: None},
+    "mid_block_only_cross_attention": {False: None},
+}
 
 
 def _one_for_all(key: str, value: Any) -> Any:

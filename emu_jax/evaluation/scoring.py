@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def score_features(path: Path, folder: Path) -> float:
     try:
         with np.load(path) as arrays:
             real, generated = arrays["real"], arrays["generated"]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError, IndexError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} does not hold arrays `real` and `generated` of features ({error}).") from None
     distance = frechet_distance(FeatureStatistics.of(real), FeatureStatistics.of(generated))
     scores = {FRECHET_DISTANCE: distance}

@@ -26,7 +26,7 @@ from emu_jax.generation.forward import check_image_tokens, embed_in_batches, for
 from emu_jax.generation.images import generate_embeddings
 from emu_jax.generation.mixed import ImageTokens, OpenImage, generate_mixed, interleave, parse_open_image
 from emu_jax.generation.options import MAX_IMAGES, ImageOptions, TextOptions, image_options, text_options
-from emu_jax.generation.pixels import SafetyCheck, screened, to_images
+from emu_jax.generation.pixels import Safety, screened, to_images
 from emu_jax.generation.prompt import Part, Prompt, PromptBatch, build_prompt, load_images, only_image, pad_prompts
 from emu_jax.generation.sampling import compile_options
 from emu_jax.generation.score import candidate_ids, pad_candidates, score_candidates
@@ -187,7 +187,7 @@ class EmuPipeline:
 
     @functools.cached_property
     def safety_checker(self) -> SafetyChecker | None:
-        """The checker to pass as `safety`; None if the folder of the visual decoder has no weights of one.
+        """The checker that screens images by default; None if the folder of the visual decoder has no weights of one.
 
         Raises:
           UserError: the weights do not match their config.
@@ -207,7 +207,7 @@ class EmuPipeline:
         num_images: int = 1,
         autoencode: bool = False,
         special_tokens: bool = False,
-        safety: SafetyCheck | None = None,
+        safety: Safety = True,
         **options: Any,
     ) -> list[PIL.Image.Image]:
         """Generate images: text to image, blending (two images), in context (text and images in any order).
@@ -215,7 +215,7 @@ class EmuPipeline:
         Args:
           num_images: images of the prompt, which differ in their noise.
           autoencode: decode the embeddings of the prompt's one image instead of predicted ones.
-          safety: screens the images, such as `emu.safety_checker`; flagged images are returned black.
+          safety: True screens with `emu.safety_checker`, False does not; or another check. Flagged images are black.
           options: fields of `ImageOptions`: sampler, steps, guidance_scale, seed, height, width.
         """
         if not 1 <= num_images <= MAX_IMAGES:
@@ -229,19 +229,19 @@ class EmuPipeline:
             embeddings = self.generate_embeddings(prompt, special_tokens=special_tokens)
         return self.decode_embeddings(np.repeat(embeddings[None], num_images, axis=0), safety=safety, **options)
 
-    def autoencode_image(self, image: Part, *, safety: SafetyCheck | None = None, **options: Any) -> PIL.Image.Image:
+    def autoencode_image(self, image: Part, *, safety: Safety = True, **options: Any) -> PIL.Image.Image:
         """Return an image after the encoder and the visual decoder."""
         return self.generate_image([image], autoencode=True, safety=safety, **options)[0]
 
     def decode_embeddings(
-        self, embeddings: np.ndarray, *, safety: SafetyCheck | None = None, **options: Any
+        self, embeddings: np.ndarray, *, safety: Safety = True, **options: Any
     ) -> list[PIL.Image.Image]:
         """Decode embeddings `[n, N, D]` to images, with guidance by the embeddings of the empty prompt."""
-        chosen = image_options(**options)
-        decoder = self.visual_decoder
+        chosen, decoder = image_options(**options), self.visual_decoder
         unconditional = None if chosen.guidance_scale == 1 else self._empty_prompt[None]
         sampled = decoder.sample(np.asarray(embeddings, np.float32), unconditional, **dataclasses.asdict(chosen))
-        return screened(to_images(np.asarray(decoder.decode(sampled.latents))), safety)
+        check = self.safety_checker if safety is True else safety or None
+        return screened(to_images(np.asarray(decoder.decode(sampled.latents))), check)
 
     # ---- alternating text and images
 
@@ -254,7 +254,7 @@ class EmuPipeline:
         decode: bool | None = None,
         image: ImageOptions | None = None,
         special_tokens: bool = False,
-        safety: SafetyCheck | None = None,
+        safety: Safety = True,
         **options: Any,
     ) -> list[str | np.ndarray | PIL.Image.Image]:
         """Generate alternating texts and images after a prompt.

@@ -8,6 +8,7 @@ import PIL.Image
 
 # From images to True for each unsafe one.
 SafetyCheck = Callable[[Sequence[PIL.Image.Image]], Sequence[bool]]
+Safety = SafetyCheck | bool | None  # a check; True: that of the model; False or None: no check
 
 
 def to_images(images: np.ndarray) -> list[PIL.Image.Image]:

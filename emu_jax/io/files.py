@@ -144,6 +144,12 @@ def read_text(path: str | os.PathLike[str]) -> str:
         raise UserError(f"{path} is not a UTF-8 text file (byte {error.start}).") from error
 
 
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Return the contents of a file. Raises UserError if there is no such file, or it cannot be read."""
+    with file_errors("read", path):
+        return Path(path).read_bytes()
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Return the value of a JSON file.
 

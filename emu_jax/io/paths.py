@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from etils import epath
+
 from emu_jax.errors import UserError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+-]+):/+")  # also "gs:/BUCKET", which is what Path makes of a URL
@@ -35,6 +37,19 @@ def local_text(path: str | os.PathLike[str]) -> str:
         url = f"{match[1]}://{text[match.end() :]}"
         raise UserError(f"{url} is not a local path. Mount the bucket (such as with gcsfuse), or copy the files here.")
     return _expanded(text)
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Return True for a URL such as gs://BUCKET/FOLDER, False for a local path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+-]+://", os.fspath(path)) is not None
+
+
+def absolute_path(path: str | os.PathLike[str]) -> epath.Path:
+    """Return the absolute path of a local path, and a URL unchanged.
+
+    `epath.Path(path).absolute()` makes the local path FOLDER/gs:/BUCKET/... of a URL.
+    """
+    return epath.Path(path if is_url(path) else os.path.abspath(path))
 
 
 def path_or_url(path: str | os.PathLike[str]) -> str:

@@ -17,7 +17,9 @@ _MODALITIES = (["text"], ["image"], ["text", "image"], ["image", "text"])
 _MAX_IMAGES = 8
 _MAX_STOPS = 4
 _MAX_SEED = 2**63 - 1
-_MAX_COUNT = 2**31 - 2
+_MAX_TOP_K = 10**6
+_MAX_MIN_TOKENS = 2**20 - 1
+_GREEDY = 1e-5  # a smaller temperature or top_p takes the most likely token, as in vLLM
 
 # Fields of OpenAI's protocol that change nothing here.
 _WITHOUT_EFFECT = (
@@ -147,24 +149,25 @@ def _max_tokens(fields: Fields) -> int | None:
 
 
 def _text_options(fields: Fields) -> dict[str, Any]:
-    """Fields of `TextOptions`. Without a temperature the likeliest token is taken, unless top_p or top_k are given."""
-    top_p, top_k = fields.number("top_p", 1.0, least=0, most=1), fields.integer("top_k", 0, least=-1, most=_MAX_COUNT)
-    top_k = max(top_k, 0)  # vLLM's -1 is all
+    """Fields of `TextOptions`. The default is the most likely token, or temperature 1 if top_p or top_k is given."""
+    top_p = fields.number("top_p", 1.0, least=0, most=1)
+    top_k = max(fields.integer("top_k", 0, least=-1, most=_MAX_TOP_K), 0)  # vLLM's -1 is all
     filters = top_k > 0 or top_p < 1
     temperature = fields.number("temperature", 1.0 if filters else 0.0, least=0, most=100)
-    if top_p == 0:  # the likeliest token, as for OpenAI
-        top_p, temperature = 1.0, 0.0
-    if temperature == 0:
-        top_p, top_k = 1.0, 0
+    if temperature < _GREEDY or top_p < _GREEDY:
+        temperature, top_p, top_k = 0.0, 1.0, 0
+    num_beams = fields.integer("num_beams", 1, least=1)
+    if num_beams > 1 and temperature > 0:
+        raise bad_field("num_beams", "must be 1 with a temperature above 0: beam search does not sample.")
     return {
         "temperature": temperature,
         "top_p": top_p,
         "top_k": top_k,
         "seed": fields.integer("seed", least=-_MAX_SEED, most=_MAX_SEED),
-        "num_beams": fields.integer("num_beams", 1, least=1),
-        "length_penalty": fields.number("length_penalty", 0.0, least=-100, most=100),
-        "min_length": fields.integer("min_tokens", 0, least=0, most=_MAX_COUNT)
-        + 1,  # Hugging Face's lengths count `<s>`
+        "num_beams": num_beams,
+        "length_penalty": fields.number("length_penalty", 0.0, least=-10, most=10),
+        # Hugging Face's lengths count `<s>`.
+        "min_length": fields.integer("min_tokens", 0, least=0, most=_MAX_MIN_TOKENS) + 1,
         "repetition_penalty": fields.number("repetition_penalty", 1.0, least=0.01, most=100),
     }
 

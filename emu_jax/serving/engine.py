@@ -5,12 +5,12 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from emu_jax.errors import UserError
+from emu_jax.diffusion.options import ImageOptions
 from emu_jax.generation.pixels import SafetyCheck
 from emu_jax.generation.prompt import Prompt
 from emu_jax.serving.config import EngineConfig
@@ -284,14 +284,6 @@ class Engine:
             image_rows=np.where(is_image, np.cumsum(is_image) - 1, -1).astype(np.int32),
         )
 
-    def check_images(self, options: Any) -> None:
-        """Raise UserError where the visual decoder does not make such images."""
-        if not self._image_devices:
-            raise UserError("This model makes no images: it has no visual decoder.")
-        size = (options.height, options.width)
-        if size not in self._image_devices:
-            sizes: Sequence[str] = [f"{width}x{height}" for height, width in self._image_devices]
-            raise UserError(f"images of {size[1]}x{size[0]} pixels are not served; choose {' or '.join(sizes)}.")
-        if options.steps > self.config.max_sampler_steps:
-            raise UserError(f"at most {self.config.max_sampler_steps} steps are served, not {options.steps}.")
-        self._image_devices[size].table(options)
+    def check_sampler(self, options: ImageOptions) -> None:
+        """Raise UserError for a number of steps that the sampler cannot take."""
+        self._image_devices[options.height, options.width].table(options)  # type: ignore[index]

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from emu_jax.diffusion.samplers import Sampler
-from emu_jax.errors import UserError
 from emu_jax.generation.options import ImageOptions
-from emu_jax.serving.errors import ApiError, bad_field
+from emu_jax.serving.errors import bad_field
 from emu_jax.serving.fields import Fields, json_object
 
 SAMPLER_FIELDS = ("sampler", "num_inference_steps", "guidance_scale", "seed", "height", "width")
@@ -34,23 +33,23 @@ class SamplerFields:
     height: int | None
     width: int | None
 
-    def options(self, *, seed: int, size: tuple[int, int]) -> ImageOptions:
-        """Return the options with a seed and the default `(height, width)` filled in.
+    def size(self, default: tuple[int, int]) -> tuple[int, int]:
+        """Return `(height, width)` in pixels."""
+        return (
+            default[0] if self.height is None else self.height,
+            default[1] if self.width is None else self.width,
+        )
 
-        Raises:
-          ApiError: a value that the sampler does not take.
-        """
-        try:
-            return ImageOptions(
-                sampler=self.sampler,
-                steps=self.steps,
-                guidance_scale=self.guidance_scale,
-                seed=seed % 2**32,
-                height=size[0] if self.height is None else self.height,
-                width=size[1] if self.width is None else self.width,
-            )
-        except UserError as error:
-            raise ApiError(400, str(error)) from None
+    def options(self, *, seed: int, size: tuple[int, int]) -> ImageOptions:
+        """Return the options for a seed and a `(height, width)` that are served."""
+        return ImageOptions(
+            sampler=self.sampler,
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            seed=seed % 2**32,
+            height=size[0],
+            width=size[1],
+        )
 
 
 @dataclasses.dataclass(frozen=True)

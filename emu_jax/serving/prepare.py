@@ -18,7 +18,7 @@ from emu_jax.generation.sampling import TextOptions
 from emu_jax.serving.chat_request import ChatRequest, MediaPart, Message
 from emu_jax.serving.config import Limits
 from emu_jax.serving.engine import Engine
-from emu_jax.serving.errors import ApiError
+from emu_jax.serving.errors import ApiError, bad_field
 from emu_jax.serving.image_request import ImageRequest, SamplerFields
 from emu_jax.serving.jobs import ImagePlan, Request
 from emu_jax.serving.media import read_image, read_url, read_video
@@ -107,12 +107,20 @@ class Preparation:
         return list(read_video(data, size, field=part.field, limits=self.limits))
 
     def _image_options(self, fields: SamplerFields, seed: int) -> Any:
-        sizes = self.engine.config.image_sizes
+        config = self.engine.config
+        if not config.image_sizes:
+            raise ApiError(400, "This model generates no images: it has no visual decoder.", param="model")
+        size = fields.size(config.image_sizes[0])
+        if size not in config.image_sizes:
+            sizes = " or ".join(f"{width}x{height}" for height, width in config.image_sizes)
+            raise bad_field("size", f"{size[1]}x{size[0]} is not served; choose {sizes}.")
+        if fields.steps > config.max_sampler_steps:
+            raise bad_field("num_inference_steps", f"is at most {config.max_sampler_steps} here, not {fields.steps}.")
+        options = fields.options(seed=seed, size=size)
         try:
-            options = fields.options(seed=seed, size=sizes[0] if sizes else (0, 0))
-            self.engine.check_images(options)
+            self.engine.check_sampler(options)
         except UserError as error:
-            raise ApiError(400, str(error)) from None
+            raise ApiError(400, str(error), param="num_inference_steps") from None
         return options
 
     def _text_limit(self, prompt: Prompt, plan: ImagePlan | None, requested: int | None) -> int:

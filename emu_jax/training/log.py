@@ -12,7 +12,7 @@ from typing import Protocol, TextIO
 
 from tensorboardX import SummaryWriter
 
-from emu_jax.io.files import file_errors, write_text
+from emu_jax.io.files import file_errors, is_file, read_bytes, write_text
 from emu_jax.reporting.numbers import duration
 
 METRICS_FILE = "metrics.jsonl"
@@ -75,19 +75,22 @@ class MetricsLog:
             sink.close()
 
     def _append(self, record: Mapping[str, object]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with file_errors("write", self._file.name):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
 
 
 def read_metrics(workdir: str | Path) -> list[dict]:
-    """Return the records of WORKDIR/metrics.jsonl, without a last line that was truncated by a kill."""
+    """Return the records of WORKDIR/metrics.jsonl, without lines that were damaged by a kill or a full disk."""
     path = Path(workdir) / METRICS_FILE
     records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in read_bytes(path).splitlines() if is_file(path) else ():
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
     return records
 
 

@@ -43,12 +43,13 @@ def main() -> None:
     }
     streams = [of_config(config) for config in arguments.config] or synthetic()
     print(f"{'':<44}{'tokens':>8}{'images':>8}{'documents per row':>20}")
-    for name, sizes, length, max_images in streams:
+    for name, all_sizes, length, max_images in streams:
+        sizes = all_sizes[:8000]
         print(f"{name}: rows of {length} tokens and {max_images} images")
         for rule, choose in rules.items():
             used, documents = simulate_fill(sizes, length=length, max_images=max_images, rows=ROWS, choose=choose)
             print(f"  {rule:<42}{used.tokens:8.1%}{used.images:8.1%}{documents:20.2f}")
-        best = bound(sizes[:3000], length=length, max_images=max_images)
+        best = bound(sizes, length=length, max_images=max_images)
         print(f"  {'bound':<42}{best.tokens:8.1%}{best.images:8.1%}")
 
 

@@ -22,6 +22,7 @@ from emu_jax.cli.arguments import ArgumentParser
 from emu_jax.cli.config_file import read_config
 from emu_jax.config import to_dict
 from emu_jax.data.tokenizer import train_tokenizer
+from emu_jax.errors import UserError
 from emu_jax.models.presets import emu_tiny
 from emu_jax.sharding.specs import unbox
 from tests.attacks.trial import Outcome, Trial
@@ -40,17 +41,17 @@ class _Captured(Exception):
     pass
 
 
-def parser_of(command: str) -> argparse.ArgumentParser:
-    """Return the parser that a command makes."""
+def parser_of(command: str) -> argparse.ArgumentParser | None:
+    """Return the parser that a command makes; None if it makes one for each of its own commands."""
     found: list[argparse.ArgumentParser] = []
 
     def capture(self: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         found.append(self)
         raise _Captured
 
-    with mock.patch.object(ArgumentParser, "parse_known_args", capture), contextlib.suppress(_Captured):
+    with mock.patch.object(ArgumentParser, "parse_known_args", capture), contextlib.suppress(_Captured, UserError):
         cli.load(command).main([])
-    return found[0]
+    return found[0] if found else None
 
 
 def run(words: list[str]) -> tuple[int, str]:
@@ -83,7 +84,8 @@ class WrongInvocations:
         save_model(self.model, self.config, params, tokenizer=self.folder / "tokenizer.model")
         (self.folder / "set").mkdir()
         self.records = make_jsonl(self.folder / "set")
-        self.parsers = {name: parser_of(name) for name in cli.commands()}
+        parsers = {name: parser_of(name) for name in cli.commands()}
+        self.parsers = {name: parser for name, parser in parsers.items() if parser is not None}
         self.fields = list(number_fields(to_plain(read_config(CONFIG))))
         self.base = {
             "chat": ["--checkpoint", str(self.model)],

@@ -55,9 +55,8 @@ class Terminal:
             errors="replace",
             timeout=110,
         )
-        description = (
-            f"{script.replace(sys.executable, 'python')} {shlex.join(f'{k}={v}' for k, v in environment.items())}"
-        )
+        settings = " ".join(f"{name}={value}" for name, value in environment.items())
+        description = f"{settings} {script.replace(sys.executable, 'python')}"
         if "Traceback" in done.stderr or "Exception ignored" in done.stderr:
             return Trial(Outcome.TRACEBACK, f"{description}: {done.stderr[-300:]}")
         refused = environment or (">&-" not in script and "--help" not in script)

@@ -137,7 +137,7 @@ def pretraining() -> list[Row]:
             "image slots of a row",
             UNKNOWN,
             batch.max_images,
-            "Uses at least 95% of the tokens and 85% of the slots (experiments/records/packing.md).",
+            "97% of the tokens and 85% of the slots are used with `SIZES` (experiments/records/packing.md).",
         ),
         Row(
             "text loss",
@@ -177,7 +177,7 @@ def pretraining() -> list[Row]:
         Row(
             "schedule",
             "cosine, 20% warm-up (one source)",
-            f"{optimizer.schedule.value}, {optimizer.warmup_fraction:.0%} warm-up, to {optimizer.final_fraction:g} x peak",
+            f"{optimizer.schedule.value}, {optimizer.warmup_fraction:.0%} warm-up, to {optimizer.final_fraction:g}",
             f"The final rate is {UNKNOWN}.",
         ),
         Row("gradient clipping", UNKNOWN, f"norm {optimizer.clip_norm:g}", "Emu2's."),

@@ -180,7 +180,7 @@ def test_bad_documents_and_configs(tokenizer):
         build(document(Video(b"mp4"), layout=Layout.VIDEO), tokenizer)
     with pytest.raises(UserError, match="cannot hold an image"):
         SequenceConfig(length=4, max_images=1, num_image_tokens=2)
-    with pytest.raises(UserError, match="probability"):
+    with pytest.raises(UserError, match="image_first must be"):
         dataclasses.replace(CONFIG, image_first=1.5)
 
 

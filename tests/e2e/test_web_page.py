@@ -92,6 +92,11 @@ def ask(page: sync_api.Page, text: str) -> None:
     page.press("#question textarea", "Enter")
 
 
+def choose(page: sync_api.Page, answer: str) -> None:
+    """Choose the kind of the next answers in the tab that is open first."""
+    page.locator("label", has=page.get_by_role("radio", name=answer, exact=True)).first.click()
+
+
 def last_answer(page: sync_api.Page) -> str:
     return page.evaluate("[...document.querySelectorAll('#conversation .bot')].map(e => e.innerText).join('')")
 
@@ -115,7 +120,7 @@ def test_a_conversation(page: sync_api.Page, local: LocalClient, tmp_path: Path,
     wait_until(lambda: local.engine.in_flight == 0, seconds=2)
     page.wait_for_selector("text=(stopped)")
 
-    page.click("label:has-text('image') >> nth=0")
+    choose(page, "image")
     ask(page, "a red circle")
     page.wait_for_selector("#conversation .bot img")
     page.screenshot(path=tmp_path / "chat.png")
@@ -140,7 +145,7 @@ def test_a_closed_tab_frees_the_slot(url: str, local: LocalClient, slow: None, k
     """The request is aborted, of text that is streamed and of an image that is not complete."""
     aborted = local.engine.metrics.registry.get_sample_value("emu_aborted_requests_total")
     with browse(url) as page:
-        page.click(f"label:text-is('{kind}') >> nth=0")
+        choose(page, kind)
         ask(page, "a red circle")
         wait_until(lambda: local.engine.in_flight == 1, seconds=30)
         page.close()
@@ -206,7 +211,7 @@ def test_the_command(root: Path, user_environment: dict[str, str], checkpoint: P
         with browse(found[1]) as page:
             ask(page, "what is this?")
             page.wait_for_selector("#conversation .bot")
-            page.click("label:text-is('image') >> nth=0")
+            choose(page, "image")
             ask(page, "a red circle")
             page.wait_for_selector("#conversation .bot img")
             assert [*tmp_path.glob("emu_jax_chat*/*/emu-1.png")]

@@ -147,6 +147,13 @@ def test_images(with_decoder: EmuPipeline) -> None:
     assert with_decoder.generate_image(["a red circle"], seed=6, **few)[0].tobytes() != one.tobytes()
     blended = with_decoder.generate_image([RED, BLUE], safety=lambda images: [True] * len(images), **few)[0]
     assert not np.asarray(blended).any()
+    with_decoder.__dict__["safety_checker"] = lambda images: [True] * len(images)  # as stored next to the decoder
+    try:
+        assert not np.asarray(with_decoder.generate_image(["a red circle"], seed=5, **few)[0]).any()
+        unscreened = with_decoder.generate_image(["a red circle"], seed=5, safety=False, **few)[0]
+        assert unscreened.tobytes() == one.tobytes()
+    finally:
+        del with_decoder.__dict__["safety_checker"]
     assert with_decoder.autoencode_image(RED, **few).size == (8, 8)
     expected = with_decoder.decode_embeddings(with_decoder.visual_embeddings([RED]), seed=1, **few)
     assert with_decoder.generate_image([RED], autoencode=True, seed=1, **few)[0].tobytes() == expected[0].tobytes()

@@ -14,6 +14,8 @@ from emu_jax.io.files import (
     atomic_file,
     atomic_folder,
     file_errors,
+    is_file,
+    list_files,
     read_json,
     read_text,
     temporary_folder,
@@ -150,3 +152,26 @@ def test_json_round_trip(tmp_path):
     value = {"text": "größe", "list": [1, 2.5, None]}
     write_json(tmp_path / "a.json", value)
     assert read_json(tmp_path / "a.json") == value == json.loads((tmp_path / "a.json").read_text())
+
+
+def test_a_killed_writer_leaves_nothing_behind_after_the_next_start(tmp_path):
+    script = f"""
+import os, signal
+from emu_jax.io.files import atomic_file
+with atomic_file({str(tmp_path / "a.json")!r}) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -9
+    assert len(list(tmp_path.iterdir())) == 1
+    script = f"from emu_jax.io.files import write_text; write_text({str(tmp_path / 'b.json')!r}, 'x')"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
+
+
+def test_questions_about_files_that_the_system_refuses(tmp_path):
+    assert not is_file(tmp_path / "missing")
+    assert not is_file("nul\0")
+    assert list_files(tmp_path / "missing") == []
+    with pytest.raises(UserError, match="File name too long"):
+        is_file(tmp_path / ("n" * 300))

@@ -1,6 +1,6 @@
-"""Exports opened by older and newer versions of transformers and diffusers, each in its own environment.
+"""Exports opened by older and newer versions of transformers and diffusers, each installed in its own folder.
 
-`pytest tests/parity/test_versions.py -m slow` makes the environments, in which torch and what else is missing come from
+`pytest tests/parity/test_versions.py -m slow` installs them. torch, and everything else that a folder lacks, comes from
 the environment of this test. With `-s` it prints the rows of the table in docs/how-to/pytorch.md.
 """
 
@@ -8,11 +8,11 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
 
+from emu_jax.convert.diffusion_folder import DecoderFiles
 from emu_jax.convert.export_torch import Layout, export_decoder, prepare_export
 from emu_jax.convert.import_torch import prepare_import
 
@@ -35,7 +35,9 @@ COLUMNS = {
     "device_map": '`device_map="auto"`',
     "save_pretrained": "`save_pretrained`",
     "huggingface_format": "`huggingface` format",
+    "inv_freq": "`--inv-freq`",
     "visual_decoder": "visual decoder",
+    "legacy_attention": "`--legacy-attention`",
 }
 
 
@@ -44,10 +46,15 @@ def exports(tmp_path_factory, shared_dir):
     folder = tmp_path_factory.mktemp("exports")
     tokenizer = shared_dir / "samples" / "llama_tokenizer.model"
     prepare_import([shared_dir / "reference" / "emu_tiny_instruct"], tokenizer=tokenizer).write(folder / "model")
-    prepared = prepare_export(folder / "model", merge_lora=True)
-    for layout in (Layout.TRANSFORMERS, Layout.HUGGINGFACE):
-        prepared.write(folder / layout.value, layout=layout)
-    export_decoder(shared_dir / "reference" / "visual_decoder_tiny", folder / "decoder")
+    for name, layout, inv_freq in (
+        ("transformers", Layout.TRANSFORMERS, False),
+        ("huggingface", Layout.HUGGINGFACE, False),
+        ("huggingface_inv_freq", Layout.HUGGINGFACE, True),
+    ):
+        prepare_export(folder / "model", merge_lora=True, inv_freq=inv_freq).write(folder / name, layout=layout)
+    decoder = shared_dir / "reference" / "visual_decoder_tiny"
+    export_decoder(decoder, folder / "decoder")
+    export_decoder(decoder, folder / "decoder_legacy", DecoderFiles(legacy_attention=True))
     return folder
 
 
@@ -63,19 +70,21 @@ def test_version(exports, shared_dir, tmp_path, version):
 
 def check(version, exports, reference, tmp_path):
     """Return the differences by check."""
-    environment = tmp_path / version
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-    python = environment / "bin" / "python"
+    packages = tmp_path / "packages"
     wanted = [f"transformers=={version}", f"diffusers=={VERSIONS[version]}", "sentencepiece", "protobuf", "pillow"]
     if VERSIONS[version] < "0.31":
         wanted.append("huggingface_hub<0.26")  # diffusers of that time imports what 0.26 removed
-    install = [python, "-m", "pip", "install", "-q", "--only-binary", ":all:"]
-    subprocess.run([*install, *wanted], check=True)
-    subprocess.run([*install, "--no-deps", "accelerate"], check=True)
-    site = sysconfig.get_path("purelib", vars={"base": str(environment)})
-    (Path(site) / "parity.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    command = [python, CHECK, exports, reference]
-    variables = os.environ | {"HF_MODULES_CACHE": str(environment / "modules"), "HF_HUB_OFFLINE": "1"}
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--target", packages, "--only-binary", ":all:"]
+    subprocess.run([*pip, *wanted], check=True)
+    variables = os.environ | {
+        "PYTHONPATH": str(packages),
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [sys.executable, CHECK, exports, reference]
     done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    *_, last = done.stdout.splitlines()
+    result = json.loads(last)
+    assert result.pop("versions") == {"transformers": version, "diffusers": VERSIONS[version]}
+    return result

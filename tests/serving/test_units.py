@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import ipaddress
 import threading
@@ -16,13 +17,18 @@ from emu_jax.errors import UserError
 from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.generation.prompt import Prompt
 from emu_jax.serving.answers import TextStream
+from emu_jax.serving.build import create_device, create_engine
+from emu_jax.serving.chat_request import parse_chat
 from emu_jax.serving.config import EngineConfig, Limits
 from emu_jax.serving.errors import ApiError
 from emu_jax.serving.fetch import fetch, is_public
+from emu_jax.serving.image_request import parse_image_request
+from emu_jax.serving.prepare import Preparation
 from emu_jax.serving.scheduler import FairClock, Work
 from emu_jax.serving.slots import Slots, image_digest, prefix_chain
 from emu_jax.serving.transport import read_keys
 from emu_jax.serving.usage import answer_usage, prompt_usage
+from tests.serving.conftest import ENGINE, MODEL, user
 
 
 def test_each_kind_of_work_gets_the_same_time() -> None:
@@ -117,6 +123,24 @@ def test_nothing_of_a_stop_sequence_is_sent(emu: EmuPipeline, text: str, stop: s
     sent += stream.close()
     decoded = emu.tokenizer.decode(ids).strip()
     assert sent == (decoded.partition(stop)[0].rstrip() if stop in decoded else decoded)
+
+
+def test_a_model_without_a_visual_decoder_says_so(emu: EmuPipeline) -> None:
+    """Found before any work, for images alone and in a chat."""
+    without = EmuPipeline(emu.config, emu.params, tokenizer=emu.tokenizer)
+    config = dataclasses.replace(ENGINE, image_sizes=())
+    engine = create_engine(without, config, create_device(without, config, {MODEL: emu.params}))
+    prepare = Preparation(without, engine, Limits(), system="")
+    with pytest.raises(ApiError, match="no visual decoder"):
+        prepare.images(parse_image_request({"prompt": "a"}), [], model=MODEL)
+    with pytest.raises(ApiError, match="no visual decoder"):
+        prepare.chat(parse_chat({"messages": user("a"), "modalities": ["image"]}), model=MODEL)
+
+
+def test_tiny_temperatures_take_the_most_likely_token() -> None:
+    for small in ({"temperature": 1e-6}, {"temperature": 1.0, "top_p": 1e-9}, {"top_p": 0}, {"temperature": 0}):
+        body = parse_chat({"messages": user("a"), "top_k": 5} | small)
+        assert (body.options["temperature"], body.options["top_p"], body.options["top_k"]) == (0.0, 1.0, 0)
 
 
 def test_an_image_is_34_tokens_with_the_released_sizes() -> None:

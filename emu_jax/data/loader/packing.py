@@ -18,7 +18,7 @@ def choose_row(sizes: Sequence[tuple[int, int]], *, length: int, max_images: int
 
     The first sequence is always chosen: it has waited longest, so none waits indefinitely. To it the best set of all
     sets of waiting sequences is added: the one with the largest sum of the used fractions of the two budgets. Among
-    equally good sets, the one that uses the largest sequences is chosen, because small ones are easier to place later.
+    equally good sets, the one that uses the largest sequences is chosen, because small ones are easier to add later.
     `experiments/benchmarks/packing.py` compares this with common rules and with the bound of any packing.
 
         choose_row([(50, 1), (50, 0), (50, 3), (40, 3)], length=100, max_images=4) -> [0, 2]

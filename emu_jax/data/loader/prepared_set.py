@@ -9,6 +9,7 @@ from emu_jax.data.loader.reading import Records, damaged_record
 from emu_jax.data.records import from_record
 from emu_jax.errors import UserError
 from emu_jax.io.files import read_json
+from emu_jax.io.local_copy import local_copy
 
 _SHARD = re.compile(r"-(?P<split>\w+)\.array_record-(?P<index>\d{5})-of-(?P<count>\d{5})$")
 
@@ -16,12 +17,14 @@ _SHARD = re.compile(r"-(?P<split>\w+)\.array_record-(?P<index>\d{5})-of-(?P<coun
 class PreparedSet:
     """Documents of one split, by index. Pickling is cheap: each process opens the files itself.
 
+    The files of a URL such as gs://BUCKET/FOLDER are copied to this machine first (`local_copy`).
+
     Raises:
       UserError: the folder is not a prepared set, has no such split, lacks shards, or holds no document.
     """
 
     def __init__(self, path: str | Path, *, split: str = "train"):
-        self.path = Path(path)
+        self.path = local_copy(path)
         self.split = split
         self.shards = _shards(self.path, split)
         self._lengths = _shard_lengths(self.path, split)

@@ -24,6 +24,7 @@ from emu_jax.data.loader.divided import DividedBatches
 from emu_jax.data.loader.reading import Records
 from emu_jax.errors import UserError
 from emu_jax.io.files import read_json
+from emu_jax.io.local_copy import local_copy
 
 SETTINGS, UNCONDITIONAL, RECORDS = "examples.json", "unconditional.npy", "examples.array_record"
 DTYPES: dict[str, Any] = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
@@ -81,7 +82,7 @@ class DecoderExamples:
     @classmethod
     def open(cls, directory: str | os.PathLike) -> "DecoderExamples":
         """Open a folder. Raises UserError if it holds no examples."""
-        directory = Path(directory)
+        directory = local_copy(directory)
         if not (directory / SETTINGS).is_file():
             raise UserError(f"{directory} holds no decoder examples; make them with prepare-decoder-data.")
         settings = read_json(directory / SETTINGS)

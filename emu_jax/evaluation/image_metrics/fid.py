@@ -4,6 +4,7 @@ import functools
 import hashlib
 import logging
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def read_statistics(path: Path) -> FeatureStatistics:
         with np.load(path) as saved:
             mean, covariance = saved["mu"].astype(np.float64), saved["sigma"].astype(np.float64)
             count = int(saved["count"]) if "count" in saved else 0
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} does not hold FID statistics `mu` and `sigma` ({error}).") from None
     return FeatureStatistics(mean, covariance, count)
 

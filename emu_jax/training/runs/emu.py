@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from emu_jax.bounds import Checked
+from emu_jax.bounds import Checked, CountOrZero
 from emu_jax.checkpoints.model_config import find_config, read_config
 from emu_jax.checkpoints.model_directory import boxed_shapes, params_directory
 from emu_jax.config import from_config_dict
@@ -19,6 +19,7 @@ from emu_jax.data.sequence_config import Answers
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.hardware import generation
+from emu_jax.io.local_copy import local_copy
 from emu_jax.models.config import EmuConfig
 from emu_jax.sharding.specs import unbox
 from emu_jax.training.chips import ChipConfig
@@ -62,7 +63,7 @@ class EmuRunConfig(Checked):
     instruct: bool = False
     chips: tuple[ChipConfig, ...] = ()
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
-    samples_per_step: int = 0
+    samples_per_step: CountOrZero = 0
 
 
 def open_emu_run(config: Mapping[str, Any] | Any) -> Run:
@@ -82,7 +83,7 @@ def open_emu_run(config: Mapping[str, Any] | Any) -> Run:
         train=without_decay(run),
         stage=stage,
         data=emu_data(run, tokenizer=tokenizer),
-        tokenizer=Path(run.tokenizer),
+        tokenizer=local_copy(run.tokenizer),
         evaluations=held_out_losses(run.evaluation, stage, load, mesh=run.train.mesh),
     )
 

@@ -59,7 +59,7 @@ class Run:
                 with atomic_file(target) as temporary:
                     shutil.copyfile(self.tokenizer, temporary)
             if self.train.warm_start is not None:
-                carry_unused(Path(self.train.warm_start), workdir)
+                carry_unused(self.train.warm_start, workdir)
 
 
 def data_factory(load: Callable[..., DividedBatches]) -> DataFactory:

@@ -2,8 +2,8 @@
 
     loss = -log sigmoid(beta * ((log p(chosen) - log p_ref(chosen)) - (log p(rejected) - log p_ref(rejected))))
 
-The reference is the model without its LoRA adapters, so it needs no parameters in addition. In a batch, the documents of
-a row alternate between chosen and rejected: the pair p is in the segments 2 p - 1 and 2 p.
+The reference is the model without its LoRA adapters, so no second set of parameters is stored. In a batch, the
+documents of a row alternate between chosen and rejected: the pair p is in the segments 2 p - 1 and 2 p.
 """
 
 import dataclasses

@@ -1,9 +1,11 @@
 """Open exports with the installed transformers and diffusers, and print one JSON object: what differs, by check.
 
-python check.py EXPORTS REFERENCE, where EXPORTS has the folders transformers/, huggingface/ and decoder/, and REFERENCE
-is ../shared/reference. It imports nothing of emu_jax, because it runs with versions that emu_jax does not install.
+python check.py EXPORTS REFERENCE, where EXPORTS has the folders transformers/, huggingface/, huggingface_inv_freq/,
+decoder/ and decoder_legacy/, and REFERENCE is ../shared/reference. It imports nothing of emu_jax, because it runs with
+versions that emu_jax does not install.
 """
 
+import importlib.metadata
 import json
 import sys
 import tempfile
@@ -27,8 +29,8 @@ CASES = {
 def main(exports: Path, reference: Path) -> None:
     """Run the checks."""
     torch.set_grad_enabled(False)
-    found = {}
-    for check in (tokenizer, transformers_format, device_map, save_pretrained, huggingface_format, visual_decoder):
+    found = {"versions": {name: importlib.metadata.version(name) for name in ("transformers", "diffusers")}}
+    for check in CHECKS:
         try:
             found[check.__name__] = check(exports, reference)
         except Exception as error:  # a version may fail in any way
@@ -109,27 +111,61 @@ def save_pretrained(exports: Path, reference: Path) -> str:
 
 def huggingface_format(exports: Path, reference: Path) -> str:
     """Load the LLaMA folder, and generate with the tokenizer's own inputs."""
+    return compare_llama(exports, "huggingface")
+
+
+def inv_freq(exports: Path, reference: Path) -> str:
+    """Do the same with a folder that has the rotary frequencies. No version may report a missing tensor."""
+    return compare_llama(exports, "huggingface_inv_freq")
+
+
+def compare_llama(exports: Path, name: str) -> str:
+    """Compare the logits of a LLaMA folder with those of the format transformers."""
     from transformers import AutoTokenizer, LlamaForCausalLM
 
-    llama = LlamaForCausalLM.from_pretrained(exports / "huggingface").eval()
-    inputs = AutoTokenizer.from_pretrained(exports / "huggingface")("a photo of", return_tensors="pt")
-    llama.generate(**inputs, max_new_tokens=2, do_sample=False)
+    llama, info = LlamaForCausalLM.from_pretrained(exports / name, output_loading_info=True)
+    inputs = AutoTokenizer.from_pretrained(exports / name)("a photo of", return_tensors="pt")
+    new = llama.eval().generate(**inputs, max_new_tokens=2, do_sample=False)
+    missing = [key for key in info["missing_keys"] if name != "huggingface" or not key.endswith("rotary_emb.inv_freq")]
+    if missing or not new.shape[1] > inputs["input_ids"].shape[1]:
+        return f"missing {missing}, {new.shape[1]} ids"
     expected = open_model(exports)(inputs["input_ids"]).logits
     error = (llama(**inputs).logits - expected).abs().max() / expected.abs().max()
     return "" if error < TOLERANCE else f"logits by {error:.1e}"
 
 
 def visual_decoder(exports: Path, reference: Path) -> str:
-    """Load U-Net and VAE with diffusers, and compare with the reference."""
+    """Load U-Net and VAE with diffusers, and compare their parameters with the reference."""
+    return compare_decoder(exports / "decoder", reference / "visual_decoder_tiny")
+
+
+def legacy_attention(exports: Path, reference: Path) -> str:
+    """Do the same with the names of the VAE's attention in old versions of diffusers."""
+    return compare_decoder(exports / "decoder_legacy", reference / "visual_decoder_tiny")
+
+
+def compare_decoder(folder: Path, original: Path) -> str:
+    """Compare the parameters of U-Net and VAE with those of the reference."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    original = reference / "visual_decoder_tiny"
     differences = []
     for name, cls in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
-        ours, theirs = (cls.from_pretrained(folder / name).state_dict() for folder in (exports / "decoder", original))
+        ours, theirs = (cls.from_pretrained(source / name).state_dict() for source in (folder, original))
         if ours.keys() != theirs.keys() or any(not torch.equal(ours[key], theirs[key]) for key in ours):
             differences.append(name)
     return ", ".join(differences)
+
+
+CHECKS = (
+    tokenizer,
+    transformers_format,
+    device_map,
+    save_pretrained,
+    huggingface_format,
+    inv_freq,
+    visual_decoder,
+    legacy_attention,
+)
 
 
 def open_model(exports: Path, name: str = "transformers", **options):
