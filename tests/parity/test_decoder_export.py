@@ -109,5 +109,5 @@ def test_the_snippets_of_the_page_run_as_printed(folder, tmp_path, monkeypatch):
     assert any("StableDiffusionPipeline" in snippet for snippet in snippets)
     names: dict[str, object] = {}
     for snippet in snippets:
-        exec(compile(snippet, str(PAGE), "exec"), names)  # noqa: S102
+        exec(compile(snippet, str(PAGE), "exec"), names)
     assert PIL.Image.open("circle.png").size == (32, 32)
