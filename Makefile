@@ -102,7 +102,7 @@ lock:
 	$(LOCK) pyproject.toml .venv-lock/parity.in $(EXTRAS:%=--extra %) -o constraints.txt
 	$(LOCK) pyproject.toml --extra dev -c constraints.txt -o requirements.txt
 	$(LOCK) pyproject.toml .venv-lock/parity.in --extra dev -c constraints.txt -o requirements-parity.txt
-	@printf '%s\n' 'accelerate==1.15.0' 'torch==2.13.0' >> requirements-parity.txt
+	@printf '%s\n' 'accelerate==1.15.0' 'peft==0.21.2' 'torch==2.13.0' >> requirements-parity.txt
 	@sed -i '1i # Written by `make lock` from pyproject.toml: requirements of all commands and tests.' requirements.txt
 	@sed -i '1i # Written by `make lock`: requirements.txt and the packages of `make parity` (Python 3.11).' requirements-parity.txt
 	@sed -i "1i # Written by \`make lock\`: versions for every extra at once: pip install -c constraints.txt -e '.[tpu]'" constraints.txt

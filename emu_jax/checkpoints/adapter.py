@@ -6,7 +6,7 @@ that were trained, and the rows of new tokens. It fits one base only, which it k
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,30 +101,56 @@ def make_adapter(checkpoint: str | os.PathLike[str], base: str | os.PathLike[str
     Raises:
       UserError: one of them is not a model, or they are of different sizes.
     """
-    tuned, tuned_config = _open(checkpoint)
-    original, base_config = _open(base)
-    known, vocab_size = base_config.decoder.vocab_size, tuned_config.decoder.vocab_size
-    arrays = {}
-    for path in tuned.shapes:
-        array = tuned.read(path)
+    tuned, config = open_params(checkpoint)
+    arrays = ((path, tuned.read(path)) for path in tuned.shapes)
+    return difference(arrays, config=config, base=base, source=checkpoint)
+
+
+def difference(
+    arrays: Iterable[tuple[str, np.ndarray]],
+    *,
+    config: EmuConfig,
+    base: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+) -> Adapter:
+    """Return an adapter of those arrays that `base` does not have or that differ from its own.
+
+    Args:
+      arrays: paths and parameters of a tuned model; not necessarily all of them.
+      config: of the tuned model.
+      base: a model directory, a run, or a step.
+      source: named in errors.
+
+    Raises:
+      UserError: `base` is not a model, or a parameter has another shape there.
+    """
+    original, base_config = open_params(base)
+    known, vocab_size = base_config.decoder.vocab_size, config.decoder.vocab_size
+    changed = {}
+    for path, array in arrays:
         if path not in original.shapes:
-            arrays[path] = array
+            changed[path] = array
             continue
         reference = original.read(path)
         if path in TABLES:
-            array, reference = _tokens(array, path, 0, vocab_size), _tokens(reference, path, 0, known)
-            if _equal(_tokens(array, path, 0, known), reference):
+            array, reference = token_rows(array, path, 0, vocab_size), token_rows(reference, path, 0, known)
+            if _equal(token_rows(array, path, 0, known), reference):
                 if vocab_size > known:
-                    arrays[path] = _tokens(array, path, known, vocab_size)
+                    changed[path] = token_rows(array, path, known, vocab_size)
                 continue
         elif array.shape != reference.shape:
-            raise UserError(f"{checkpoint} was not tuned from {base}: {path} has another shape.")
+            raise UserError(f"{source} was not tuned from {base}: {path} has another shape.")
         if not _equal(array, reference):
-            arrays[path] = array
-    return Adapter(base_fingerprint(base), tuned_config.lora, vocab_size, known, arrays)
+            changed[path] = array
+    return Adapter(base_fingerprint(base), config.lora, vocab_size, known, changed)
 
 
-def _open(directory: str | os.PathLike[str]) -> tuple[StoredParams, EmuConfig]:
+def open_params(directory: str | os.PathLike[str]) -> tuple[StoredParams, EmuConfig]:
+    """Open the parameters and the config of a model directory, a run, or a step.
+
+    Raises:
+      UserError: there are no parameters.
+    """
     stored_in = params_directory(Path(directory))
     config = None if stored_in is None else find_config(stored_in)
     if stored_in is None or config is None:
@@ -132,7 +158,7 @@ def _open(directory: str | os.PathLike[str]) -> tuple[StoredParams, EmuConfig]:
     return StoredParams(absolute_path(stored_in) / PARAMS), read_config(Path(config))
 
 
-def _tokens(table: Any, path: str, start: int, stop: int) -> Any:
+def token_rows(table: Any, path: str, start: int, stop: int) -> Any:
     """Return the rows of the tokens from `start` to `stop` of a vocabulary table."""
     return table[start:stop] if TABLES[path] == 0 else table[:, start:stop]
 
@@ -220,7 +246,7 @@ def adapt(parts: ModelParts, adapter: Adapter, *, mesh: Mesh | None = None) -> M
             raise UserError(f"The adapter has {path}, which is not a parameter of this model.")
         new = jnp.asarray(array, shapes[path].dtype)
         if path in TABLES:
-            new = _joined(params[path], new, path, adapter, rows=shapes[path].shape[TABLES[path]])
+            new = join_table(params[path], new, path, adapter, rows=shapes[path].shape[TABLES[path]])
         params[path] = new if layout is None else jax.device_put(new, layout[path])
     tree = traverse_util.unflatten_dict(params, sep="/")
     if not _is_quantized(tree):
@@ -228,12 +254,14 @@ def adapt(parts: ModelParts, adapter: Adapter, *, mesh: Mesh | None = None) -> M
     return dataclasses.replace(parts, config=config, params=tree)
 
 
-def _joined(table: Any, new: jax.Array, path: str, adapter: Adapter, *, rows: int) -> Any:
+def join_table(table: Any, new: jax.Array, path: str, adapter: Adapter, *, rows: int) -> Any:
     """Return the padded vocabulary table with the rows of the adapter: the new tokens, or all."""
     axis = TABLES[path]
     count = new.shape[axis]
     if count < adapter.vocab_size:
-        new = jnp.concatenate([_tokens(table, path, 0, adapter.vocab_size - count).astype(new.dtype), new], axis=axis)
+        new = jnp.concatenate(
+            [token_rows(table, path, 0, adapter.vocab_size - count).astype(new.dtype), new], axis=axis
+        )
     padding = [(0, 0), (0, 0)]
     padding[axis] = (0, rows - adapter.vocab_size)
     return jnp.pad(new, padding)

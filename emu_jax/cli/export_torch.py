@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     with heavy_imports():
         import jax.numpy as jnp
 
-        from emu_jax.convert.diffusion_folder import DecoderFiles
+        from emu_jax.convert.diffusion_folder import DecoderFiles, absent_screening
         from emu_jax.convert.export_torch import Layout, decoder_only, export_decoder, prepare_export
         from emu_jax.convert.model_card import training_options
         from emu_jax.evaluation.compare import read_summaries
@@ -101,6 +101,11 @@ def main(argv: list[str]) -> None:
             binary=arguments.bin,
             shard_bytes=int(arguments.shard_gb * 1e9),
             progress=progress,
+        )
+    if layout is Layout.PIPELINE and (absent := absent_screening(arguments.destination)):
+        print(
+            f"note: the visual decoder has no {' and no '.join(f'{part}/' for part in absent)}, which the release's "
+            "pipeline opens; copy what is absent from Stable Diffusion v1.5"
         )
     if prepared.zeros and layout is not Layout.TRANSFORMERS:
         print(f"written as zeros, because this model does not have them: {', '.join(prepared.zeros)}")

@@ -116,6 +116,11 @@ def copy_screening(source: Path, target: Path) -> tuple[str, ...]:
     return present
 
 
+def absent_screening(directory: Path) -> tuple[str, ...]:
+    """Return the names of the safety checker and its feature extractor where a diffusers folder lacks them."""
+    return tuple(part for part in SCREENING if not (directory / part / CONFIG_NAME[part]).is_file())
+
+
 @dataclasses.dataclass(frozen=True)
 class DecoderFiles:
     """Form of an exported visual decoder.
@@ -153,7 +158,7 @@ def _convert_part(source: Path, target: Path, part: str, files: DecoderFiles) ->
 
 
 def _model_index(source: Path, screening: Sequence[str]) -> dict[str, Any]:
-    """Return the values with which diffusers opens the folder as a pipeline without a text encoder."""
+    """Return the values with which diffusers opens the folder, with `text_encoder=None, tokenizer=None`."""
     scheduler = read_part_config(source, SCHEDULER).get("_class_name", "PNDMScheduler")
     absent = [None, None]
     return {

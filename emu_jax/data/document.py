@@ -14,6 +14,7 @@ class Layout(enum.Enum):
     STORYBOARD = "storyboard"
     VIDEO = "video"
     CHAT = "chat"
+    PREFERENCE = "preference"  # a chat whose last question has a chosen and a rejected answer
 
 
 class Role(enum.Enum):
@@ -22,6 +23,7 @@ class Role(enum.Enum):
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
+    REJECTED = "rejected"  # the rejected answer of a PREFERENCE, after the chosen one
 
 
 @dataclasses.dataclass(frozen=True)

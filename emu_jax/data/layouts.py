@@ -40,7 +40,7 @@ def layout_document(
     document: Document, config: SequenceConfig, tokenizer: Tokenizer, rng: np.random.Generator
 ) -> DocumentSpans:
     """Lay out a document by its kind (see `emu_jax.data.sequence.build_sequence`)."""
-    if document.layout is Layout.CHAT:
+    if document.layout in (Layout.CHAT, Layout.PREFERENCE):
         return _chat(document, config, tokenizer)
     if document.layout in (Layout.PAIR, Layout.VIDEO):
         return _pair(document, config, tokenizer, rng)
@@ -109,7 +109,7 @@ def _chat(document: Document, config: SequenceConfig, tokenizer: Tokenizer) -> D
     turns: list[tuple[Role, list[Segment]]] = []
     for segment in document.segments:
         role = segment.role or Role.USER
-        if role is Role.SYSTEM:
+        if role in (Role.SYSTEM, Role.REJECTED):
             continue
         if not turns or turns[-1][0] is not role:
             turns.append((role, []))

@@ -16,7 +16,7 @@ from emu_jax.data.document import Document, Image, Layout, Role, Segment, Text, 
 
 _BYTES = ("key", "source", "layout", "texts", "blobs", "references")
 _TEXT, _IMAGE, _VIDEO = 0, 1, 2
-_ROLES = {None: -1, Role.SYSTEM: 0, Role.USER: 1, Role.ASSISTANT: 2}
+_ROLES = {None: -1, Role.SYSTEM: 0, Role.USER: 1, Role.ASSISTANT: 2, Role.REJECTED: 3}
 _ROLE_OF = {number: role for role, number in _ROLES.items()}
 
 

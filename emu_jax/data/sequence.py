@@ -30,6 +30,7 @@ class TokenSequence:
     Attributes:
       tokens: [n] int32, `<s>` first; `</s>` last unless the document was truncated.
       text_loss_mask, regression_mask: [n] float32, as in a batch.
+      starts: the first position of each document: one, or two for a preference pair.
       images: one for each run of `<image>`, in order; still encoded, so that sequences waiting to be packed stay small.
     """
 
@@ -37,6 +38,7 @@ class TokenSequence:
     text_loss_mask: np.ndarray
     regression_mask: np.ndarray
     images: tuple[bytes | np.ndarray, ...]
+    starts: tuple[int, ...] = (0,)
 
     @property
     def has_loss(self) -> bool:
@@ -71,11 +73,12 @@ def build_sequence(
     found = layout_document(document, config, tokenizer, rng)
     if not any(isinstance(span, ImageSpan) or span.ids for span in found.spans):
         raise DecodeError("the document has neither text nor images")
-    ends = found.is_complete and document.layout is not Layout.CHAT
-    return _assemble(found, ends=ends, config=config, tokenizer=tokenizer)
+    ends = found.is_complete and document.layout not in (Layout.CHAT, Layout.PREFERENCE)
+    return assemble(found, ends=ends, config=config, tokenizer=tokenizer)
 
 
-def _assemble(document: DocumentSpans, *, ends: bool, config: SequenceConfig, tokenizer: Tokenizer) -> TokenSequence:
+def assemble(document: DocumentSpans, *, ends: bool, config: SequenceConfig, tokenizer: Tokenizer) -> TokenSequence:
+    """Return the tokens and masks of a document, with `<s>` first and, if it `ends`, `</s>` last."""
     n = config.num_image_tokens
     image_run = [tokenizer.boi_id, *[tokenizer.image_token_id] * n, tokenizer.eoi_id]
     tokens, is_label, regression, images = [tokenizer.bos_id], [0], [0], []

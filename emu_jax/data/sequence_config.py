@@ -22,6 +22,13 @@ class SystemMessage(enum.Enum):
     RELEASE = "release"  # SYSTEM_IMAGE or SYSTEM_VIDEO, for chats with an image or a video
 
 
+class Answers(enum.Enum):
+    """The answers of a PREFERENCE that are in its sequence."""
+
+    CHOSEN = "chosen"  # as in a chat
+    BOTH = "both"  # two documents next to each other, for the stage dpo
+
+
 @dataclasses.dataclass(frozen=True)
 class SequenceConfig(Checked):
     """Options for the layout of documents.
@@ -38,6 +45,7 @@ class SequenceConfig(Checked):
       predict_boi: train the position before `[IMG]` to predict it (the release does not).
       regress: the images with a regression loss. Images of the user in a chat never have one.
       system_message: for chats without one.
+      answers: of a PREFERENCE; with BOTH, other documents are refused.
     """
 
     length: Tokens
@@ -49,6 +57,7 @@ class SequenceConfig(Checked):
     predict_boi: bool = False
     regress: Regress = Regress.ALL
     system_message: SystemMessage = SystemMessage.NONE
+    answers: Answers = Answers.CHOSEN
 
     def __post_init__(self):
         super().__post_init__()

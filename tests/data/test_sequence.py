@@ -246,7 +246,7 @@ def test_properties_of_every_sequence(tokenizer, document, config, seed):
     masked |= set() if config.predict_boi else {tokenizer.boi_id}
     assert not masked & set(labels.tolist())
     assert sequence.text_loss_mask[-1] == 0
-    if document.layout is not Layout.CHAT:
+    if document.layout not in (Layout.CHAT, Layout.PREFERENCE):
         text = tokens < tokenizer.pad_id
         expected = int((text & (tokens != tokenizer.bos_id)).sum()) + config.predict_boi * len(starts)
         assert len(labels) == expected, "every text token is a label once"

@@ -6,7 +6,7 @@ import enum
 from emu_jax.bounds import Checked, Count, Fraction, NonNegative, NumFrames, NumProcesses, Tokens
 from emu_jax.data.batch import BatchConfig
 from emu_jax.data.limits import DEFAULT_LIMITS, Limits
-from emu_jax.data.sequence_config import Regress, SystemMessage
+from emu_jax.data.sequence_config import Answers, Regress, SystemMessage
 
 
 class Mixing(enum.Enum):
@@ -56,7 +56,7 @@ class DataConfig(Checked):
       batch: shape of a batch over all processes.
       max_images_per_document: maximum number of images per document, for sets that have no `max_images`. None: as many
         as fit in a row.
-      image_first, predict_boi, regress, num_image_tokens, frames, system_message: see `SequenceConfig`.
+      image_first, predict_boi, regress, num_image_tokens, frames, system_message, answers: see `SequenceConfig`.
       frame_choice: evenly spaced or random frames of a video.
       pool: sequences per reader that wait to be packed. A larger pool packs rows tighter, but takes longer to read
         again when a run resumes.
@@ -76,6 +76,7 @@ class DataConfig(Checked):
     predict_boi: bool = False
     regress: Regress = Regress.ALL
     system_message: SystemMessage = SystemMessage.NONE
+    answers: Answers = Answers.CHOSEN
     frames: NumFrames = 8
     frame_choice: Frames = Frames.UNIFORM
     mixing: Mixing = Mixing.MIXED

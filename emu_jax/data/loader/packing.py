@@ -4,6 +4,7 @@ Packing is a deterministic function of the sizes of the waiting sequences, so it
 documents.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -65,13 +66,16 @@ def fill_row(
       images: for each sequence, its decoded images, uint8 [H W 3] of the batch's image size.
       source_ids: for each sequence, the number of its set.
     """
-    position = slot = 0
-    for segment, (sequence, pixels, source) in enumerate(zip(sequences, images, source_ids, strict=True), start=1):
+    position = slot = segment = 0
+    for sequence, pixels, source in zip(sequences, images, source_ids, strict=True):
         n = len(sequence.tokens)
         span = slice(position, position + n)
         batch["tokens"][row, span] = sequence.tokens
-        batch["positions"][row, span] = np.arange(n)
-        batch["segment_ids"][row, span] = segment
+        for start, end in itertools.pairwise((*sequence.starts, n)):
+            segment += 1
+            document = slice(position + start, position + end)
+            batch["positions"][row, document] = np.arange(end - start)
+            batch["segment_ids"][row, document] = segment
         batch["text_loss_mask"][row, span] = sequence.text_loss_mask
         batch["regression_mask"][row, span] = sequence.regression_mask
         batch["source_ids"][row, span] = source

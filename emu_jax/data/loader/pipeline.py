@@ -137,6 +137,7 @@ def make_sequence_source(
             predict_boi=config.predict_boi,
             regress=config.regress,
             system_message=config.system_message,
+            answers=config.answers,
         )
         for of_set in config.sets
     )

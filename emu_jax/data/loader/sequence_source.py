@@ -12,8 +12,9 @@ from emu_jax.data.limits import DEFAULT_LIMITS, Limits
 from emu_jax.data.loader.mixture import DocumentIndex, Mixture
 from emu_jax.data.loader.prepared_set import PreparedSet
 from emu_jax.data.loader.rejects import UnusableDocument
+from emu_jax.data.preference import build_pair
 from emu_jax.data.sequence import TokenSequence, build_sequence
-from emu_jax.data.sequence_config import SequenceConfig
+from emu_jax.data.sequence_config import Answers, SequenceConfig
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.data.video import pick_frames, take_frames
 
@@ -71,7 +72,8 @@ class SequenceSource:
             document = self.sets[found.set][found.index]
             source, key = document.source, document.key
             document = self._with_frames(document, config, rng)
-            sequence = build_sequence(document, config=config, tokenizer=self.tokenizer, rng=rng)
+            build = build_pair if config.answers is Answers.BOTH else build_sequence
+            sequence = build(document, config=config, tokenizer=self.tokenizer, rng=rng)
             if not sequence.has_loss:
                 raise DecodeError("no position of the document has a loss")
         except DecodeError as error:

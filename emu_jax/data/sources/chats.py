@@ -47,9 +47,9 @@ def _read(source: str, turns_of: _Turns, *, names: tuple[str, ...]):
 
         def convert(key: str, record: Any) -> Iterator[Document]:
             turns = turns_of(record)
-            _check_order(turns)
+            check_order(turns)
             if has_media:
-                segments = _insert_media(turns, *_media(record, path, options))
+                segments = insert_media(turns, *record_media(record, path, options))
             else:
                 segments = [Text(text, role) for role, text in turns]
             yield _chat(source, key, segments)
@@ -65,7 +65,7 @@ def _chat(source: str, key: str, segments: list[Segment]) -> Document:
     return Document(tuple(segments), source=source, key=key, layout=Layout.CHAT)
 
 
-def _check_order(turns: list[_Turn]) -> None:
+def check_order(turns: list[_Turn]) -> None:
     """Raise RecordError unless user and assistant alternate; either may begin, as in ShareGPT."""
     for number, ((before, _), (role, _)) in enumerate(itertools.pairwise(turns), start=1):
         if role is before or role is Role.SYSTEM:
@@ -76,7 +76,7 @@ def _has_media_field(record: Any) -> bool:
     return isinstance(record, dict) and any(name in record for name in (*_IMAGE_FIELDS, *_VIDEO_FIELDS))
 
 
-def _media(record: Any, path: Path, options: ReadOptions) -> tuple[list[bytes], list[bytes]]:
+def record_media(record: Any, path: Path, options: ReadOptions) -> tuple[list[bytes], list[bytes]]:
     """Return the bytes of the images and of the videos of a record."""
     images, videos = _file_names(record, _IMAGE_FIELDS), _file_names(record, _VIDEO_FIELDS)
     check_images(len(images) + len(videos), options.limits)
@@ -103,7 +103,7 @@ def _file_names(record: Any, fields: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _insert_media(turns: list[_Turn], images: list[bytes], videos: list[bytes]) -> list[Segment]:
+def insert_media(turns: list[_Turn], images: list[bytes], videos: list[bytes]) -> list[Segment]:
     """Return the turns as segments, with each image at the next `<image>` and each video at the next `<video>`.
 
     LLaVA marks videos with `<image>`; this is accepted for records that have only videos.
@@ -131,20 +131,23 @@ def _insert_media(turns: list[_Turn], images: list[bytes], videos: list[bytes]) 
     return segments
 
 
-def _conversation(record: Any) -> list[_Turn]:
+def conversation(record: Any) -> list[_Turn]:
     """Return the turns of a record of LLaVA, ShareGPT or LLaMA-Factory."""
     if isinstance(record, dict) and "conversations" not in record and "messages" in record:
         messages = field(record, "messages", list)
     else:
         messages = field(record, "conversations", list)
     turns = _system(record)
-    for message in messages:
-        role_name, content_name = ("role", "content") if _has(message, "role", "content") else ("from", "value")
-        role = field(message, role_name, str)
-        if role not in _ROLES:
-            raise RecordError("unknown role", repr(role))
-        turns.append((_ROLES[role], _content(message, content_name)))
-    return turns
+    return turns + [message_turn(message) for message in messages]
+
+
+def message_turn(message: Any) -> tuple[Role, str]:
+    """Return the role and the text of a message in either form."""
+    role_name, content_name = ("role", "content") if _has(message, "role", "content") else ("from", "value")
+    role = field(message, role_name, str)
+    if role not in _ROLES:
+        raise RecordError("unknown role", repr(role))
+    return _ROLES[role], _content(message, content_name)
 
 
 def _has(record: Any, *names: str) -> bool:
@@ -254,13 +257,13 @@ LLAVA = Source(
     "llava",
     "json lists or lines of {image(s), video(s), conversations | messages}, images in images/ next to them",
     _SUFFIXES,
-    _read("llava", _conversation, names=_TURN_NAMES),
+    _read("llava", conversation, names=_TURN_NAMES),
 )
 SHAREGPT = Source(
     "sharegpt",
     "json lists or lines of {conversations | messages}, also with media as in llava",
     _SUFFIXES,
-    _read("sharegpt", _conversation, names=_TURN_NAMES),
+    _read("sharegpt", conversation, names=_TURN_NAMES),
 )
 ALPACA = Source(
     "alpaca",

@@ -29,7 +29,7 @@ def read_jsonl(path: Path, options: ReadOptions) -> Found:
         name = f"{path.name}:{record['key']}" if isinstance(record.get("key"), str) else key
         records = field(record, "segments", list)
         check_images(len(records), options.limits)
-        segments = tuple(_segment(s, path, options, is_chat=layout == "chat") for s in records)
+        segments = tuple(_segment(s, path, options, is_chat=layout in ("chat", "preference")) for s in records)
         if not segments:
             raise RecordError("the document has no segments")
         yield Document(segments, source="jsonl", key=name, layout=Layout(layout))

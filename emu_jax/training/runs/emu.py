@@ -1,4 +1,4 @@
-"""Training runs of an Emu: the stages `pretrain`, `caption_warmup` and `instruct`."""
+"""Training runs of an Emu: the stages `pretrain`, `caption_warmup`, `instruct` and `dpo`."""
 
 import dataclasses
 import functools
@@ -9,23 +9,29 @@ from typing import Any
 import jax
 
 from emu_jax.bounds import Checked, CountOrZero
+from emu_jax.checkpoints.model_config import find_config, read_config
+from emu_jax.checkpoints.model_directory import boxed_shapes, params_directory
 from emu_jax.config import from_config_dict
 from emu_jax.data.loader.config import DataConfig, Frames, SetConfig
 from emu_jax.data.loader.pipeline import Loader, make_loader
 from emu_jax.data.loader.read_plan import plans_from_states
+from emu_jax.data.sequence_config import Answers
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.hardware import generation
 from emu_jax.io.local_copy import local_copy
 from emu_jax.models.config import EmuConfig
+from emu_jax.sharding.specs import unbox
 from emu_jax.training.chips import ChipConfig
 from emu_jax.training.config import TrainConfig
 from emu_jax.training.evaluation import EvaluationConfig, HeldOutSet, held_out_losses
 from emu_jax.training.loop import DataFactory
+from emu_jax.training.partition import flatten, matcher
 from emu_jax.training.runs.run import Run
+from emu_jax.training.stages.dpo import DpoConfig, DpoStage
 from emu_jax.training.stages.pretrain import NEW_TOKEN_TABLES, PretrainConfig, PretrainStage
 
-PRETRAIN, CAPTION_WARMUP, INSTRUCT = EMU_STAGES = ("pretrain", "caption_warmup", "instruct")
+PRETRAIN, CAPTION_WARMUP, INSTRUCT, DPO = EMU_STAGES = ("pretrain", "caption_warmup", "instruct", "dpo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +44,9 @@ class EmuRunConfig(Checked):
       data: data sets, and the shape of a batch.
       train: length, optimizer, mesh, checkpoints.
       stage: `pretrain` (both losses), `caption_warmup` (only the text loss, until the visual embeddings are
-        informative) or `instruct` (chats).
+        informative), `instruct` (chats) or `dpo` (preferences, with LoRA).
       pretrain: weight of the regression loss, and trainable parameters.
+      dpo: loss of the stage `dpo`.
       instruct: True if the tokenizer has the tokens `[USER]` and `[ASSISTANT]`.
       chips: settings for some TPU generations.
       evaluation: held-out sets and benchmarks.
@@ -52,6 +59,7 @@ class EmuRunConfig(Checked):
     train: TrainConfig
     stage: str = PRETRAIN
     pretrain: PretrainConfig = dataclasses.field(default_factory=PretrainConfig)
+    dpo: DpoConfig = dataclasses.field(default_factory=DpoConfig)
     instruct: bool = False
     chips: tuple[ChipConfig, ...] = ()
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
@@ -103,6 +111,8 @@ def read_emu_config(config: Mapping[str, Any] | Any) -> EmuRunConfig:
             f"data.batch.length is {run.data.batch.length}, more than model.decoder.max_length, which is "
             f"{run.model.decoder.max_length}."
         )
+    if run.stage == DPO:
+        run = dataclasses.replace(run, data=dataclasses.replace(run.data, answers=Answers.BOTH))
     return run
 
 
@@ -153,20 +163,44 @@ def make_stage(
     """
     if run.stage not in EMU_STAGES:
         raise UserError(f"stage must be one of {', '.join(EMU_STAGES)}, not {run.stage!r}.")
-    if run.stage == INSTRUCT and not run.instruct:
-        raise UserError("The stage instruct requires [USER] and [ASSISTANT]: set config.instruct=true.")
+    if run.stage in (INSTRUCT, DPO) and not run.instruct:
+        raise UserError(f"The stage {run.stage} requires [USER] and [ASSISTANT]: set config.instruct=true.")
     config = run.pretrain
     if run.stage == CAPTION_WARMUP:
         config = dataclasses.replace(config, regression_weight=0.0)
-    return PretrainStage(
-        model=run.model,
-        batch=run.data.batch,
-        image_token_id=image_token_id,
-        sources=tuple(one.name or one.path for one in run.data.sets),
-        config=config,
-        name=run.stage,
-        token_sources=token_sources or {},
-    )
+    options: dict[str, Any] = {
+        "model": run.model,
+        "batch": run.data.batch,
+        "image_token_id": image_token_id,
+        "sources": tuple(one.name or one.path for one in run.data.sets),
+        "config": config,
+        "name": run.stage,
+        "token_sources": token_sources or {},
+    }
+    if run.stage != DPO:
+        return PretrainStage(**options)
+    _check_reference(run)
+    return DpoStage(**options, dpo=run.dpo)
+
+
+def _check_reference(run: EmuRunConfig) -> None:
+    """Raise UserError unless only adapters train, so that the model without them is the reference."""
+    trains = matcher(run.pretrain.trainable)
+    paths = flatten(unbox(boxed_shapes(run.model)))
+    other = [path for path in paths if trains(path) and "/lora_" not in path]
+    if run.model.lora is None or run.pretrain.new_tokens or other:
+        found = other[0] if other else "new_tokens" if run.pretrain.new_tokens else "no adapter"
+        raise UserError(
+            f"The stage dpo trains LoRA adapters only, but the config trains {found}: set model.lora, "
+            "pretrain.trainable=('lora',) and pretrain.new_tokens=0."
+        )
+    start = run.train.warm_start and params_directory(Path(run.train.warm_start))
+    config = find_config(start) if start else None
+    if config is not None and read_config(Path(config)).lora is not None:
+        raise UserError(
+            f"{run.train.warm_start} has adapters, and the reference of dpo is the model without adapters. Merge them "
+            "with export-torch --merge-lora, and import the result with import-torch."
+        )
 
 
 def _held_out_data(run: EmuRunConfig, tokenizer: Tokenizer, one: HeldOutSet) -> Loader:

@@ -151,6 +151,14 @@ def make_sharegpt(d):
     return write_json(d / "s.json", [{"id": str(n), "conversations": turns(n)} for n in range(COUNT)])
 
 
+def make_preferences(d):
+    media(d / "images")
+    rows = [
+        {"prompt": words(n), "chosen": "yes", "rejected": "no", "images": [f"{name_of(n)}.png"]} for n in range(COUNT)
+    ]
+    return write_json(d / "p.json", rows)
+
+
 def make_alpaca(d):
     return write_json(d / "a.json", [{"instruction": "say", "input": words(n), "output": "yes"} for n in range(COUNT)])
 
@@ -244,6 +252,7 @@ MAKERS = {
     "llava": make_llava,
     "sharegpt": make_sharegpt,
     "alpaca": make_alpaca,
+    "preferences": make_preferences,
     "videochat": make_videochat,
     "coco_karpathy": make_coco,
     "coco_captions": make_coco_captions,

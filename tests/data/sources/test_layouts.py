@@ -9,7 +9,7 @@ from tests.data.sources.makers import COUNT, MAKERS, kinds, numbers, read, words
 LAYOUTS = {
     "pairs": Layout.PAIR, "pairs_parquet": Layout.PAIR, "mmc4": Layout.PAGE, "obelics": Layout.PAGE,
     "webvid": Layout.VIDEO, "storyboard": Layout.STORYBOARD, "coco_karpathy": Layout.PAIR, "coco_captions": Layout.PAIR,
-    "jsonl": Layout.PAIR,
+    "jsonl": Layout.PAIR, "preferences": Layout.PREFERENCE,
 }  # fmt: skip
 
 
@@ -33,6 +33,8 @@ def test_texts_and_images_of_each_document_match(source, tmp_path):
         if document.layout is Layout.CHAT:
             assert document.segments[-1].role is Role.ASSISTANT
             assert all(s.role in (Role.USER, Role.ASSISTANT) for s in document.segments)
+        elif document.layout is Layout.PREFERENCE:
+            assert [s.role for s in document.segments] == [Role.USER, Role.USER, Role.ASSISTANT, Role.REJECTED]
         else:
             assert all(s.role is None for s in document.segments)
 

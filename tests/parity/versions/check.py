@@ -1,8 +1,7 @@
 """Open exports with the installed transformers and diffusers, and print one JSON object: what differs, by check.
 
-python check.py EXPORTS REFERENCE, where EXPORTS has the folders transformers/, huggingface/, huggingface_inv_freq/,
-decoder/ and decoder_legacy/, and REFERENCE is ../shared/reference. It imports nothing of emu_jax, because it runs with
-versions that emu_jax does not install.
+python check.py EXPORTS REFERENCE, where EXPORTS has the folders that test_versions.py writes, and REFERENCE is
+../shared/reference. It imports nothing of emu_jax, because it runs with versions that emu_jax does not install.
 """
 
 import importlib.metadata
@@ -55,37 +54,51 @@ def tokenizer(exports: Path, reference: Path) -> str:
 
 
 def transformers_format(exports: Path, reference: Path) -> str:
-    """Compare states, logits, embeddings and generated ids with those of the release."""
+    """Compare states, logits, embeddings and generated ids with those of the release, for Emu and Emu-I."""
+    differences = []
+    for folder, case in (("transformers_pretrained", "emu_tiny"), ("transformers", "emu_tiny_instruct")):
+        model, expected = open_model(exports, folder), np.load(reference / case / "expected.npz")
+        actual = forward_passes(model, expected)
+        if "t2i_embeddings" in expected:
+            actual["t2i_embeddings"] = embeddings_of_text(model, exports / folder)
+        for name, value in actual.items():
+            error = np.abs(value.numpy() - expected[name]).max() / np.abs(expected[name]).max()
+            if not error < TOLERANCE:
+                differences.append(f"{case}: {name} by {error:.1e}")
+        differences += [f"{case}: {name}" for name in other_ids(model, expected)]
+    return ", ".join(differences)
+
+
+def forward_passes(model, expected):
+    """Return features, embeddings, states and logits by the names of the reference."""
+    images = torch.from_numpy(expected["images"])
+    values = {"vision_features": model.visual(images), "visual_embeddings": model.encode_images(images)}
+    for number, chosen in enumerate(IMAGES_OF_PROMPT):
+        output = model(torch.from_numpy(expected[f"prompt{number}_ids"]), pixel_values=images[chosen])
+        values[f"prompt{number}_hidden"] = output.last_hidden_state
+        values[f"prompt{number}_regressed"] = output.visual_predictions
+        values[f"prompt{number}_logits_last4"] = output.logits[:, -4:]
+    return values
+
+
+def embeddings_of_text(model, folder: Path):
+    """Return the visual embeddings of the reference's text and of the empty text."""
     from transformers import AutoProcessor
 
-    model = open_model(exports)
-    expected = np.load(reference / "emu_tiny_instruct" / "expected.npz")
-    images = torch.from_numpy(expected["images"])
-    differences = []
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    return model.generate_embeddings(**processor(["An image of a dog wearing a pair of glasses.", ""], open_image=True))
 
-    def compare(name, actual):
-        error = np.abs(actual.numpy() - expected[name]).max() / np.abs(expected[name]).max()
-        if not error < TOLERANCE:
-            differences.append(f"{name} by {error:.1e}")
 
-    compare("vision_features", model.visual(images))
-    compare("visual_embeddings", model.encode_images(images))
+def other_ids(model, expected) -> list[str]:
+    """Return the names of the cases whose generated ids are not the release's."""
+    names = []
     for number, chosen in enumerate(IMAGES_OF_PROMPT):
-        ids, pixels = torch.from_numpy(expected[f"prompt{number}_ids"]), images[chosen]
-        output = model(ids, pixel_values=pixels)
-        compare(f"prompt{number}_hidden", output.last_hidden_state)
-        compare(f"prompt{number}_regressed", output.visual_predictions)
-        compare(f"prompt{number}_logits_last4", output.logits[:, -4:])
+        ids, pixels = torch.from_numpy(expected[f"prompt{number}_ids"]), torch.from_numpy(expected["images"][chosen])
         for case, options in CASES.items():
-            name = f"gen_{case}_prompt{number}"
             new = model.generate(ids, pixel_values=pixels, max_new_tokens=12, **options)[0, ids.shape[1] :]
-            if new.tolist() != expected[name][0, 1:].tolist():
-                differences.append(name)
-    processor = AutoProcessor.from_pretrained(exports / "transformers", trust_remote_code=True)
-    inputs = processor("a photo of a cat.", open_image=True)
-    if model.generate_embeddings(**inputs).shape != expected["t2i_embeddings"][:1].shape:
-        differences.append("generate_embeddings")
-    return ", ".join(differences)
+            if new.tolist() != expected[f"gen_{case}_prompt{number}"][0, 1:].tolist():
+                names.append(f"gen_{case}_prompt{number}")
+    return names
 
 
 def device_map(exports: Path, reference: Path) -> str:
