@@ -15,7 +15,7 @@ from emu_jax.serving.client import Answer, Client, media_part
 
 ContentPart = dict[str, Any]  # of a message, as in OpenAI's protocol
 _IMAGE_OPTIONS = ("model", "seed", "sampler", "num_inference_steps", "guidance_scale")  # of requests without a text
-_TEXT_ONLY = ("num_beams", "length_penalty")  # options that answers with images refuse
+_TEXT_ONLY = ("num_beams", "length_penalty", "prefill")  # options that answers with images refuse
 
 
 @dataclasses.dataclass

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emu_jax.cli.arguments import ArgumentParser, at_least
-from emu_jax.cli.generate import SYSTEMS, note_without_chat_tokens, system_message
+from emu_jax.cli.generate import SYSTEMS, add_chat_arguments, note_without_chat_tokens, system_message
 from emu_jax.cli.imports import heavy_imports
 from emu_jax.errors import UserError
 from emu_jax.io.files import read_text
@@ -50,6 +50,7 @@ _REQUEST_OPTIONS = (
     ("seed", int, "of sampled tokens and of the noise of images (default: 0)"),
     ("num_inference_steps", int, "of the sampler of images"),
     ("guidance_scale", float, "of images"),
+    ("prefill", str, "start of each answer, such as 'the answer is:'; not printed"),
 )
 
 
@@ -97,6 +98,7 @@ def load(arguments: argparse.Namespace) -> Client:
         import jax
 
         from emu_jax.cli.loading import load_emu
+        from emu_jax.generation.chat import ChatStyle
         from emu_jax.serving.local import LocalClient
 
     emu = load_emu(arguments)
@@ -107,6 +109,7 @@ def load(arguments: argparse.Namespace) -> Client:
         emu,
         name=arguments.checkpoint.resolve().name,
         system=system_message(arguments.system),
+        style=ChatStyle(arguments.chat_style),
         slots=_WEB_SLOTS if arguments.web else 1,
         max_beams=_WEB_BEAMS if arguments.web else (arguments.num_beams or 1),
     )
@@ -123,6 +126,7 @@ def parser() -> ArgumentParser:
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with the key for --base-url")
     parser.add_argument("--model", help="name of the model (default: the first)")
     parser.add_argument("--system", choices=SYSTEMS, default="none", help="released system message (default: none)")
+    add_chat_arguments(parser)
     parser.add_argument(
         "--output", type=Path, default=Path(), metavar="DIR", help="folder of the images (default: here)"
     )
@@ -146,6 +150,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError("Name a model with --checkpoint DIR, or a server with --base-url URL.")
     if arguments.base_url and arguments.system != "none":
         raise UserError("--system is for --checkpoint; with --base-url, type /system TEXT.")
+    if arguments.base_url and arguments.chat_style != "training":
+        raise UserError("--chat-style is for --checkpoint; with --base-url, it is an option of serve.")
     if arguments.web and importlib.util.find_spec("gradio") is None:
         raise UserError("chat --web needs gradio; install it with: pip install 'emu_jax[chat]'")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from emu_jax.data.tokenizer import BOI, EOI, IMAGE_TOKEN
 from emu_jax.errors import UserError
+from emu_jax.io.paths import local_path
 
 if TYPE_CHECKING:
     from emu_jax.generation.prompt import Part
@@ -54,7 +55,7 @@ def check_parts(parts: list[Part], *, special_tokens: bool = False) -> None:
     for part in parts:
         if isinstance(part, str):
             _check_text(part, special_tokens=special_tokens)
-        elif isinstance(part, Path) and not os.path.isfile(part):
+        elif isinstance(part, Path) and not os.path.isfile(local_path(part)):
             raise UserError(f"There is no file {part}.")
         elif isinstance(part, Path) and not is_video(part):
             try:

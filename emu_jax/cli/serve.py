@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emu_jax.cli.arguments import ArgumentParser, at_least
-from emu_jax.cli.generate import SYSTEMS, system_message
+from emu_jax.cli.generate import SYSTEMS, add_chat_arguments, system_message
 from emu_jax.cli.imports import heavy_imports
 from emu_jax.errors import UserError
 
@@ -51,6 +51,7 @@ def serve(models: dict[str, EmuPipeline], arguments: Any, config: Any, keys: tup
     """Run the server on process 0 until a signal ends it; the other processes repeat its device work."""
     import jax
 
+    from emu_jax.generation.chat import ChatStyle
     from emu_jax.serving.app import Service, create_app
     from emu_jax.serving.build import create_device, create_engine
     from emu_jax.serving.config import Limits
@@ -74,7 +75,8 @@ def serve(models: dict[str, EmuPipeline], arguments: Any, config: Any, keys: tup
         max_image_pixels=arguments.max_image_megapixels * 1_000_000,
         url_hosts=tuple(arguments.allow_url_host),
     )
-    service = Service(Preparation(emu, engine, limits, system=system_message(arguments.system)), models=tuple(models))
+    chats = {"system": system_message(arguments.system), "style": ChatStyle(arguments.chat_style)}
+    service = Service(Preparation(emu, engine, limits, **chats), models=tuple(models))
     app = create_app(service, keys=keys, origins=arguments.allow_origin or ("*",))
     with listen(arguments.host, arguments.port) as bound:
         port = bound.getsockname()[1]
@@ -119,6 +121,7 @@ def parser() -> ArgumentParser:
     parser.add_model_arguments()
     parser.add_argument("--model-name", help="what clients call the model (default: the checkpoint's folder)")
     parser.add_argument("--system", choices=SYSTEMS, default="none", help="for chats without a system message")
+    add_chat_arguments(parser)
     parser.add_argument("--no-safety", action="store_true", help="send images unscreened though there is a checker")
     http = parser.add_argument_group("HTTP")
     http.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")

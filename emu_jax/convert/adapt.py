@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from emu_jax.checkpoints.vocabulary import grow
+from emu_jax.convert.emu_config import CHAT_TOKENS, SPECIAL_TOKENS
 from emu_jax.convert.positions import resize_positions
-from emu_jax.convert.sources import is_release
+from emu_jax.convert.sources import is_release, lora_rank
 from emu_jax.io.tensors import Tensor
 from emu_jax.models.config import EmuConfig
 
@@ -46,29 +47,43 @@ def add_vocabulary(tensors: Mapping[str, Tensor], config: EmuConfig) -> tuple[di
     return changed, notes
 
 
-def crop_vocabulary(tensors: Mapping[str, Tensor], *, pieces: int | None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Remove the rows past the tokenizer's from the tables of a LLaMA: tokens that others added, or padding.
+def crop_vocabulary(
+    tensors: Mapping[str, Tensor], *, pieces: int | None, declared: int | None = None
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Remove rows of the vocabulary tables that no token has: tokens that others added to a LLaMA, or padding.
 
     Args:
       tensors: of all sources.
-      pieces: number of pieces of the tokenizer. None: it is unknown, and all rows stay.
+      pieces: number of pieces of the tokenizer. None: it is unknown.
+      declared: vocabulary of a complete Emu in its config. None: unknown; the tokenizer and the adapters decide.
 
     Returns:
-      The tensors and a note. Tables of a complete Emu, which have its special tokens, are not changed.
+      The tensors and a note. A LLaMA keeps the pieces; an Emu keeps its special tokens too.
     """
-    tables = {} if is_release(tensors) else {name: tensors[name] for name in (EMBEDDING, HEAD) if name in tensors}
+    tables = {name: tensors[name] for name in (EMBEDDING, HEAD) if name in tensors}
     rows = max((tensor.shape[0] for tensor in tables.values()), default=0)
-    if pieces is None:
+    if is_release(tensors):
+        size, reason = _emu_vocabulary(tensors, rows, pieces, declared), "the vocabulary of this Emu"
+    elif pieces is None:
         note = f"all {rows} rows of the vocabulary are used, as there is no tokenizer to compare with"
         return dict(tensors), ((note,) if rows else ())
-    if rows <= pieces:
+    else:
+        size, reason = pieces, "the pieces of the tokenizer"
+    if rows <= size:
         return dict(tensors), ()
     cropped = {
-        name: _changed(tensor, (min(pieces, tensor.shape[0]), *tensor.shape[1:]), lambda array: array[:pieces])
+        name: _changed(tensor, (min(size, tensor.shape[0]), *tensor.shape[1:]), lambda array: array[:size])
         for name, tensor in tables.items()
     }
-    note = f"vocabulary cropped from {rows} to {pieces} rows, the pieces of the tokenizer"
-    return {**tensors, **cropped}, (note,)
+    return {**tensors, **cropped}, (f"vocabulary cropped from {rows} to {size} rows, {reason}",)
+
+
+def _emu_vocabulary(tensors: Mapping[str, Tensor], rows: int, pieces: int | None, declared: int | None) -> int:
+    if declared is not None:
+        return declared
+    if pieces is None or rows <= pieces + SPECIAL_TOKENS + CHAT_TOKENS:
+        return rows
+    return pieces + SPECIAL_TOKENS + (CHAT_TOKENS if lora_rank(tensors) is not None else 0)
 
 
 def _is_square_grid(shape: tuple[int, ...]) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from emu_jax.checkpoints.model_config import CONFIG
-from emu_jax.convert.emu_config import SPECIAL_TOKENS, from_llama_config
+from emu_jax.convert.emu_config import SPECIAL_TOKENS, from_llama_config, is_emu_config, is_release_form
 from emu_jax.convert.emu_table import emu_table, is_adapter
 from emu_jax.convert.release_files import find_emu_config, read_emu_config
 from emu_jax.convert.sources import emu_folder, is_release, lora_rank
@@ -44,6 +44,19 @@ def describe(
             )
         config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, image_size=image_size))
     return with_adapters(config, tensors)
+
+
+def declared_vocabulary(sources: Sequence[Path], *, option: str | None = None) -> int | None:
+    """Return the vocabulary in the config of a complete Emu; None if no config states it."""
+    if option is not None:
+        file = Path(option) if Path(option).is_file() else None
+    else:
+        folders = [source if source.is_dir() else source.parent for source in map(emu_folder, sources)]
+        file = next((found for found in map(find_emu_config, folders) if found is not None), None)
+    values = None if file is None else read_json(file)
+    if file is None or not is_emu_config(values) or is_release_form(values):
+        return None
+    return read_emu_config(file).decoder.vocab_size
 
 
 def with_adapters(config: EmuConfig, tensors: Mapping[str, Tensor]) -> EmuConfig:

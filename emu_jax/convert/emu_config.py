@@ -10,6 +10,7 @@ from emu_jax.errors import UserError
 from emu_jax.models.config import CausalFormerConfig, DecoderConfig, EmuConfig, VisionConfig
 
 SPECIAL_TOKENS = 4  # [PAD] [IMG] [/IMG] <image>, added to LLaMA's vocabulary by Emu
+CHAT_TOKENS = 2  # [USER] [ASSISTANT], added by Emu-I
 LLAMA_CONFIG = "llama_config"  # folder of the LLaMA's config and tokenizer in the released code
 _OUR_KEY = "emu_jax"  # our exports store the complete EmuConfig under this key
 _INVALID_SIZES = (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError)

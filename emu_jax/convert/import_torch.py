@@ -13,7 +13,7 @@ from etils import epath
 from emu_jax.checkpoints.model_directory import PARAMS, finish_model, new_model, save_unused
 from emu_jax.checkpoints.streaming import write_params
 from emu_jax.convert.adapt import crop_vocabulary
-from emu_jax.convert.describe import describe
+from emu_jax.convert.describe import declared_vocabulary, describe
 from emu_jax.convert.match import Match, match
 from emu_jax.convert.sources import find_tokenizer, open_sources
 from emu_jax.data.tokenizer import fitting_tokenizer, piece_count
@@ -79,7 +79,9 @@ def prepare_import(
     opened = open_sources(sources)
     if tokenizer is None:
         tokenizer = find_tokenizer(sources)
-    tensors, cropped = crop_vocabulary(opened.tensors, pieces=None if tokenizer is None else piece_count(tokenizer))
+    pieces = None if tokenizer is None else piece_count(tokenizer)
+    declared = declared_vocabulary(sources, option=config)
+    tensors, cropped = crop_vocabulary(opened.tensors, pieces=pieces, declared=declared)
     emu_config = describe(sources, tensors, option=config, image_size=image_size)
     matched = match(tensors, emu_config, resize=image_size is not None, seed=seed)
     matched = dataclasses.replace(matched, notes=(*opened.notes, *cropped, *matched.notes))

@@ -20,7 +20,8 @@ from emu_jax.checkpoints.model_directory import (
     read_model,
     with_dtype,
 )
-from emu_jax.convert.describe import vocabulary_rows, with_adapters
+from emu_jax.convert.adapt import crop_vocabulary
+from emu_jax.convert.describe import declared_vocabulary, vocabulary_rows, with_adapters
 from emu_jax.convert.diffusion_folder import is_diffusers_folder
 from emu_jax.convert.match import match
 from emu_jax.convert.release_files import find_emu_config, read_emu_config
@@ -84,7 +85,7 @@ def _read_release(path: Path, *, mesh: Mesh | None, dtype: Any) -> ModelParts:
     file = find_emu_config(inner) or existing(inner / CONFIG)
     if file is None:
         raise UserError(f"{path} is not a model directory: there is no {CONFIG} in it.")
-    tensors = open_sources([path]).tensors
+    tensors, _ = crop_vocabulary(open_sources([path]).tensors, pieces=None, declared=declared_vocabulary([path]))
     config = with_adapters(read_emu_config(file, vocab_size=vocabulary_rows(tensors)), tensors)
     params = match(tensors, config).read_params(dtype)
     if mesh is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from emu_jax.checkpoints.model_config import CONFIG
 from emu_jax.convert.emu_config import (
+    CHAT_TOKENS,
     LLAMA_CONFIG,
     SPECIAL_TOKENS,
     from_release_config,
@@ -132,7 +133,7 @@ def generation_config(*, pad_token_id: int) -> dict[str, Any]:
 
 def special_tokens(config: EmuConfig) -> int:
     """Return the number of special tokens of an Emu without a tokenizer: two more with the adapters of Emu-I."""
-    return SPECIAL_TOKENS if config.lora is None else SPECIAL_TOKENS + 2
+    return SPECIAL_TOKENS if config.lora is None else SPECIAL_TOKENS + CHAT_TOKENS
 
 
 def _config_near(folders: list[Path], names: tuple[str, ...]) -> dict[str, Any] | None:

@@ -29,8 +29,8 @@ _WITHOUT_EFFECT = (
 _FIELDS = (
     "model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "seed", "stop", "n",
     "stream", "stream_options", "modalities", "num_beams", "length_penalty", "min_tokens", "repetition_penalty",
-    "max_images", "open_image", "logprobs", "top_logprobs", "frequency_penalty", "presence_penalty", "logit_bias",
-    "tools", "functions", "response_format", "audio", *SAMPLER_FIELDS, *_WITHOUT_EFFECT,
+    "max_images", "open_image", "prefill", "logprobs", "top_logprobs", "frequency_penalty", "presence_penalty",
+    "logit_bias", "tools", "functions", "response_format", "audio", *SAMPLER_FIELDS, *_WITHOUT_EFFECT,
 )  # fmt: skip
 
 
@@ -69,6 +69,7 @@ class ChatRequest:
     options: Mapping[str, Any]
     stop: tuple[str, ...]
     images: ImageFields | None
+    prefill: str  # start of the answer, which is not repeated in it
     stream: bool
     include_usage: bool
 
@@ -89,6 +90,7 @@ def parse_chat(body: Any) -> ChatRequest:
         options=_text_options(fields),
         stop=fields.texts("stop", most=_MAX_STOPS),
         images=_images(fields),
+        prefill=fields.text("prefill", "") or "",
         stream=stream,
         include_usage=_include_usage(fields, stream=stream),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from emu_jax.errors import UserError
+from emu_jax.generation.chat import ChatStyle
 from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.serving.answers import End, ImagePiece, TextPiece, call_soon, pieces
 from emu_jax.serving.build import create_device, create_engine, suggested_chunk, trained_size
@@ -76,7 +77,16 @@ class LocalAnswer:
 class LocalClient:
     """Requests to a model in this process. The engine compiles all programs first, and none later."""
 
-    def __init__(self, emu: EmuPipeline, *, name: str, system: str = "", slots: int = 1, max_beams: int = 1) -> None:
+    def __init__(
+        self,
+        emu: EmuPipeline,
+        *,
+        name: str,
+        system: str = "",
+        style: ChatStyle = ChatStyle.TRAINING,
+        slots: int = 1,
+        max_beams: int = 1,
+    ) -> None:
         """Start the engine; `emu.params` moves to it. `system`: the system message of chats without one."""
         context = emu.config.decoder.max_length
         chunk = suggested_chunk(context)
@@ -95,7 +105,7 @@ class LocalClient:
         emu.params = None  # the device has them layer by layer
         safety = emu.safety_checker if emu.has_visual_decoder else None
         self.engine: Engine = create_engine(emu, config, device, safety=safety)
-        self._prepare = Preparation(emu, self.engine, Limits(), system=system)
+        self._prepare = Preparation(emu, self.engine, Limits(), system=system, style=style)
         self._name = name
         self.engine.start()
 

@@ -10,7 +10,7 @@ from typing import Any
 from emu_jax.data.document import Role
 from emu_jax.data.media_paths import PlainText
 from emu_jax.errors import UserError
-from emu_jax.generation.chat import Turn, chat_prompt
+from emu_jax.generation.chat import ChatStyle, Turn, chat_prompt
 from emu_jax.generation.mixed import OpenImage
 from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.generation.prompt import Part, Prompt
@@ -34,6 +34,7 @@ class Preparation:
     engine: Engine
     limits: Limits
     system: str  # the system message of chats that bring none
+    style: ChatStyle = ChatStyle.TRAINING
 
     def chat(self, body: ChatRequest, *, model: str) -> Request:
         """Return the engine's request of a chat.
@@ -50,7 +51,8 @@ class Preparation:
             plan = ImagePlan(fields.max_images, fields.when, fields.only_image, copies=1, options=options)
             if body.options["num_beams"] > 1:
                 raise ApiError(400, "num_beams must be 1 with images in the answer.", param="num_beams")
-        prompt = self.chat_prompt(body.messages, open_image=plan is not None and plan.when is OpenImage.FIRST)
+        opens = plan is not None and plan.when is OpenImage.FIRST
+        prompt = self.chat_prompt(body.messages, open_image=opens, prefill=body.prefill)
         limit = 1 if plan is not None and plan.only_image else body.max_tokens
         limit = self._text_limit(prompt, plan, limit)
         beams = body.options["num_beams"]
@@ -73,8 +75,8 @@ class Preparation:
         text = TextOptions(max_new_tokens=self._text_limit(prompt, plan, 1))
         return Request(model, prompt, tuple(map(image_digest, prompt.images)), text, plan)
 
-    def chat_prompt(self, messages: Sequence[Message], *, open_image: bool = False) -> Prompt:
-        """Return a chat's prompt as instruction tuning lays it out."""
+    def chat_prompt(self, messages: Sequence[Message], *, open_image: bool = False, prefill: str = "") -> Prompt:
+        """Return a chat's prompt in the `style`, up to `prefill`, the start of the answer."""
         media = [part for message in messages for part in message.parts if isinstance(part, MediaPart)]
         if len(media) > self.limits.max_media:
             raise ApiError(
@@ -88,9 +90,8 @@ class Preparation:
             if message.role is not Role.SYSTEM
         ]
         text = "\n".join(map(str, system)) if system else self.system
-        return self.emu.build_prompt(
-            chat_prompt(turns, tokenizer=self.emu.tokenizer, system=text), open_image=open_image
-        )
+        parts = chat_prompt(turns, tokenizer=self.emu.tokenizer, system=text, style=self.style, prefill=prefill)
+        return self.emu.build_prompt(parts, open_image=open_image)
 
     def text_prompt(self, text: str) -> Prompt:
         """Return a plain text's prompt."""

@@ -23,7 +23,7 @@ from emu_jax.convert.visual_decoder import save_visual_decoder
 from emu_jax.data.document import Role
 from emu_jax.data.tokenizer import train_tokenizer
 from emu_jax.errors import UserError
-from emu_jax.generation.chat import Turn, chat_prompt
+from emu_jax.generation.chat import ChatStyle, Turn, chat_prompt
 from emu_jax.generation.pipeline import EmuPipeline
 from emu_jax.models.presets import emu_tiny
 from tests.generation.conftest import LINES, random_params, tiny_visual_decoder
@@ -115,6 +115,16 @@ def test_a_model_without_chat_tokens_continues_and_says_so(
     assert "no tokens for chats" in capsys.readouterr().err
 
 
+def test_the_style_and_the_start_of_an_answer_reach_the_prompt(run, emu, capsys: pytest.CaptureFixture) -> None:
+    parts = (Path("cat.png"), "what is", " this?")
+    for style in ChatStyle:
+        prompt = chat_prompt([Turn(Role.USER, parts)], tokenizer=emu.tokenizer, style=style, prefill="the answer is:")
+        expected = str(emu.generate_text(prompt, max_new_tokens=4)).strip()
+        words = ["cat.png", "what is", " this?", "--chat-style", style.value, "--prefill", "the answer is:"]
+        assert run(*words, *FEW) == 0
+        assert capsys.readouterr().out == f"{expected}\n"
+
+
 def test_an_empty_result_is_explained(
     run, directories: dict[str, Path], emu: EmuPipeline, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -195,6 +205,11 @@ def test_flagged_images_are_counted(capsys: pytest.CaptureFixture) -> None:
         (["a", "--output", "story", "--max-images", "10000000"], "max_images"),
         (["a", "--num-beam", "2"], "--num-beam"),
         (["a", "--chat", "--special-tokens"], "--chat"),
+        (["a", "--prefill", "the answer is:", "--no-chat"], "--no-chat"),
+        (["a", "--prefill", "the answer is:", "--output", "image"], "--prefill"),
+        (["a", "--chat-style", "vicuna"], "--chat-style"),
+        (["gs://bucket/cat.png", "what is this?"], "gs://bucket/cat.png is not a local path"),
+        (["--prompt", "<s3://bucket/cat.png> what is this?"], "s3://bucket/cat.png is not a local path"),
         (["a", "--no-chat", "--system", "image"], "--no-chat"),
         (["a red circle", "--autoencode", "--output", "image"], "--autoencode requires one image"),
         (["cat.png", "--autoencode"], "--autoencode requires one image"),

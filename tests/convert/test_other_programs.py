@@ -10,7 +10,7 @@ from emu_jax.__main__ import main
 from emu_jax.convert.emu_config import from_llama_config, to_llama_config
 from emu_jax.convert.export_torch import prepare_export
 from emu_jax.convert.import_torch import prepare_import
-from emu_jax.convert.release_files import EMU_JSON, read_emu_config
+from emu_jax.convert.release_files import EMU_JSON, read_emu_config, release_files
 from emu_jax.data.tokenizer import train_tokenizer
 from emu_jax.errors import UserError
 from emu_jax.models.presets import emu_14b
@@ -49,6 +49,34 @@ def test_rows_past_the_tokenizer_are_cropped(tmp_path, tokenizer, extra):
     np.testing.assert_array_equal(table[:pieces], state["model.embed_tokens.weight"][:pieces])
     mean = state["model.embed_tokens.weight"][:pieces].mean(axis=0)
     np.testing.assert_allclose(table[pieces : pieces + 4], np.broadcast_to(mean, (4, 20)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [True, False])
+@pytest.mark.parametrize("special", [4, 6])
+def test_padding_of_an_emu_is_cropped(tmp_path, tokenizer, special, config):
+    """By the config, or without one by the tokenizer and the adapters."""
+    path, pieces = tokenizer
+    emu = with_parts(small_config(lora=special == 6), decoder={"vocab_size": pieces + special})
+    state = random_state(emu)
+    padded = dict(state)
+    for name in [name for name in state if "embed_tokens" in name or "lm_head" in name]:
+        if name.startswith("decoder.") and len(state[name]) == pieces + special:
+            padded[name] = np.pad(state[name], [(0, 60), (0, 0)])
+    folder = write_release(tmp_path / "emu", emu, padded)
+    shutil.copy(path, folder / "tokenizer.model")
+    if not config:
+        files = release_files(emu, pieces=pieces, embed_dim=10, t5_rows=10, dtype="float32")
+        for name, values in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(json.dumps(values))
+        (folder / "config.json").unlink()
+    prepared = prepare_import([folder])
+    note = f"vocabulary cropped from {pieces + special + 60} to {pieces + special} rows, the vocabulary of this Emu"
+    assert prepared.match.notes.count(note) == 1
+    assert prepared.config.decoder.vocab_size == pieces + special
+    table = prepared.match.parameters["decoder/token_embedding"].materialize()
+    expected = next(a for n, a in state.items() if n.startswith("decoder.") and "embed_tokens" in n)
+    np.testing.assert_array_equal(table[: pieces + special], expected)
 
 
 def test_without_a_tokenizer_the_rows_are_kept_in_one_line(tmp_path):

@@ -12,10 +12,12 @@ import pytest
 
 from emu_jax.data.document import Role
 from emu_jax.data.media_paths import PlainText
-from emu_jax.generation.chat import Turn, chat_prompt
+from emu_jax.generation.chat import ChatStyle, Turn, chat_prompt
 from emu_jax.generation.options import ImageOptions
 from emu_jax.generation.pipeline import EmuPipeline
-from tests.serving.conftest import IMAGE_SIZE, MODEL, N, Running, solid_image, user
+from emu_jax.serving.chat_request import parse_messages
+from emu_jax.serving.prepare import Preparation
+from tests.serving.conftest import IMAGE_SIZE, LIMITS, MODEL, N, Running, solid_image, user
 
 RED, BLUE = solid_image(200, 0, 0), solid_image(0, 0, 200)
 CASES = {
@@ -42,6 +44,25 @@ def test_an_answer_is_the_pipelines(server: Running, client: openai.OpenAI, part
     assert got.choices[0].message.role == "assistant"
     assert got.usage.completion_tokens == len(expected)
     assert got.usage.prompt_tokens == len(server.emu.build_prompt(prompt).tokens)
+
+
+def test_a_prefilled_answer(server: Running, client: openai.OpenAI) -> None:
+    turn = Turn(Role.USER, (PlainText("what is this?"),))
+    prompt = chat_prompt([turn], tokenizer=server.emu.tokenizer, prefill="the answer is:")
+    expected = server.emu.generate_text(prompt, return_ids=True, max_new_tokens=12)
+    got = client.chat.completions.create(
+        model=MODEL, messages=user("what is this?"), max_tokens=12, extra_body={"prefill": "the answer is:"}
+    )
+    assert got.choices[0].message.content == server.emu.tokenizer.decode(expected).strip()
+    assert got.usage.prompt_tokens == len(server.emu.build_prompt(prompt).tokens)
+
+
+def test_the_layout_of_the_release(server: Running) -> None:
+    messages = parse_messages([{"role": "user", "content": [{"type": "text", "text": t} for t in ("what", "is")]}])
+    prepare = Preparation(server.emu, server.engine, LIMITS, system="", style=ChatStyle.RELEASE)
+    turn = Turn(Role.USER, (PlainText("what"), PlainText("is")))
+    expected = chat_prompt([turn], tokenizer=server.emu.tokenizer, style=ChatStyle.RELEASE)
+    np.testing.assert_array_equal(prepare.chat_prompt(messages).tokens, server.emu.build_prompt(expected).tokens)
 
 
 @pytest.mark.parametrize("num_beams", [2, 5])

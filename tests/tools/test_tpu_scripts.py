@@ -65,6 +65,26 @@ def test_every_command_has_a_dry_run(script, command):
     assert commands(script("pod.sh", command, *WHERE, "--dry-run"))
 
 
+def test_a_dry_run_of_setup_names_what_is_not_committed(root, tmp_path):
+    """`setup` copies the commit HEAD: changed and new files are named, and stay behind."""
+    copy = tmp_path / "checkout"
+    shutil.copytree(root / "tools" / "tpu", copy / "tools" / "tpu")
+    git = ("git", "-C", str(copy), "-c", "user.name=a", "-c", "user.email=a@b")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    setup = ["bash", str(copy / "tools" / "tpu" / "pod.sh"), "setup", *WHERE, "--dry-run"]
+    clean = subprocess.run(setup, capture_output=True, text=True, check=True)
+    assert "not committed" not in clean.stdout + clean.stderr
+    (copy / "new.py").write_text("")
+    with (copy / "tools" / "tpu" / "worker.sh").open("a") as file:
+        file.write("\n")
+    done = subprocess.run(setup, capture_output=True, text=True, check=True)
+    printed = done.stdout + done.stderr
+    assert "not committed" in printed
+    assert "new.py" in printed
+    assert "tools/tpu/worker.sh" in printed.split("git")[0]
+
+
 def test_a_dry_run_of_keep_starts_and_resumes_once(script):
     lines = commands(script("pod.sh", "keep", *WHERE, "--type=v5p-128", "--dry-run", *TRAIN))
     assert sum("start" in " ".join(line) for line in lines) == 2

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from emu_jax.checkpoints.params import load_params
 from emu_jax.errors import UserError
 from emu_jax.sharding.mesh import MeshConfig
-from emu_jax.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
+from emu_jax.training.config import CheckpointConfig, OptimizerConfig, Schedule, TrainConfig
 from emu_jax.training.log import read_metrics
 from emu_jax.training.loop import train
 from tests.training.toy import ToyData, ToyStage
@@ -155,6 +156,23 @@ def test_a_warm_start_uses_only_the_parameters(tmp_path):
     second = train(config, stage=frozen, data=ToyData(stage), workdir=tmp_path / "b", quiet=True)
     jax.tree.map(np.testing.assert_array_equal, second.params["tower"], first.params["tower"])
     assert second.step == 4
+
+
+def test_a_branch_of_a_wsd_run_is_the_run_of_that_length(tmp_path):
+    """With a copy of the step where its cooldown begins, a shorter run ends with the same bits as without it."""
+
+    def run(name, steps):
+        wsd = OptimizerConfig(learning_rate=1e-2, schedule=Schedule.WSD, warmup_steps=2, cooldown_fraction=0.5)
+        config = short(steps, optimizer=wsd, checkpoint=CheckpointConfig(every_steps=20, keep=1, keep_steps=(4,)))
+        stage = ToyStage()
+        return train(config, stage=stage, data=ToyData(stage), workdir=tmp_path / name, quiet=True)
+
+    longer = run("long", 20)
+    shutil.copytree(tmp_path / "long" / "checkpoints" / "4", tmp_path / "branch" / "checkpoints" / "4")
+    branch, alone = run("branch", 8), run("alone", 8)
+    assert (longer.step, branch.step) == (20, 8)
+    assert min(record["step"] for record in read_metrics(tmp_path / "branch")) > 4
+    jax.tree.map(np.testing.assert_array_equal, branch.params, alone.params)
 
 
 @pytest.mark.parametrize(
