@@ -75,8 +75,8 @@ def serve(models: dict[str, EmuPipeline], arguments: Any, config: Any, keys: tup
         max_image_pixels=arguments.max_image_megapixels * 1_000_000,
         url_hosts=tuple(arguments.allow_url_host),
     )
-    chats = {"system": system_message(arguments.system), "style": ChatStyle(arguments.chat_style)}
-    service = Service(Preparation(emu, engine, limits, **chats), models=tuple(models))
+    system, style = system_message(arguments.system), ChatStyle(arguments.chat_style)
+    service = Service(Preparation(emu, engine, limits, system=system, style=style), models=tuple(models))
     app = create_app(service, keys=keys, origins=arguments.allow_origin or ("*",))
     with listen(arguments.host, arguments.port) as bound:
         port = bound.getsockname()[1]

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from emu_jax.bounds import Checked, Count, NumBytes, Pixels, Seconds
+from emu_jax.bounds import Checked, Count, NumBytes, Pixels, Positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Limits(Checked):
     image_pixels: Count = 50_000_000
     image_scans: Count = 100
     video_frames: Count = 100_000
-    record_seconds: Seconds = 60.0
+    record_seconds: Positive = 60.0
     record_images: Count = 2_000
     record_text: NumBytes = 10_000_000
     line_bytes: NumBytes = 32_000_000

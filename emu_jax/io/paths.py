@@ -7,10 +7,12 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-
-from etils import epath
+from typing import TYPE_CHECKING
 
 from emu_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from etils import epath
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+-]+):/+")  # also "gs:/BUCKET", which is what Path makes of a URL
 _STORES = ("gs", "s3")
@@ -49,6 +51,8 @@ def absolute_path(path: str | os.PathLike[str]) -> epath.Path:
 
     `epath.Path(path).absolute()` makes the local path FOLDER/gs:/BUCKET/... of a URL.
     """
+    from etils import epath  # 100 modules, which `--help` does not need
+
     return epath.Path(path if is_url(path) else os.path.abspath(path))
 
 

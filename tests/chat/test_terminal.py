@@ -55,14 +55,18 @@ def test_an_interrupt_ends_the_answer_and_not_the_program(
 ) -> None:
     """A real signal while the answer is generated: its slot is free, and the next answer is complete."""
     do = local.engine._text.do
-    monkeypatch.setattr(local.engine._text, "do", lambda work: (time.sleep(0.02), do(work)))
+    monkeypatch.setattr(local.engine._text, "do", lambda work: (time.sleep(0.05), do(work)))
     lines = iter(["/system be brief", "a dog", "a dog", "/quit"])
     terminal.session.options |= {"max_tokens": 150, "min_tokens": 150}
+
+    def interrupt() -> None:
+        wait_until(lambda: local.engine.in_flight == 1, seconds=10)
+        os.kill(os.getpid(), signal.SIGINT)
 
     def read() -> str:
         line = next(lines)
         if line == "a dog" and terminal.session.options["max_tokens"] == 150:
-            threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+            threading.Thread(target=interrupt).start()
         return line
 
     take = Terminal.take

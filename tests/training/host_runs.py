@@ -16,7 +16,7 @@ import numpy as np
 
 from emu_jax.convert.diffusion_folder import SCHEDULER, UNET, VAE, write_part
 from emu_jax.convert.diffusion_table import unet_table, vae_table
-from emu_jax.data.loader.visual_decoder_examples import write_examples
+from emu_jax.data.prepare.decoder_shards import DecoderShards
 from emu_jax.data.tokenizer import train_tokenizer
 from emu_jax.diffusion.config import CROSS_DOWN, CROSS_UP, UNetConfig, VAEConfig
 from emu_jax.diffusion.schedule import NoiseSchedule
@@ -92,7 +92,11 @@ class World:
         shapes = {"conditioning": (4, 12), "latent_mean": (4, 4, 4), "latent_log_variance": (4, 4, 4)}
         examples = [{name: rng.normal(size=shape) for name, shape in shapes.items()} for _ in range(53)]
         unconditional = rng.normal(size=(4, 12))
-        write_examples(folder / "examples", examples, unconditional=unconditional, settings={})
+        shards = DecoderShards(folder / "examples", len(examples), 16, "float32", unconditional, settings={})
+        shards.start()
+        for shard in shards.missing():
+            shards.write(shard, [examples[number] for number in shards.span(shard)])
+        shards.finish()
         (folder / "decoder").mkdir()
         write_part(folder / "decoder", SCHEDULER, NoiseSchedule().to_diffusers())
         unet, vae = UNetConfig(sample_size=4, **UNET_SIZES), VAEConfig(**VAE_SIZES)
