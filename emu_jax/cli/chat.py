@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ from emu_jax.cli.arguments import ArgumentParser, at_least
 from emu_jax.cli.generate import SYSTEMS, add_chat_arguments, note_without_chat_tokens, system_message
 from emu_jax.cli.imports import heavy_imports
 from emu_jax.errors import UserError
+from emu_jax.generation.options import ImageOptions, TextOptions
 from emu_jax.io.files import read_text
 
 if TYPE_CHECKING:
@@ -152,8 +154,21 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError("--system is for --checkpoint; with --base-url, type /system TEXT.")
     if arguments.base_url and arguments.chat_style != "training":
         raise UserError("--chat-style is for --checkpoint; with --base-url, it is an option of serve.")
+    _check_options(arguments)
     if arguments.web and importlib.util.find_spec("gradio") is None:
         raise UserError("chat --web needs gradio; install it with: pip install 'emu_jax[chat]'")
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Raise UserError for an option of answers outside its range."""
+    names = {"max_tokens": "max_new_tokens", "min_tokens": "min_length", "num_inference_steps": "steps"}
+    given = {
+        names.get(name, name): value
+        for name, _, _ in _REQUEST_OPTIONS
+        if (value := getattr(arguments, name)) is not None
+    }
+    for cls in (TextOptions, ImageOptions):
+        cls(**{field.name: given[field.name] for field in dataclasses.fields(cls) if field.name in given})
 
 
 def _key(path: Path | None) -> str | None:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 
-from emu_jax.cli.arguments import ArgumentParser
+from emu_jax.cli.arguments import ArgumentParser, at_least
 from emu_jax.cli.imports import heavy_imports
 from emu_jax.errors import UserError
 from emu_jax.generation.options import ImageOptions, TextOptions
@@ -143,7 +143,7 @@ def parser() -> ArgumentParser:
         "--autoencode", action="store_true", help="decode the embeddings of the prompt's one image itself"
     )
     images.add_argument("--no-safety", action="store_true", help="do not screen images, even with a safety checker")
-    images.add_argument("--num-images", type=int, default=1, help="images of the prompt (default: 1)")
+    images.add_argument("--num-images", type=at_least(1), default=1, help="images of the prompt (default: 1)")
     images.add_argument(
         "--sampler", default=defaults.sampler, help=f"pndm, ddim or dpm-solver++ (default: {defaults.sampler})"
     )
@@ -154,7 +154,7 @@ def parser() -> ArgumentParser:
     images.add_argument("--height", type=int, help="in pixels (default: as in the decoder's training)")
     images.add_argument("--width", type=int, help="in pixels (default: as in the decoder's training)")
     story = parser.add_argument_group("stories")
-    story.add_argument("--max-images", type=int, default=1, help="maximum number of images (default: 1)")
+    story.add_argument("--max-images", type=at_least(1), default=1, help="maximum number of images (default: 1)")
     story.add_argument(
         "--open-image",
         choices=_OPEN_IMAGE,

@@ -26,7 +26,7 @@ def start_processes(*, timeout: int = 300) -> None:
       UserError: JAX cannot connect the processes with the settings of the cluster.
     """
     count = index = None
-    if "JAX_NUM_PROCESSES" in os.environ or "JAX_PROCESS_ID" in os.environ:
+    if "JAX_NUM_PROCESSES" in os.environ:
         if "JAX_COORDINATOR_ADDRESS" not in os.environ:
             raise UserError("Set JAX_COORDINATOR_ADDRESS to HOST:PORT of process 0, or unset JAX_NUM_PROCESSES.")
         count = _integer("JAX_NUM_PROCESSES", low=1)

@@ -102,8 +102,9 @@ def test_a_stopped_and_resumed_run_is_bit_for_bit_the_same(uninterrupted, config
     assert losses(tmp_path / "run") == losses(uninterrupted)
     one, other = (load_params(path / "checkpoints" / "8") for path in (tmp_path / "run", uninterrupted))
     jax.tree.map(np.testing.assert_array_equal, one, other)
-    states = [(p / "checkpoints/8/data/process_0-of-1.json").read_text() for p in (tmp_path / "run", uninterrupted)]
-    assert states[0] == states[1]
+    files = [path / "checkpoints" / "8" / "data" / "process_0-of-1.json" for path in (tmp_path / "run", uninterrupted)]
+    one, other = (json.loads(file.read_text()) for file in files)
+    assert (one["identity"], one["state"]) == (other["identity"], other["state"])  # the rest, `log`, has times
 
 
 def contents(folder):
@@ -183,7 +184,7 @@ def test_losses_and_benchmarks_are_evaluated_in_training(config_file, tmp_path):
         (["--config.train.stepz=3"], r"--config.train.stepz is not a field .* did you mean --config.train.steps\?"),
         (
             ["--config.nothing.like.it=3"],
-            "the top-level fields are chips, data, evaluation, instruct, model, pretrain, samples_per_step",
+            "the top-level fields are chips, data, dpo, evaluation, instruct, model, pretrain",
         ),
         (["--config.train.steps=many"], "invalid literal"),
         (["--config.train.steps=0"], "config.train.steps must be an integer from 1 to"),
@@ -219,9 +220,10 @@ def test_help_says_how_to_set_a_field(capsys):
     assert "train.optimizer.learning_rate" in out
 
 
-# A run of two steps, written before the config fields were renamed, and the losses of its next two steps at that time.
+# A run of two steps, written before the config fields were renamed, and the losses of its next two steps. Their rows
+# are packed by today's rule (`data/loader/packing.py`); the rule of that time gave 7.1160 and 6.7795.
 OLD_RUN = Path(__file__).parents[1] / "data" / "run_before_renames.tar.gz"
-OLD_LOSSES = {3: 7.115985870361328, 4: 6.77946138381958}
+OLD_LOSSES = {3: 7.098691940307617, 4: 6.83853816986084}
 OLD_RUN_CONFIG = """
 from configs import common
 

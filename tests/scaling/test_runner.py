@@ -113,7 +113,7 @@ def test_a_diverged_run_is_marked_and_the_study_continues(study_file, tmp_path, 
             "plan",
             f"--config={study_file}",
             f"--study={tmp_path}",
-            "--config.learning_rate=1e30",
+            "--config.learning_rate=1000",
             "--config.tokens=(3840.0,)",
         ]
     )
