@@ -61,7 +61,10 @@ def test_an_interrupt_ends_the_answer_and_not_the_program(
 
     def interrupt() -> None:
         wait_until(lambda: local.engine.in_flight == 1, seconds=10)
-        os.kill(os.getpid(), signal.SIGINT)
+        while local.engine.in_flight:
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.7)
 
     def read() -> str:
         line = next(lines)

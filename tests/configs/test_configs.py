@@ -139,7 +139,7 @@ def test_stage_names():
         assert stage.name == name
         loss_weights[name] = stage.loss_weights["regression"]
     assert loss_weights == {"pretrain": 1.0, "caption_warmup": 0.0, "instruct": 1.0}
-    assert {"pretrain", "caption_warmup", "instruct", "visual_decoder", "vae"} == set(RUNS)
+    assert {"pretrain", "caption_warmup", "instruct", "dpo", "visual_decoder", "vae"} == set(RUNS)
     with pytest.raises(UserError, match=r"set config.instruct=true"):
         make_stage(dataclasses.replace(run, stage="instruct"), image_token_id=999)
     with pytest.raises(UserError, match="stage must be one of pretrain, caption_warmup, instruct"):
