@@ -1,13 +1,4 @@
-"""The terminal: one line is a question or a command, answers are printed as they are generated.
-
-/image FILE, /video FILE    insert a file into the next question
-/draw TEXT                  answer with an image
-/edit FILE TEXT             an image from an image and an instruction
-/system TEXT                set the system message, and start again
-/seed N                     of the next answers
-/save FILE.md               write the conversation as Markdown, with its images next to it
-/reset, /quit               start again, end
-"""
+"""The terminal: one line is a question or a command of `chat --help`; answers are printed as they are generated."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from emu_jax.data.video import map_frames
 from emu_jax.demo.world.media import encode_mp4
 from emu_jax.errors import UserError
 from tests.attacks.trial import Outcome, Trial
-from tests.data.sources.makers import COUNT, MAKERS, numbers, read
+from tests.data.sources.makers import COUNT, MAKERS, pairs_of, read
 
 # These files have no count of their records: without the last lines they are valid shorter files.
 LINES = ("mmc4", "jsonl", "webvid")
@@ -73,16 +73,8 @@ class DamagedInputs:
         except UserError:
             return Trial(Outcome.REFUSED, description)
         rejected = [one for one in found if isinstance(one, Rejected)]
-        for document in found:
-            if isinstance(document, Rejected):
-                assert document.reason
-                continue
-            try:
-                texts, images = numbers(document)
-            except DecodeError:
-                continue
-            if texts and images and None not in images and texts != images:
-                return Trial(Outcome.WRONG, f"{description}: wrong pair")
+        if any(texts != images for texts, images in pairs_of(found)):
+            return Trial(Outcome.WRONG, f"{description}: wrong pair")
         complete = source in LINES and data == intact[: len(data)]
         if len(found) - len(rejected) < COUNT and not rejected and not complete and len(data) > 0:
             return Trial(Outcome.WRONG, f"{description}: documents were lost without a report")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from emu_jax.convert.visual_decoder import save_visual_decoder
 from emu_jax.data.tokenizer import train_tokenizer
 from emu_jax.models.presets import emu_tiny
 from tests.generation.conftest import LINES, random_params, tiny_visual_decoder
+from tests.hosts import start_hosts
 
 pytestmark = pytest.mark.e2e
 
@@ -25,19 +23,10 @@ IMAGE = ["a red circle", "--output", "circle.png", "--steps", "2"]
 
 def generate(checkpoint: Path, folder: Path, words: list[str], *, root: Path, processes: int = 1) -> list[str]:
     """Return the standard output of each process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    environ = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
-    environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-    mesh = []
-    if processes > 1:
-        environ |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
-        mesh = ["--mesh", "fsdp:2,tensor:2"]
+    mesh = ["--mesh", "fsdp:2,tensor:2"] if processes > 1 else []
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "emu_jax", "generate", "--checkpoint", str(checkpoint), *mesh, *words]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": folder}
-    running = [subprocess.Popen(command, env=environ | {"JAX_PROCESS_ID": str(i)}, **pipes) for i in range(processes)]
+    running = start_hosts(command, count=processes, devices=2, root=root, cwd=folder)
     ends = [process.communicate(timeout=300) for process in running]
     assert [process.returncode for process in running] == [0] * processes, [err[-3000:] for _, err in ends]
     gloo = re.compile(r"\[Gloo\] Rank.*\n|.*peer ranks.*\n")  # two threads of the library write at once

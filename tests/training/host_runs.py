@@ -1,10 +1,8 @@
 """Small runs of the real stages by `python -m emu_jax train` in several processes on this machine."""
 
 import json
-import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +21,7 @@ from emu_jax.diffusion.schedule import NoiseSchedule
 from emu_jax.io.tensors import tensor_of
 from emu_jax.training.log import read_metrics
 from tests.data.conftest import make_set
+from tests.hosts import start_hosts
 
 STAGES = ("pretrain", "instruct", "vae", "visual_decoder")
 SECONDS = 400  # far more than a run needs; a process that hangs is killed then
@@ -135,22 +134,11 @@ def start(
     tensor: int = 1,
 ) -> list[subprocess.Popen[str]]:
     """Start the processes of a run."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(root),
-    }
-    if processes > 1:
-        environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
     command = [
         sys.executable, "-m", "emu_jax", "train", f"--config={world.folder / stage}.py", f"--workdir={workdir}",
         f"--config.train.mesh.tensor={tensor}", *words,
     ]  # fmt: skip
-    pipes = {"cwd": root, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [subprocess.Popen(command, env=environment | {"JAX_PROCESS_ID": str(i)}, **pipes) for i in range(processes)]
+    return start_hosts(command, count=processes, devices=devices, root=root)
 
 
 def finish(running: Sequence[subprocess.Popen[str]], *, code: int | None = 0) -> list[str]:

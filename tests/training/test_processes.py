@@ -1,10 +1,8 @@
 """Two processes with four devices each, connected by jax.distributed on this machine."""
 
 import json
-import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,34 +14,15 @@ import pytest
 
 from emu_jax.checkpoints.params import load_params
 from emu_jax.training.log import read_metrics
+from tests.hosts import start_hosts
 
 pytestmark = pytest.mark.e2e
 
 
 def start(workdir: Path, *, steps: int, count: int, root: Path, slow: float = 0.0) -> list[subprocess.Popen]:
     """Start `count` processes with eight devices in total."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    environ = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(root),
-    }
-    if count > 1:
-        environ |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
     words = [sys.executable, "-m", "tests.training.toy_run", str(workdir), str(steps), "--slow", str(slow)]
-    return [
-        subprocess.Popen(
-            words,
-            cwd=root,
-            env=environ | {"JAX_PROCESS_ID": str(i)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(count)
-    ]
+    return start_hosts(words, count=count, devices=8 // count, root=root)
 
 
 def finish(processes: list[subprocess.Popen]) -> list[str]:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -20,18 +19,15 @@ import emu_jax.data.prepare.job as module
 from emu_jax.cli.prepare_data import main, report
 from emu_jax.data.document import Document, Image, Layout, Role, Text, Video
 from emu_jax.data.images import decode, preprocess
-from emu_jax.data.limits import Limits
 from emu_jax.data.loader.prepared_set import PreparedSet
 from emu_jax.data.prepare import part_files
-from emu_jax.data.prepare.cleaning import PrepareConfig, Store
+from emu_jax.data.prepare.cleaning import Store
 from emu_jax.data.prepare.job import prepare
 from emu_jax.data.records import from_record, serialize
-from emu_jax.data.sources import ReadOptions
 from emu_jax.errors import UserError
 from emu_jax.io.lock import LOCK_FILE, folder_lock
 from tests.data.conftest import color_image, write_jsonl
-
-CONFIG = PrepareConfig(source="jsonl", image_size=8, min_side=4)
+from tests.data.prepare.raw_files import CONFIG, pair, raw
 
 pixels = st.integers(1, 5).flatmap(
     lambda h: st.integers(1, 5).map(lambda w: np.arange(h * w * 3, dtype=np.uint8).reshape(h, w, 3))
@@ -62,15 +58,6 @@ def same(one, other):
 def test_a_record_keeps_every_bit(segments, key, layout):
     document = Document(tuple(segments), source="a set", key=key, layout=layout)
     assert same(from_record(serialize(document)), document)
-
-
-def pair(n, text=None, image=None):
-    return {"layout": "pair", "segments": [{"image": image or f"{n}.png"}, {"text": text or f"number {n}"}]}
-
-
-def raw(folder, count=5, start=0, name="raw", extra=(), images=None):
-    files = {f"{n}.png": color_image(n) for n in range(start, start + count)} | (images or {})
-    return write_jsonl(folder, name, [*(pair(n) for n in range(start, start + count)), *extra], files)
 
 
 def texts(path):
@@ -306,70 +293,6 @@ def test_images_with_exif_rotation_are_stored_upright(tmp_path):
     prepare([path], tmp_path / "out", config=CONFIG)
     upright = decode(PreparedSet(tmp_path / "out")[0].segments[0].data)
     assert upright[4, 0, 0] > 200 > 50 > upright[4, 7, 0]
-
-
-def test_raising_max_rejected_continues_with_the_finished_parts(tmp_path, monkeypatch):
-    paths = [raw(tmp_path / "in", start=10 * i, name=f"raw{i}", extra=[pair(f"gone{i}")]) for i in range(3)]
-    with pytest.raises(UserError, match="raise --max-rejected to continue with the parts that are finished"):
-        prepare(paths, tmp_path / "out", config=CONFIG)
-    cleaned = []
-    real_clean = part_files.clean
-    monkeypatch.setattr(part_files, "clean", lambda d, c: cleaned.append(d.key) or real_clean(d, c))
-    summary = prepare(paths, tmp_path / "out", config=dataclasses.replace(CONFIG, max_rejected=0.5))
-    assert (summary.written, summary.outcomes, cleaned) == (15, {"broken": 3}, [])
-    again = prepare(paths, tmp_path / "out", config=CONFIG)
-    assert again == summary, "max_rejected is not part of the identity of a set"
-
-
-def test_the_same_input_by_other_paths_continues(tmp_path, monkeypatch):
-    """Relative, absolute, through a link, and after the folder has moved."""
-    monkeypatch.chdir(tmp_path)
-    raw(tmp_path / "in", name="raw0")
-    (tmp_path / "media").mkdir()
-    config = dataclasses.replace(CONFIG, options=ReadOptions(media=Path("in")))
-    first = prepare([Path("in/raw0.jsonl")], Path("out"), config=config)
-    absolute = dataclasses.replace(CONFIG, options=ReadOptions(media=tmp_path / "in"))
-    assert prepare([tmp_path / "in" / "raw0.jsonl"], Path("out"), config=absolute) == first
-    (tmp_path / "link").symlink_to(tmp_path / "in")
-    assert prepare([Path("link/raw0.jsonl")], Path("out"), config=config) == first
-    (tmp_path / "other").mkdir()
-    (tmp_path / "in" / "raw0.jsonl").rename(tmp_path / "other" / "raw0.jsonl")
-    assert prepare([Path("other/raw0.jsonl")], Path("out"), config=config) == first
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"image_size": 16}, {"exact": True}, {"store": Store.RAW}, {"frames": 4}, {"min_side": 5}, {"max_aspect": 3.0},
-        {"name": "x"}, {"options": ReadOptions(min_similarity=0.1)},
-        {"options": ReadOptions(limits=Limits(record_text=9))},
-    ],
-)  # fmt: skip
-def test_whatever_changes_records_is_part_of_the_identity(tmp_path, change):
-    path = raw(tmp_path / "in", count=1)
-    prepare([path], tmp_path / "out", config=CONFIG)
-    with pytest.raises(UserError, match="other input or with other settings"):
-        prepare([path], tmp_path / "out", config=dataclasses.replace(CONFIG, **change))
-
-
-def test_changed_content_of_the_same_size_is_other_input(tmp_path):
-    path = raw(tmp_path / "in", count=2)
-    prepare([path], tmp_path / "out", config=CONFIG)
-    path.write_text(path.read_text().replace("number 1", "number 7"))
-    with pytest.raises(UserError, match="other input or with other settings"):
-        prepare([path], tmp_path / "out", config=CONFIG)
-
-
-def test_a_wrong_command_does_not_block_the_right_one(tmp_path):
-    path = raw(tmp_path / "in")
-    with pytest.raises(UserError, match="not a tar file"):
-        prepare([path], tmp_path / "out", config=dataclasses.replace(CONFIG, source="pairs"))
-    assert not list(tmp_path.glob(".out*"))
-    with pytest.raises(UserError, match="A split is named by letters, digits and underscores, not 'a-b'"):
-        prepare([path], tmp_path / "out", config=CONFIG, split="a-b")
-    (tmp_path / ".out.partial").mkdir()
-    (tmp_path / ".out.partial" / "settings.json").write_text('{"of": "a killed run without finished parts"}')
-    assert prepare([path], tmp_path / "out", config=CONFIG).written == 5
 
 
 def test_images_that_a_page_lost_are_counted_separately(tmp_path):

@@ -14,8 +14,8 @@ import pyarrow
 import pyarrow.parquet
 
 from emu_jax.data.document import Image, Text, Video
-from emu_jax.data.images import decode
-from emu_jax.data.sources import SOURCES, ReadOptions
+from emu_jax.data.images import DecodeError, decode
+from emu_jax.data.sources import SOURCES, ReadOptions, Rejected
 
 COUNT = 6
 
@@ -276,6 +276,20 @@ def numbers(document):
         if isinstance(s, Image | Video):
             images.add(number_of_image(s.data))
     return texts, images
+
+
+def pairs_of(found):
+    """Yield the numbers of the texts and of the images of each document with both; a reject must have its reason."""
+    for document in found:
+        if isinstance(document, Rejected):
+            assert document.reason
+            continue
+        try:
+            texts, images = numbers(document)
+        except DecodeError:
+            continue
+        if texts and images and None not in images:
+            yield texts, images
 
 
 def kinds(document):
